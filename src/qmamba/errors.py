@@ -1,0 +1,35 @@
+"""The errors that qmamba raises on purpose. Each message is one line: what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+
+class QMambaError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+
+class ImageError(QMambaError, ValueError):
+    """An input that cannot be scored: not an image, damaged, too large, of a wrong shape or range."""
+
+
+class MissingImageError(ImageError, FileNotFoundError):
+    """A path that names no file."""
+
+
+class CheckpointError(QMambaError, ValueError):
+    """A checkpoint folder that is incomplete, damaged, or not the one that its config describes."""
+
+
+class UnknownModelError(QMambaError, ValueError):
+    """A model or architecture name that nothing answers to; the message lists near names."""
+
+
+class HubError(QMambaError, OSError):
+    """A Hub repository that cannot be reached, is not there, or is not in the local cache."""
+
+
+class RecipeError(QMambaError, ValueError):
+    """A training recipe or a data set that does not fit what the trainer expects."""
+
+
+class BackendError(QMambaError, RuntimeError):
+    """A scan backend that was asked for by name and cannot be used here; the message says why."""
