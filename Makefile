@@ -1,0 +1,63 @@
+# Everything below sets itself up: it needs only python3 (3.10 or newer) with pip.
+# `make demo` and `make test` are the two commands of the README.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint wheel figures clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
+
+demo: $(VENV)/.installed  ## Score the photographs in examples/ with the embedded model
+	$(BIN)/qmamba score examples --format table
+
+test: $(VENV)/.installed-test  ## Run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-test  ## Run the tests that take more than a minute each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict src
+
+wheel: $(VENV)/.installed-test  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+figures: $(VENV)/.installed-dev  ## Draw the pictures of the documentation anew, with real scores
+	$(BIN)/python docs/make_figures.py
+
+clean:  ## Remove the environment and what was built
+	rm -rf $(VENV) build dist
+
+# Stamp files: a step runs again only when what it was made from has changed.
+
+# Some systems ship venv without its own pip; then the pip that is there installs one.
+$(VENV)/.created:
+	@echo "Making $(VENV) (the first time this takes a few minutes: it installs PyTorch)"
+	@$(PYTHON) -c 'import sys; sys.exit("qmamba needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV) \
+	  && $(PYTHON) -m venv --without-pip $(VENV) \
+	  && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@touch $@
+
+# torch first and by itself, so that nothing else can choose its version.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

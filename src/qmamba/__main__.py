@@ -1,0 +1,8 @@
+"""`python -m qmamba`: the same as the `qmamba` command."""
+
+from __future__ import annotations
+
+from qmamba.cli import app
+
+if __name__ == "__main__":
+    app(prog_name="qmamba")

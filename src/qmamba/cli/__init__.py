@@ -1,0 +1,53 @@
+"""The command line: `qmamba score`, `qmamba models`; `qmamba train` and `qmamba evaluate` where installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from qmamba._version import __version__
+from qmamba.cli.models import models
+from qmamba.cli.score import EPILOG, score
+
+__all__ = ["app"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qmamba {__version__}")
+        raise typer.Exit()
+
+
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """How good does a photograph look? Scores without a reference image; higher is better, in [0, 1]."""
+
+
+def _build() -> typer.Typer:
+    # Plain help and plain errors: one line per error is easier to read in a log than a drawn box.
+    application = typer.Typer(
+        name="qmamba",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    application.callback()(_main)
+    application.command(no_args_is_help=True, epilog=EPILOG)(score)
+    application.command()(models)
+    if find_spec("qmamba.cli.train") is not None:
+        # An installation may leave the trainer out; everything else still works then.
+        from qmamba.cli import train as training
+
+        application.command(no_args_is_help=True)(training.train)
+        application.command(no_args_is_help=True)(training.evaluate)
+    return application
+
+
+app = _build()

@@ -1,0 +1,84 @@
+"""From what was typed (files, folders, patterns) to a list of image files in a stable order."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
+
+
+@dataclass
+class Found:
+    """The files to score, in order and each once; unreadable folders; arguments that gave none."""
+
+    files: list[Path] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def natural(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
+    """A sort key that counts: `2.png` before `10.png`, a folder's files together, case as a last resort."""
+
+    def pieces(name: str) -> list[tuple[int, int, str]]:
+        split = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, digits, …
+        return [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(split) if p]
+
+    return [pieces(part) for part in path.parts], str(path)
+
+
+def find_images(arguments: Iterable[str], *, recursive: bool) -> Found:
+    """Expand the arguments of the command line.
+
+    A file stands for itself whatever its extension, and so does a name that is not there (it gets a row that
+    says so). A folder stands for the images in it, by extension, without hidden ones; with `recursive`, its
+    sub-folders' too (links to folders are not followed). Else, `*`, `?` or `[` make it a pattern, with `**`
+    for any depth, and what matches is treated as if it had been typed.
+    """
+    found = Found()
+    seen: set[str] = set()
+    for argument in arguments:
+        unreadable = len(found.unreadable)
+        paths = list(_expand(argument, recursive, found.unreadable))
+        if not paths and len(found.unreadable) == unreadable:
+            found.empty.append(argument)
+        for path in paths:
+            key = os.path.abspath(path)  # noqa: PTH100 - resolves no links: two names of a file are two images
+            if key not in seen:
+                seen.add(key)
+                found.files.append(path)
+    return found
+
+
+def _expand(argument: str, recursive: bool, unreadable: list[str]) -> Iterator[Path]:
+    path = Path(argument)
+    if not os.path.lexists(path) and glob.has_magic(argument):
+        matches = glob.glob(argument, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        for match in sorted(map(Path, matches), key=natural):
+            yield from _file_or_folder(match, recursive, unreadable)
+    else:
+        yield from _file_or_folder(path, recursive, unreadable)
+
+
+def _file_or_folder(path: Path, recursive: bool, unreadable: list[str]) -> Iterator[Path]:
+    if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises (names that are too long)
+        yield path
+        return
+    images: list[Path] = []
+    for folder, folders, files in os.walk(path, onerror=lambda e: unreadable.append(str(e.filename or path))):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        images += [
+            Path(folder, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    yield from sorted(images, key=natural)
