@@ -1,0 +1,114 @@
+"""What is installed: a light import, and a pure-Python wheel that has all it needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import qmamba
+
+SOURCE = Path(qmamba.__file__).parents[1]
+ROOT = SOURCE.parent
+HEAVY = (
+    "huggingface_hub", "mamba_ssm", "matplotlib", "pandas", "requests", "scipy", "timm", "torchmetrics",
+    "torchvision", "tqdm", "transformers", "triton", "typer",
+)  # fmt: skip
+ALLOWED_SECONDS = 0.3
+
+
+def python(code: str) -> str:
+    path = os.pathsep.join(p for p in (str(SOURCE), os.environ.get("PYTHONPATH")) if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_brings_nothing_heavy() -> None:
+    # What torch brings by itself is torch's business.
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import qmamba
+print(*sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & set({HEAVY!r})))
+"""
+    assert python(code) == ""
+
+
+def test_import_time() -> None:
+    """`import qmamba` against `import torch`, by turns: the best of each, since noise only ever adds."""
+    code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    best = {"torch": float("inf"), "qmamba": float("inf")}
+    for attempt in range(8):
+        for name in best:
+            best[name] = min(best[name], float(python(code.format(name))))
+        if attempt >= 1 and best["qmamba"] <= best["torch"] + ALLOWED_SECONDS:
+            break
+        time.sleep(0.2 * attempt)
+    assert best["qmamba"] <= best["torch"] + ALLOWED_SECONDS, best
+
+
+def test_import_leaves_random_state_and_settings_alone() -> None:
+    code = """
+import random, warnings
+import numpy, torch
+def state():
+    return (torch.random.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+            torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled(),
+            len(warnings.filters))
+before = state()
+import qmamba
+print(before == state())
+"""
+    assert python(code) == "True"
+
+
+def test_a_wheel(tmp_path: Path) -> None:
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("the sources are not here: this is an installed package")
+    pytest.importorskip("hatchling", reason="the build backend is not installed")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl"), "the wheel must be pure Python"
+    assert wheel.stat().st_size <= 12 * 2**20
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "qmamba/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    unwanted = (".so", ".pyd", ".dll", ".pyc", ".pt", ".pth", ".pkl")
+    assert not [name for name in names if name.endswith(unwanted)]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "docs", "examples", "benchmarks")]
+    models = qmamba.list_models()
+    assert models, "the package must come with at least one model"
+    for model in models:
+        for file in ("config.json", "model.safetensors", "README.md"):
+            assert f"qmamba/weights/{model}/{file}" in names
+
+
+def test_version_is_stated_once() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("qmamba")
+    except PackageNotFoundError:
+        pytest.skip("qmamba is imported from its sources, not installed")
+    assert installed == qmamba.__version__
