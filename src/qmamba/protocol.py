@@ -1,0 +1,191 @@
+"""The evaluation protocol: which parts of an image the network sees.
+
+A protocol belongs to a checkpoint, because a score means little without it. All three kinds are
+deterministic: they depend on the size of the image and on the protocol's own numbers, never on global random
+    state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+
+from qmamba._pillow import check_size
+from qmamba.errors import CheckpointError
+from qmamba.images import MAX_PIXELS
+
+Kind: TypeAlias = Literal["grid", "random", "whole"]
+Window: TypeAlias = tuple[int, int, int, int]
+"""Top, left, height, width in pixels."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How an image is cut into the crops whose calibrated scores are averaged.
+
+    * `grid`: ⌈H / crop⌉ rows and ⌈W / crop⌉ columns of square crops, which cover the image. While that makes
+      more than `max_crops`, the larger of the two counts loses one (the rows, when they are equal). Crops
+      are spread evenly from edge to edge, and overlap or leave gaps as the counts require; a single row or
+      column sits in the middle.
+    * `random`: `n_crops` square crops at uniformly random places, drawn anew for each image from a generator
+      of its own that is seeded with `seed`. Two images of one size get the same places.
+    * `whole`: the full image in one pass.
+
+    An image with a side shorter than `crop` is enlarged first: see `fit_side`.
+
+    Attributes:
+        kind: "grid", "random" or "whole".
+        crop: side of a crop in pixels, at least 32.
+        max_crops: the most crops of a grid, at least 1.
+        n_crops: the number of random crops, at least 1.
+        seed: seed of the random crops, at least 0.
+
+    Raises:
+        CheckpointError: for an unknown kind, or a number out of its range.
+
+    Examples:
+        >>> windows(224, 500, Protocol())
+        [(0, 0, 224, 224), (0, 138, 224, 224), (0, 276, 224, 224)]
+    """
+
+    kind: Kind = "grid"
+    crop: int = 224
+    max_crops: int = 25
+    n_crops: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise CheckpointError(f"protocol: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
+        for name, least in (("crop", 32), ("max_crops", 1), ("n_crops", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value < 2**31:
+                raise CheckpointError(
+                    f"protocol: {name} must be an integer of at least {least}, not {value!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
+        """The inverse of `to_dict`; CheckpointError when a field is missing or unknown.
+
+        Examples:
+            >>> Protocol.from_dict(Protocol(kind="random").to_dict())
+            Protocol(kind='random', crop=224, max_crops=25, n_crops=10, seed=0)
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, Mapping):
+            raise CheckpointError(
+                f"protocol: expected an object with {', '.join(sorted(known))}, not {fields!r}"
+            )
+        for what, names in (("unknown", set(fields) - known), ("missing", known - set(fields))):
+            if names:
+                raise CheckpointError(f"protocol: {what} field {', '.join(sorted(map(str, names)))}")
+        return cls(**fields)
+
+
+def windows(height: int, width: int, protocol: Protocol) -> list[Window]:
+    """The crops of an image of this size, in a fixed order.
+
+    Args:
+        height: rows of pixels, at least `protocol.crop` unless the kind is "whole".
+        width: columns of pixels, likewise.
+        protocol: the protocol; see `Protocol` for the rules.
+
+    Returns:
+        (top, left, height, width) of each crop, in pixels: from left to right, then from top to bottom for a
+        grid.
+
+    Raises:
+        ValueError: when a crop does not fit; `fit_side` prevents that.
+    """
+    if protocol.kind == "whole":
+        return [(0, 0, height, width)]
+    crop = protocol.crop
+    if min(height, width) < crop:
+        raise ValueError(f"a {height} × {width} image is smaller than a crop of {crop}; call fit_side first")
+    if protocol.kind == "random":
+        return _random_windows(height, width, protocol)
+    rows, columns = _grid_counts(height, width, protocol)
+    return [
+        (top, left, crop, crop)
+        for top in _spread(height - crop, rows)
+        for left in _spread(width - crop, columns)
+    ]
+
+
+def _grid_counts(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
+    rows, columns = -(-height // protocol.crop), -(-width // protocol.crop)
+    while rows * columns > protocol.max_crops:
+        if rows >= columns:
+            rows -= 1
+        else:
+            columns -= 1
+    return rows, columns
+
+
+def _spread(room: int, count: int) -> list[int]:
+    """`count` even positions from 0 to `room`; in integers, halves rounded up, so that no machine differs."""
+    if count == 1:
+        return [room // 2]
+    return [(2 * i * room + count - 1) // (2 * (count - 1)) for i in range(count)]
+
+
+def _random_windows(height: int, width: int, protocol: Protocol) -> list[Window]:
+    generator = torch.Generator().manual_seed(protocol.seed)
+    tops = torch.randint(height - protocol.crop + 1, (protocol.n_crops,), generator=generator)
+    lefts = torch.randint(width - protocol.crop + 1, (protocol.n_crops,), generator=generator)
+    return [
+        (top, left, protocol.crop, protocol.crop)
+        for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)
+    ]
+
+
+def unit(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as float32 in [0, 1]: uint8 is divided by 255, floats keep their values."""
+    return pixels.to(torch.float32) / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
+
+
+def fit_side(
+    image: torch.Tensor, crop: int, *, max_pixels: int = MAX_PIXELS, name: str = "image"
+) -> torch.Tensor:
+    """Enlarge an image whose shorter side is under `crop`, so that this side becomes `crop`.
+
+    The aspect ratio is kept, up to rounding of the longer side. Bilinear: it cannot leave the range of the
+    pixels, so that no clamp is needed, which would stop the gradient.
+
+    Args:
+        image: (…, H, W), uint8, or float in [0, 1].
+        crop: the least side in pixels.
+        max_pixels: the most pixels, height × width, that the result may have.
+        name: what an error calls the image.
+
+    Returns:
+        The image itself when both sides reach `crop`, and otherwise an enlarged float32 copy in [0, 1],
+        differentiable to a float input.
+
+    Raises:
+        ImageError: when the enlarged image would exceed `max_pixels`.
+
+    Examples:
+        >>> fit_side(torch.zeros(3, 100, 150), 224).shape
+        torch.Size([3, 224, 336])
+    """
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    if shorter >= crop:
+        return image
+    size = [crop if side == shorter else (side * crop + shorter // 2) // shorter for side in (height, width)]
+    check_size(size[0], size[1], max_pixels, f"{name}: {height} × {width}, enlarged to a side of {crop}")
+    planes = unit(image).reshape(1, -1, height, width)
+    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+    return resized.reshape(*image.shape[:-2], *size)

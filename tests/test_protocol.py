@@ -1,0 +1,191 @@
+"""Crops: where they lie, that nothing random leaks, and how small images grow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmamba.errors import CheckpointError, ImageError
+from qmamba.protocol import KINDS, Protocol, fit_side, windows
+
+SIZES = st.integers(224, 9000)
+
+
+@given(height=SIZES, width=SIZES, most=st.integers(1, 60))
+def test_grid_is_inside_capped_even_and_touches_the_edges(height: int, width: int, most: int) -> None:
+    boxes = windows(height, width, Protocol(max_crops=most))
+    assert 1 <= len(boxes) == len(set(boxes)) <= most
+    for top, left, h, w in boxes:
+        assert h == w == 224 and 0 <= top <= height - 224 and 0 <= left <= width - 224
+    for side, positions in ((height, {box[0] for box in boxes}), (width, {box[1] for box in boxes})):
+        ordered = sorted(positions)
+        if len(ordered) == 1:
+            assert ordered[0] == (side - 224) // 2
+            continue
+        assert ordered[0] == 0 and ordered[-1] == side - 224
+        steps = np.diff(ordered)
+        assert steps.max() - steps.min() <= 1
+    assert boxes == sorted(boxes), "row by row"
+
+
+@given(height=st.integers(224, 1120), width=st.integers(224, 1120))
+def test_grid_covers_the_image_until_the_cap(height: int, width: int) -> None:
+    boxes = windows(height, width, Protocol())
+    assert len(boxes) == -(-height // 224) * -(-width // 224) <= 25
+    seen = np.zeros((height, width), bool)
+    for top, left, h, w in boxes:
+        seen[top : top + h, left : left + w] = True
+    assert seen.all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [
+        (224, 224, 1, 1),
+        (225, 224, 2, 1),
+        (384, 512, 2, 3),
+        (4000, 6000, 5, 5),
+        (224, 50_000, 1, 25),
+        (7000, 300, 12, 2),
+    ],
+)
+def test_grid_counts(height: int, width: int, rows: int, columns: int) -> None:
+    boxes = windows(height, width, Protocol())
+    assert (len({box[0] for box in boxes}), len({box[1] for box in boxes})) == (rows, columns)
+
+
+def test_ties_take_a_row_first() -> None:
+    boxes = windows(2000, 2000, Protocol(max_crops=20))
+    assert (len({box[0] for box in boxes}), len({box[1] for box in boxes})) == (4, 5)
+
+
+def test_random_places_depend_on_the_seed_and_the_size_only() -> None:
+    protocol = Protocol(kind="random")
+    first = windows(600, 800, protocol)
+    assert len(first) == 10 and len(set(first)) > 5
+    torch.manual_seed(123)
+    windows(1000, 300, protocol)
+    assert windows(600, 800, protocol) == first
+    assert windows(600, 800, dataclasses.replace(protocol, seed=1)) != first
+    assert len(windows(600, 800, dataclasses.replace(protocol, n_crops=3))) == 3
+    many = windows(300, 260, dataclasses.replace(protocol, n_crops=3000))
+    assert {box[0] for box in many} == set(range(77)) and {box[1] for box in many} == set(range(37))
+
+
+def test_random_places_are_pinned() -> None:
+    # Published scores depend on these; they must not change with a release of torch.
+    places = [(94, 153, 224, 224), (41, 560, 224, 224), (365, 16, 224, 224)]
+    assert windows(600, 800, Protocol(kind="random", n_crops=3)) == places
+
+
+def test_whole() -> None:
+    assert windows(100, 7, Protocol(kind="whole")) == [(0, 0, 100, 7)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_global_random_state_stays(kind: str) -> None:
+    before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state()
+    windows(500, 700, Protocol(kind=kind))
+    after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state()
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_too_small(kind: str) -> None:
+    with pytest.raises(ValueError, match="fit_side"):
+        windows(223, 400, Protocol(kind=kind))
+
+
+def test_dict_round_trip() -> None:
+    protocol = Protocol(kind="random", crop=64, max_crops=7, n_crops=3, seed=5)
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "five"},
+        {"crop": 31},
+        {"crop": 224.0},
+        {"crop": True},
+        {"max_crops": 0},
+        {"n_crops": 0},
+        {"n_crops": "10"},
+        {"seed": -1},
+        {"seed": None},
+        {"colour": 1},
+    ],
+)
+def test_bad_fields(change: dict[str, object]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Protocol.from_dict({**Protocol().to_dict(), **change})
+    assert next(iter(change)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_and_foreign_fields() -> None:
+    fields = Protocol().to_dict()
+    del fields["crop"]
+    with pytest.raises(CheckpointError, match="missing field crop"):
+        Protocol.from_dict(fields)
+    with pytest.raises(CheckpointError):
+        Protocol.from_dict([1, 2])  # type: ignore[arg-type]
+
+
+# --- small images
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (224, 224, (224, 224)),
+        (500, 224, (500, 224)),
+        (223, 500, (224, 502)),
+        (100, 150, (224, 336)),
+        (1, 1, (224, 224)),
+        (1, 300, (224, 67_200)),
+        (3, 2, (336, 224)),
+    ],
+)
+def test_sizes(height: int, width: int, size: tuple[int, int]) -> None:
+    image = torch.rand(3, height, width)
+    grown = fit_side(image, 224)
+    assert grown.shape == (3, *size) and grown.dtype == torch.float32
+    assert (grown is image) == (size == (height, width))
+
+
+def test_values_stay_in_range_and_constants_constant() -> None:
+    noise = torch.rand(2, 3, 20, 31).round()
+    grown = fit_side(noise, 64)
+    assert grown.shape == (2, 3, 64, 99) and grown.min() >= 0 and grown.max() <= 1
+    assert torch.allclose(fit_side(torch.full((3, 9, 9), 0.3), 64), torch.tensor(0.3))
+    ramp = torch.linspace(0, 1, 50).expand(3, 50, 50)
+    assert (fit_side(ramp, 200).diff(dim=-1) >= -1e-6).all()
+
+
+def test_uint8_and_float_agree() -> None:
+    pixels = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
+    assert fit_side(pixels, 30) is pixels
+    assert torch.equal(fit_side(pixels, 64), fit_side(pixels / 255, 64))
+
+
+def test_gradient_reaches_every_pixel() -> None:
+    image = torch.rand(3, 12, 17, requires_grad=True)
+    fit_side(image, 48).sum().backward()
+    assert image.grad is not None and (image.grad > 0).all()
+
+
+def test_limit() -> None:
+    with pytest.raises(ImageError, match="enlarged") as caught:
+        fit_side(torch.zeros(3, 1, 10_000), 224, name="line.png")
+    text = str(caught.value)
+    assert text.startswith("line.png") and "1 × 10000" in text and "max_pixels" in text and "\n" not in text
+    with pytest.raises(ImageError):
+        fit_side(torch.zeros(3, 100, 100), 224, max_pixels=224 * 224 - 1)
+    assert fit_side(torch.zeros(3, 100, 100), 224, max_pixels=224 * 224).shape == (3, 224, 224)
