@@ -50,19 +50,19 @@ def shrunk(image: Image.Image, factor: int) -> Image.Image:
 VERSIONS: tuple[tuple[str, Callable[[Image.Image], Image.Image]], ...] = (
     ("original", lambda image: image),
     ("JPEG, quality 10", lambda image: jpeg(image, 10)),
-    ("noise, σ = 25", lambda image: noisy(image, 25)),
+    ("noise, sigma 25", lambda image: noisy(image, 25)),
     ("blur, radius 3", lambda image: image.filter(ImageFilter.GaussianBlur(3))),
     ("shrunk 6 times", lambda image: shrunk(image, 6)),
 )
 
 
 def tile(image: Image.Image) -> Image.Image:
-    """The middle of the image, at its own size where it is large enough: damage must be seen as it is."""
+    """A part of the image, at its own size where it is large enough: damage must be seen as it is."""
     scale = max(1.0, TILE / min(image.size))
     if scale > 1:
         size = round(image.width * scale), round(image.height * scale)
         image = image.resize(size, Image.Resampling.NEAREST)
-    left, top = (image.width - TILE) // 2, (image.height - TILE) // 2
+    left, top = (image.width - TILE) // 2, (image.height - TILE) // 3
     return image.crop((left, top, left + TILE, top + TILE))
 
 

@@ -36,8 +36,10 @@ def render(form: Format, row: Row, *, first: bool) -> str:
     """The text of one row; `first` because JSON has commas between rows."""
     if form is Format.table:
         score = "     -" if row.score is None else f"{row.score:6.4f}"
-        reason = "" if row.error is None else f"  ({row.error})"
-        return f"{score}  {printable(row.path + reason)}\n"
+        name = printable(row.path)
+        # Errors begin with the file's name, which is already there.
+        reason = "" if row.error is None else f"  ({printable(row.error).removeprefix(f'{name}: ')})"
+        return f"{score}  {name}{reason}\n"
     if form is Format.csv:
         score = "" if row.score is None else f"{row.score:.6f}"
         return f"{_csv_field(row.path)},{score},{_csv_field(row.error or '')}\n"

@@ -47,7 +47,7 @@ def _describe(name: str) -> dict[str, Any]:
     from qmamba.registry import resolve
 
     config = read_config(resolve(name))
-    with torch.device("meta"):  # shapes only: counting needs no memory and no weights
+    with torch.random.fork_rng(devices=[]):  # an untrained network draws its weights
         network = create_model(config.arch, **config.overrides)
     return {
         "name": name,

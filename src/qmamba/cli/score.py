@@ -47,7 +47,7 @@ class ProtocolName(str, Enum):
 def score(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help='Images, folders, or quoted patterns like "shots/**/*.jpg".'),
+        typer.Argument(metavar="PATH", help='Images, folders, or quoted patterns like "shots/**/*.jpg".'),
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
