@@ -1,0 +1,150 @@
+"""QMamba and LQMamba: a hierarchical Vision Mamba with a one-number head (QMamba, ICML 2025, Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import cross_scan_routes, local_scan_routes
+from .layers import Block, Downsample, Stem
+
+MIN_SIDE = 32
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, then a downsampling (none after the last stage)."""
+
+    def __init__(self, blocks: Sequence[Block], downsample: Downsample | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample if downsample is not None else nn.Identity()
+
+
+class Head(nn.Module):
+    """LayerNorm, mean over all positions, Linear to one number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, 1)."""
+        out: Tensor = self.fc(self.norm(x).mean(dim=(1, 2)))
+        return out
+
+
+class QMamba(nn.Module):
+    """The network: normalised images (B, 3, H, W), any H, W ≥ 32, to raw quality (B, 1).
+
+    Images are normalised with ImageNet's mean and standard deviation by the caller (a
+    :class:`qmamba.Scorer` does it). What the raw number means is a matter of the weights.
+
+    Args:
+        widths: channels of the stages.
+        depths: blocks of the stages.
+        windows: ``None`` for QMamba's cross-scan, or the window side of each stage for LQMamba's local
+            scan, which also gives every block a route gate.
+        mlp_ratio: hidden width of the MLPs over their width.
+        drop_path: highest rate of stochastic depth; grows linearly over the blocks from 0.
+
+    Attributes:
+        feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
+        arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
+    """
+
+    arch: str = "custom"
+    overrides: dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        windows: Sequence[int] | None = None,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_plan(widths, depths, windows, drop_path)
+        self.overrides = {}
+        self.stem = Stem(widths[0])
+        rates = torch.linspace(0.0, drop_path, sum(depths)).tolist()
+        stages = []
+        for s, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            routes = cross_scan_routes() if windows is None else local_scan_routes(windows[s])
+            blocks = [
+                Block(width, routes, gated=windows is not None, mlp_ratio=mlp_ratio, drop_path=rates.pop(0))
+                for _ in range(depth)
+            ]
+            last = s == len(widths) - 1
+            stages.append(Stage(blocks, None if last else Downsample(width, widths[s + 1])))
+        self.stages = nn.ModuleList(stages)
+        self.head = Head(widths[-1])
+        self.feature_info = [
+            {"num_chs": width, "reduction": 4 * 2**s, "module": f"stages.{s}.blocks"}
+            for s, width in enumerate(widths)
+        ]
+        self.apply(_init_linear)
+
+    def _walk(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per stage its features (B, H, W, C) before and after the downsample."""
+        _check_images(images)
+        x = self.stem(images)
+        features = []
+        for stage in self.stages:
+            before = stage.blocks(x)
+            x = stage.downsample(before)
+            features.append((before, x))
+        return features
+
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """Features of each stage before its downsample: (B, C, H/r, W/r), r = 4, 8, 16, 32, rounded up."""
+        return [before.permute(0, 3, 1, 2) for before, _ in self._walk(images)]
+
+    def forward_stages(self, images: Tensor) -> list[Tensor]:
+        """Output of each stage after its downsample: (B, C', H/r, W/r), r = 8, 16, 32, 32, rounded up."""
+        return [after.permute(0, 3, 1, 2) for _, after in self._walk(images)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → raw quality (B, 1)."""
+        out: Tensor = self.head(self._walk(images)[-1][1])
+        return out
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that an optimiser should not decay: norms, biases, A_log and D."""
+        names = {name for name, p in self.named_parameters() if p.ndim <= 1}
+        return names | {n for n, _ in self.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_plan(
+    widths: Sequence[int], depths: Sequence[int], windows: Sequence[int] | None, drop_path: float
+) -> None:
+    if len(widths) != len(depths) or (windows is not None and len(windows) != len(widths)) or not widths:
+        raise ValueError(
+            f"widths, depths and windows need one entry a stage: got {widths}, {depths}, {windows}"
+        )
+    numbers = [*widths, *depths, *(windows or ())]
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
+        raise ValueError(f"widths, depths and windows are positive integers: {widths}, {depths}, {windows}")
+    if any(width % 4 for width in widths):
+        raise ValueError(f"widths must be multiples of 4, for the stem and the route gate: got {widths}")
+    if not 0.0 <= drop_path < 1.0:
+        raise ValueError(f"drop_path is a rate in [0, 1), not {drop_path}")
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"the network takes images of shape (B, 3, H, W), not {tuple(images.shape)}")
+    if min(images.shape[2:]) < MIN_SIDE:
+        raise ValueError(f"the network needs sides of at least {MIN_SIDE}, not {tuple(images.shape[2:])}")

@@ -1,0 +1,76 @@
+"""Counting: parameters and multiply-adds of a network at an image size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import QMamba
+from .ss2d import SS2D, RouteGate
+
+NORM_OPERATIONS = 5  # per element: two for the statistics, one to centre, one to scale, one affine
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters, and multiply-adds of one image.
+
+    Attributes:
+        parameters: all that can be trained.
+        macs: multiply-adds of one image: convolutions, Linears, the route gate, and the selective scan as
+            9·K·L·D·N + K·L·D. Norms and activations are left out; with ``norms`` added, QMamba's three
+            sizes give the paper's column to 0.1 %.
+        norms: operations of the LayerNorms, 5 per element.
+        size: (H, W) of the image.
+    """
+
+    parameters: int
+    macs: int
+    norms: int
+    size: tuple[int, int]
+
+
+def count(model: QMamba, size: tuple[int, int] = (224, 224)) -> Count:
+    """Count a network's parameters, and its multiply-adds for one image of ``size`` (H, W).
+
+    Nothing is computed: shapes are run through a copy of the network that has no data.
+
+    >>> from qmamba.models import create_model
+    >>> counted = count(create_model("lqmamba-n"), (224, 224))
+    >>> counted.parameters, f"{counted.macs / 1e9:.2f} G"
+    (3384177, '0.54 G')
+    """
+    macs = norms = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs, norms
+        if isinstance(module, nn.LayerNorm):
+            norms += NORM_OPERATIONS * output.numel()
+        else:
+            macs += _multiply_adds(module, inputs[0], output)
+
+    hooks = [module.register_forward_hook(add) for module in model.modules()]
+    shadow = {name: torch.empty_like(p, device="meta") for name, p in model.named_parameters()}
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, shadow, (torch.empty(1, 3, *size, device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Count(sum(p.numel() for p in model.parameters()), macs, norms, (size[0], size[1]))
+
+
+def _multiply_adds(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, nn.Conv2d):
+        return output.numel() * module.weight[0].numel()
+    if isinstance(module, SS2D):
+        K, D, N = module.A_log.shape
+        positions = x[..., 0].numel()
+        return positions * K * D * (9 * N + 1 + module.splits[0])  # the scan, and Δ from its rank-R form
+    if isinstance(module, RouteGate):
+        return x.numel()  # y · g
+    return 0

@@ -1,0 +1,111 @@
+"""SS2D: the two-dimensional selective scan with its projections, and LQMamba's route gate.
+
+(QMamba, section 3.1; VMamba v2 without a gate branch; LocalMamba's channel gate over routes.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from torch import Tensor, nn
+
+from ..ops import Route, selective_scan
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+class RouteGate(nn.Module):
+    """LQMamba's gate on each route's output, shared by the routes of a block.
+
+    ``g = sigmoid(expand(GELU(reduce(mean over positions of LN(y)))))``, and y is multiplied by g.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.reduce = nn.Linear(channels, channels // reduction)
+        self.expand = nn.Linear(channels // reduction, channels)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y (B, K, H, W, D) → the gates (B, K, D)."""
+        mean = self.norm(y).mean(dim=(2, 3))  # (B, K, D)
+        return self.expand(F.gelu(self.reduce(mean))).sigmoid()
+
+
+class SS2D(nn.Module):
+    """Scan features (B, H, W, C) along K routes, inside D = ``expand``·C channels; same shape out.
+
+    Args:
+        width: C.
+        routes: the K routes, see :mod:`qmamba.ops.routes`.
+        d_state: N, states per channel.
+        expand: D / C.
+        dt_rank: R, rank of the step sizes' projection; by default ⌈C/16⌉.
+        gated: multiply each route by LQMamba's route gate before the sum.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        routes: Sequence[Route],
+        *,
+        d_state: int = 1,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        gated: bool = False,
+    ) -> None:
+        super().__init__()
+        channels, K = expand * width, len(routes)
+        R = dt_rank if dt_rank is not None else math.ceil(width / 16)
+        self.routes = tuple(routes)
+        self.splits = (R, d_state, d_state)
+        self.in_proj = nn.Linear(width, channels, bias=False)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.x_proj = nn.Linear(channels, K * sum(self.splits), bias=False)  # all routes in one matmul
+        self.dt_weight = nn.Parameter(torch.empty(K, channels, R))
+        self.dt_bias = nn.Parameter(torch.empty(K, channels))
+        self.A_log = nn.Parameter(torch.empty(K, channels, d_state))
+        self.D = nn.Parameter(torch.empty(K, channels))
+        self.gate = RouteGate(channels) if gated else None
+        self.norm = nn.LayerNorm(channels)
+        self.out_proj = nn.Linear(channels, width, bias=False)
+        self.reset_ssm_parameters()
+
+    @torch.no_grad()
+    def reset_ssm_parameters(self) -> None:
+        """Mamba's initialisation: A = -1..-N, D = 1, softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
+        K, channels, N = self.A_log.shape
+        self.A_log.copy_(torch.arange(1, N + 1).log().expand(K, channels, N))
+        self.D.fill_(1.0)
+        bound = self.splits[0] ** -0.5
+        self.dt_weight.uniform_(-bound, bound)
+        low, high = math.log(DT_MIN), math.log(DT_MAX)
+        dt = torch.empty(K, channels).uniform_(low, high).exp().clamp(min=DT_FLOOR)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W, C)."""
+        x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
+        x = F.silu(self.conv(x)).permute(0, 2, 3, 1)  # (B, H, W, D)
+        # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
+        dt, B, C = self.x_proj(x).unflatten(-1, (len(self.routes), -1)).split(self.splits, dim=-1)
+        y = selective_scan(
+            x,
+            dt,  # (B, H, W, K, R)
+            B,  # (B, H, W, K, N)
+            C,  # (B, H, W, K, N)
+            dt_weight=self.dt_weight,
+            dt_bias=self.dt_bias,
+            A=-self.A_log.float().exp(),
+            D=self.D,
+            routes=self.routes,
+            merge=self.gate is None,
+        )
+        if self.gate is not None:  # y is (B, K, H, W, D)
+            y = einsum(y, self.gate(y).to(y.dtype), "b k h w d, b k d -> b h w d")
+        out: Tensor = self.out_proj(self.norm(y))
+        return out

@@ -1,0 +1,430 @@
+"""The selective scan in eager torch: fast on a CPU, right on any device, with a hand-written backward.
+
+How it walks. A route of L positions is laid out as S segments of T steps, in "slots" (T, S): slot (t, s) holds
+position s·T + t of the route. One step advances all segments at once, so L sequential steps become about 2·√L
+wide ones:
+
+    1. every segment scans from a zero state, and keeps the running product of its decays;
+    2. the states at the segments' ends are themselves a scan, S positions long (solved the same way);
+    3. each segment adds the state it should have started from, times its running products.
+
+Products of decays exp(Δ A), A < 0, lie in [0, 1] and can only underflow to the right answer, 0; nothing is ever
+divided by one, and no positive sum is exponentiated.
+
+Each of the N states is a recurrence of its own that shares Δ, so N > 1 is a loop around the case N = 1.
+Images are worked through in tiles that fit a processor's cache, so scratch memory does not grow with the batch.
+The forward and reversed walk of a route share one layout of x and y: no route ever makes a copy for itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..routes import Route
+
+TILE = 2**19  # elements of (images, positions, channels) that are worked on at once: 2 MB of float32
+
+
+def selective_scan_torch(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[Route],
+    merge: bool = True,
+) -> Tensor:
+    """See :func:`qmamba.ops.selective_scan`."""
+    y: Tensor = _SelectiveScan.apply(x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)
+    return y
+
+
+# --- layout -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """How the L positions of a route lie in T·S slots; the last segment holds ``last`` of its T steps."""
+
+    steps: int
+    segments: int
+    last: int
+
+    def active(self, t: int) -> int:
+        """How many segments have a step t."""
+        return self.segments if t < self.last else self.segments - 1
+
+
+def _slots(length: int) -> _Slots:
+    steps = min(length, max(1, round(math.sqrt(length) / 2)) if length > 64 else max(1, math.isqrt(length)))
+    segments = -(-length // steps)
+    return _Slots(steps, segments, length - (segments - 1) * steps)
+
+
+@lru_cache(maxsize=256)
+def _slot_index(route: Route, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(slot → position (T·S,), position → slot (L,)) of a forward route. Spare slots repeat the last position."""
+    length = height * width
+    slots = _slots(length)
+    position = torch.arange(slots.segments * slots.steps).view(slots.segments, slots.steps).T  # (T, S)
+    order = route.order(height, width)
+    to_position = order[position.reshape(-1).clamp(max=length - 1)]
+    visited = torch.empty(length, dtype=torch.int64)
+    visited[order] = torch.arange(length)  # when each position is visited
+    to_slot = visited % slots.steps * slots.segments + visited // slots.steps
+    return to_position.to(device), to_slot.to(device)
+
+
+def _pairs(routes: Sequence[Route]) -> dict[Route, list[int]]:
+    """Forward route → the indices k of the routes that walk it, either way."""
+    pairs: dict[Route, list[int]] = {}
+    for k, route in enumerate(routes):
+        pairs.setdefault(route.forward, []).append(k)
+    return pairs
+
+
+def _tiles(batch: int, elements: int) -> Iterator[slice]:
+    size = max(1, TILE // elements)
+    for start in range(0, batch, size):
+        yield slice(start, min(start + size, batch))
+
+
+# --- the recurrence ---------------------------------------------------------------------------------------
+
+
+def _recur_(a: Tensor, h: Tensor, slots: _Slots, reverse: bool) -> None:
+    """In place h_t ← a_t h_{t-1} + h_t along the slots; a and h are (G, T, S, D), and a is used up.
+
+    With ``reverse``, h_t ← a_t h_{t+1} + h_t. Spare slots are left as they are.
+    """
+    T, S = slots.steps, slots.segments
+    hs, as_ = h.unbind(1), a.unbind(1)
+    for t in range(T - 2, -1, -1) if reverse else range(1, T):
+        before = t + 1 if reverse else t - 1
+        n = slots.active(max(t, before))
+        if n == S:
+            hs[t].addcmul_(as_[t], hs[before])
+            as_[t].mul_(as_[before])
+        elif n:
+            hs[t][:, :n].addcmul_(as_[t][:, :n], hs[before][:, :n])
+            as_[t][:, :n].mul_(as_[before][:, :n])
+    if S == 1:
+        return
+    if reverse:
+        ends, products, carry, rest = hs[0], as_[0], slice(1, S), slice(0, S - 1)
+    else:  # only full segments hand a state on, and they end at step T - 1
+        ends, products, carry, rest = hs[T - 1], as_[T - 1], slice(0, S - 1), slice(1, S)
+    state = _recur_flat(products[:, carry], ends[:, carry], reverse)  # (G, S-1, D)
+    if slots.last == T or reverse:
+        # reversed, spare slots of the last segment are never in `rest`
+        h[:, :, rest].addcmul_(a[:, :, rest], state[:, None])
+        return
+    h[:, : slots.last, rest].addcmul_(a[:, : slots.last, rest], state[:, None])
+    h[:, slots.last :, 1 : S - 1].addcmul_(a[:, slots.last :, 1 : S - 1], state[:, None, : S - 2])
+
+
+def _recur_flat(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
+    """h_t = a_t h_{t∓1} + b_t over dimension 1 of (G, L, D); the arguments are left alone."""
+    length = b.shape[1]
+    if length <= 24:
+        a_t, h = a.unbind(1), list(b.unbind(1))
+        for t in range(length - 2, -1, -1) if reverse else range(1, length):
+            h[t] = torch.addcmul(h[t], a_t[t], h[t + 1 if reverse else t - 1])
+        return torch.stack(h, dim=1)
+    slots = _slots(length)
+    spare = slots.steps * slots.segments - length
+
+    def lay(v: Tensor) -> Tensor:  # (G, L, D) → (G, T, S, D)
+        v = F.pad(v, (0, 0, 0, spare)) if spare else v
+        return v.unflatten(1, (slots.segments, slots.steps)).transpose(1, 2).contiguous()
+
+    a_slots, h_slots = lay(a), lay(b)
+    _recur_(a_slots, h_slots, slots, reverse)
+    return h_slots.transpose(1, 2).flatten(1, 2)[:, :length]
+
+
+# --- one route of one tile --------------------------------------------------------------------------------
+
+
+class _Scratch:
+    """Buffers that one call of the op reuses over its tiles and routes; fresh memory costs more than the sums."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
+        """An uninitialised buffer of this name and shape, valid until the name is asked for again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = self._like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What one route of one tile is computed from, in slots."""
+
+    slots: _Slots
+    reverse: bool
+    scratch: _Scratch
+    x: Tensor  # (G, T·S, D)
+    dt: Tensor  # (G, T·S, R)
+    B: Tensor  # (G, T·S, N)
+    C: Tensor  # (G, T·S, N)
+    dt_weight: Tensor  # (D, R)
+    dt_bias: Tensor  # (D,)
+    A: Tensor  # (D, N)
+
+    def grid(self, v: Tensor) -> Tensor:
+        return v.view(v.shape[0], self.slots.steps, self.slots.segments, v.shape[-1])  # (G, T, S, ·)
+
+    def buffer(self, name: str) -> Tensor:
+        return self.scratch(name, self.x.shape)
+
+    def pre_delta(self) -> Tensor:
+        """Δ before its softplus, (G, T·S, D)."""
+        pre = self.buffer("pre")
+        torch.addmm(self.dt_bias, self.dt.flatten(0, 1), self.dt_weight.T, out=pre.view(-1, pre.shape[-1]))
+        return pre
+
+    def decay(self, delta: Tensor, n: int) -> Tensor:
+        """exp(Δ A) of state n, (G, T·S, D)."""
+        return torch.mul(delta, self.A[:, n], out=self.buffer("decay")).exp_()
+
+    def states(self, decay: Tensor, xd: Tensor, n: int) -> Tensor:
+        """h of state n, (G, T·S, D), from its decay, which is used up, and xd = Δ·x."""
+        h = torch.mul(xd, self.B[..., n, None], out=self.buffer("h"))
+        _recur_(self.grid(decay), self.grid(h), self.slots, self.reverse)
+        return h
+
+    def adjoint_(self, decay: Tensor, g: Tensor) -> None:
+        """In place g_t ← g_t + a_{next} g_{next}: the recurrence from the end of the walk to its start."""
+        T, S = self.slots.steps, self.slots.segments
+        a, shifted = self.grid(decay), self.grid(self.buffer("consumed"))
+        if self.reverse:  # the walk goes down, so its adjoint goes up: slot t needs the decay of slot t - 1
+            shifted[:, 1:] = a[:, : T - 1]
+            shifted[:, 0, 1:] = a[:, T - 1, : S - 1]
+            shifted[:, 0, 0] = 0
+        else:
+            shifted[:, : T - 1] = a[:, 1:]
+            shifted[:, T - 1, : S - 1] = a[:, 0, 1:]
+            shifted[:, T - 1, S - 1] = 0
+        _recur_(shifted, self.grid(g), self.slots, not self.reverse)
+
+    def kept_(self, decay: Tensor, h: Tensor) -> Tensor:
+        """a_t h_{t-1}, what each state owes to the past, written over the decay."""
+        T, S = self.slots.steps, self.slots.segments
+        a, h = self.grid(decay), self.grid(h)
+        if self.reverse:
+            a[:, : T - 1] *= h[:, 1:]
+            a[:, T - 1, : S - 1] *= h[:, 0, 1:]
+            a[:, self.slots.last - 1, S - 1] = 0  # where the walk starts
+        else:
+            a[:, 1:] *= h[:, : T - 1]
+            a[:, 0, 1:] *= h[:, T - 1, : S - 1]
+            a[:, 0, 0] = 0
+        return decay
+
+
+def _softplus(v: Tensor, out: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.softplus.out(v, out=out)
+    return result
+
+
+def _forward_walk(w: _Walk, y: Tensor) -> None:
+    """Add Σ_n C_n h_n of a walk to y (G, T·S, D)."""
+    delta = _softplus(w.pre_delta(), out=w.buffer("delta"))
+    xd = torch.mul(delta, w.x, out=w.buffer("xd"))
+    for n in range(w.A.shape[-1]):
+        y.addcmul_(w.states(w.decay(delta, n), xd, n), w.C[..., n, None])
+
+
+@dataclass(frozen=True)
+class _WalkGrads:
+    """Gradients of a walk, with the shapes of what they belong to; x's is added to a shared buffer."""
+
+    dt: Tensor
+    B: Tensor
+    C: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+
+
+def _backward_walk(w: _Walk, gy: Tensor, gx: Tensor) -> _WalkGrads:
+    """Gradients of a walk from gy (G, T·S, D), zero in spare slots; adds to gx. Recomputes the states.
+
+    With g = ∂loss/∂h after the adjoint recurrence and kept = a_t h_{t-1}:
+    ∂Δ = g·(A·kept + B x),  ∂A = Σ g·kept·Δ,  ∂B = Σ_d g·Δx,  ∂C = Σ_d ∂y·h,  ∂x = g·Δ·B.
+    """
+    pre = w.pre_delta()
+    delta = _softplus(pre, out=w.buffer("delta"))
+    xd = torch.mul(delta, w.x, out=w.buffer("xd"))
+    g_delta, product = w.buffer("g_delta").zero_(), w.buffer("product")
+    g_A, g_B, g_C = torch.empty_like(w.A), torch.empty_like(w.B), torch.empty_like(w.C)
+    for n in range(w.A.shape[-1]):
+        b_n, a_n = w.B[..., n, None], w.A[:, n]
+        decay = w.decay(delta, n)
+        h = w.states(w.buffer("consumed").copy_(decay), xd, n)
+        torch.sum(torch.mul(h, gy, out=product), -1, out=g_C[..., n])
+        g = torch.mul(gy, w.C[..., n, None], out=w.buffer("g"))
+        w.adjoint_(decay, g)
+        kept = w.kept_(decay, h).mul_(g)
+        torch.sum(torch.mul(kept, delta, out=product), (0, 1), out=g_A[:, n])
+        g_delta.addcmul_(kept, a_n)
+        torch.sum(torch.mul(g, xd, out=product), -1, out=g_B[..., n])
+        g.mul_(b_n)
+        g_delta.addcmul_(g, w.x)
+        gx.addcmul_(g, delta)
+    g_pre = g_delta.mul_(pre.sigmoid_())
+    flat = g_pre.view(-1, g_pre.shape[-1])  # (G·T·S, D)
+    return _WalkGrads(
+        dt=(flat @ w.dt_weight).view(w.dt.shape),
+        B=g_B,
+        C=g_C,
+        dt_weight=flat.T @ w.dt.flatten(0, 1),
+        dt_bias=flat.sum(0),
+        A=g_A,
+    )
+
+
+# --- the op -----------------------------------------------------------------------------------------------
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, (routes, merge) = args[:8], args[8:]
+        ctx.save_for_backward(*tensors)
+        ctx.routes, ctx.merge = routes, merge
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return _forward(_Problem.of(tensors, routes), merge).to(tensors[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            grads = _backward(_Problem.of(tensors, ctx.routes), gy, ctx.merge)
+        return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The arguments of the op in the dtype it computes in, positions flattened to L = H·W."""
+
+    x: Tensor  # (B, L, D)
+    dt: Tensor  # (B, L, K, R)
+    B: Tensor  # (B, L, K, N)
+    C: Tensor  # (B, L, K, N)
+    dt_weight: Tensor  # (K, D, R)
+    dt_bias: Tensor  # (K, D)
+    A: Tensor  # (K, D, N)
+    D: Tensor  # (K, D)
+    routes: tuple[Route, ...]
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...]) -> _Problem:
+        x, dt, B, C, *weights = tensors
+        dtype = _compute_dtype(x)
+        on_grid = [v.to(dtype).flatten(1, 2) for v in (x, dt, B, C)]
+        return cls(*on_grid, *(v.to(dtype) for v in weights), routes, x.shape[1], x.shape[2])
+
+    def walk(self, k: int, tile: slice, x: Tensor, to_position: Tensor, scratch: _Scratch) -> _Walk:
+        dt, B, C = (v[tile, :, k].index_select(1, to_position) for v in (self.dt, self.B, self.C))
+        slots = _slots(self.height * self.width)
+        reverse = self.routes[k].reverse
+        return _Walk(slots, reverse, scratch, x, dt, B, C, self.dt_weight[k], self.dt_bias[k], self.A[k])
+
+
+def _gather(v: Tensor, index: Tensor, scratch: _Scratch, name: str) -> Tensor:
+    """v (G, n, D) at the positions (or slots) of an index, in a scratch buffer."""
+    out = scratch(name, (v.shape[0], index.numel(), v.shape[2]))
+    return torch.index_select(v, 1, index, out=out)
+
+
+def _forward(p: _Problem, merge: bool) -> Tensor:
+    batch, length, channels = p.x.shape
+    scratch = _Scratch(p.x)
+    shape = (batch, length, channels) if merge else (batch, len(p.routes), length, channels)
+    out = p.x.new_empty(shape)
+    for tile in _tiles(batch, length * channels):
+        if merge:
+            torch.mul(p.x[tile], p.D.sum(0), out=out[tile])
+        for route, members in _pairs(p.routes).items():
+            to_position, to_slot = _slot_index(route, p.height, p.width, p.x.device)
+            x = _gather(p.x[tile], to_position, scratch, "x")  # shared by both directions
+            y = scratch("y", x.shape).zero_()
+            for k in members:
+                _forward_walk(p.walk(k, tile, x, to_position, scratch), y)
+                if not merge:
+                    y.addcmul_(x, p.D[k])
+                    out[tile, k] = _gather(y, to_slot, scratch, "on grid")
+                    y.zero_()
+            if merge:
+                out[tile] += _gather(y, to_slot, scratch, "on grid")
+    return out.unflatten(-2, (p.height, p.width))
+
+
+def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
+    """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
+    gy = gy.to(p.x.dtype).flatten(-3, -2)  # (B, L, D), or (B, K, L, D) without merge
+    batch, length, channels = p.x.shape
+    scratch = _Scratch(p.x)
+    g_x, g_dt, g_B, g_C = (torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in (p.x, p.dt, p.B, p.C))
+    g_weight, g_bias, g_A, g_D = (torch.zeros_like(v) for v in (p.dt_weight, p.dt_bias, p.A, p.D))
+    for tile in _tiles(batch, length * channels):
+        for route, members in _pairs(p.routes).items():
+            to_position, to_slot = _slot_index(route, p.height, p.width, p.x.device)
+            x = _gather(p.x[tile], to_position, scratch, "x")
+            gx = scratch("gx", x.shape).zero_()
+            gy_slots = _cotangent(gy[tile], to_position, length, scratch) if merge else None
+            for k in members:
+                gy_k = _cotangent(gy[tile, k], to_position, length, scratch) if gy_slots is None else gy_slots
+                grads = _backward_walk(p.walk(k, tile, x, to_position, scratch), gy_k, gx)
+                for whole, part in ((g_dt, grads.dt), (g_B, grads.B), (g_C, grads.C)):
+                    whole[tile, :, k] = part.index_select(1, to_slot)
+                g_weight[k] += grads.dt_weight
+                g_bias[k] += grads.dt_bias
+                g_A[k] += grads.A
+                if not merge:
+                    g_D[k] += torch.mul(gy_k, x, out=scratch("product", x.shape)).sum((0, 1))
+                    gx.addcmul_(gy_k, p.D[k])
+            g_x[tile] += _gather(gx, to_slot, scratch, "on grid")
+        if merge:
+            g_x[tile].addcmul_(gy[tile], p.D.sum(0))
+            g_D += torch.mul(gy[tile], p.x[tile]).sum((0, 1))
+    grid = (p.height, p.width)
+    on_grid = (v.unflatten(1, grid) for v in (g_x, g_dt, g_B, g_C))
+    return (*on_grid, g_weight, g_bias, g_A, g_D)
+
+
+def _cotangent(gy: Tensor, to_position: Tensor, length: int, scratch: _Scratch) -> Tensor:
+    """gy (G, L, D) laid out in slots, with zeros in the spare ones."""
+    laid = _gather(gy, to_position, scratch, "gy")
+    slots = _slots(length)
+    if slots.last < slots.steps:
+        spare = laid.view(laid.shape[0], slots.steps, slots.segments, laid.shape[-1])
+        spare[:, slots.last :, -1] = 0
+    return laid
