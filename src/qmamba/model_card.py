@@ -1,0 +1,136 @@
+"""The README.md that ships with a checkpoint, made from its config."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qmamba.model_config import ModelConfig
+
+# Licence identifiers that the Hub knows and that weights are likely to carry; others become `other`.
+_HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0"}
+_HUB_LICENCES |= {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unknown"}
+_METRICS = {
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "plcc_fitted": "PLCC, fitted",
+    "krcc": "KRCC",
+    "rmse": "RMSE",
+    "rmse_fitted": "RMSE, fitted",
+    "n": "images",
+}
+
+
+def render_card(config: ModelConfig) -> str:
+    """The model card of a checkpoint: Hugging Face front matter, then Markdown. A pure function of `config`.
+
+    >>> card = render_card(ModelConfig(name="mine", arch="lqmamba-n", licence="Apache-2.0"))
+    >>> card.splitlines()[:3]
+    ['---', 'license: apache-2.0', 'library_name: qmamba']
+    """
+    parts = [_front_matter(config), _opening(config), _training(config), _results(config), _scoring(config)]
+    if config.limits:
+        parts.append(f"## Limits\n\n{config.limits.strip()}\n")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A YAML scalar: JSON strings are YAML strings, and no data set name can end the front matter early."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _inline(text: str) -> str:
+    """One line of Markdown table-safe text."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _front_matter(config: ModelConfig) -> str:
+    licence = config.licence.strip().lower()
+    lines = ["---"]
+    if licence in _HUB_LICENCES:
+        lines.append(f"license: {licence}")
+    else:
+        lines += ["license: other", f"license_name: {_quoted(_inline(config.licence))}"]
+    lines += ["library_name: qmamba", "pipeline_tag: image-classification", "tags:"]
+    lines += [f"- {tag}" for tag in ("image-quality-assessment", "no-reference", "vision-mamba")]
+    if config.trained_on:
+        lines += ["datasets:", *(f"- {_quoted(name)}" for name in config.trained_on)]
+    return "\n".join([*lines, "---", ""])
+
+
+def _opening(config: ModelConfig) -> str:
+    low, high = config.score_range
+    better = "lower" if config.lower_better else "higher"
+    return (
+        f"# {config.name}\n\n"
+        "Tells how good a photograph looks, with no reference image. "
+        f"Architecture `{config.arch}`; scores lie in [{low:g}, {high:g}], {better} is better.\n\n"
+        "```python\nimport qmamba\n\n"
+        'scorer = qmamba.load("PATH_OR_HUB_ID_OF_THIS_FOLDER")\n'
+        'scorer.score("photo.jpg")\n```\n\n'
+        f"Licence of the weights: {_inline(config.licence)}.\n"
+    )
+
+
+def _bullets(data: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}- {_inline(key)}:", *_bullets(value, indent + "  ")]
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"{indent}- {_inline(key)}: {_inline(shown)}")
+    return lines
+
+
+def _training(config: ModelConfig) -> str:
+    seen = ", ".join(_inline(name) for name in config.trained_on) or "not stated"
+    return "\n".join(["## Training", "", f"Trained on: {seen}.", "", *_bullets(config.training), ""])
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _inline(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, int):
+        return str(value)
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        return f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return f"{value:.4g}"
+
+
+def _results(config: ModelConfig) -> str:
+    tables = {where: values for where, values in config.results.items() if isinstance(values, dict)}
+    notes = {where: value for where, value in config.results.items() if not isinstance(value, dict)}
+    keys = [key for key in _METRICS if any(key in values for values in tables.values())]
+    other = {
+        where: rest
+        for where, values in tables.items()
+        if (rest := {key: value for key, value in values.items() if not _in_table(key)})
+    }
+    lines = ["## Measured", ""]
+    if keys:
+        lines.append("| on | " + " | ".join(_METRICS[key] for key in keys) + " |")
+        lines.append("|---" * (len(keys) + 1) + "|")
+        for where, values in tables.items():
+            cells = [_inline(where), *(_shown(values, key) for key in keys)]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", "In brackets: bootstrap interval over the images, 95 % unless said otherwise.", ""]
+    lines += _bullets({**notes, **other})
+    if not config.results:
+        lines.append("Nothing measured yet.")
+    return "\n".join([*lines, ""])
+
+
+def _in_table(key: str) -> bool:
+    return key.removesuffix("_low").removesuffix("_high") in _METRICS
+
+
+def _scoring(config: ModelConfig) -> str:
+    lines = ["## How a photograph is scored", "", "Mean of the calibrated scores of these crops:", ""]
+    lines += _bullets(config.protocol.to_dict())
+    lines += ["", "Calibration of a crop's raw output, `sigmoid(slope * raw + offset)`:", ""]
+    return "\n".join([*lines, *_bullets(config.calibration.to_dict()), ""])

@@ -1,0 +1,101 @@
+"""From a model's name to its folder: embedded checkpoints, local folders, Hub ids."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import os
+from pathlib import Path
+
+from qmamba.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from qmamba.errors import CheckpointError, UnknownModelError
+from qmamba.hub import fetch, is_repo_id
+
+_HUB_PREFIX = "hf-hub:"
+
+
+def _embedded() -> dict[str, Path]:
+    root = Path(str(importlib.resources.files("qmamba").joinpath("weights")))
+    if not root.is_dir():
+        return {}
+    folders = (folder for folder in sorted(root.iterdir()) if (folder / CONFIG_FILE).is_file())
+    return {folder.name: folder for folder in folders if (folder / WEIGHTS_FILE).is_file()}
+
+
+def list_models() -> list[str]:
+    """Names of the checkpoints that ship with the library, sorted. Reads file names only."""
+    return list(_embedded())
+
+
+def resolve(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The folder of a model, downloaded if `name` is a Hub id and it is not in the cache.
+
+    In this order: a name that `list_models` gives; an existing folder; a Hub id, `user/repo`.
+    `hf-hub:user/repo` is always the Hub, `./name` or a `Path` always a folder. Only a Hub id can cause
+    network traffic.
+
+    Args:
+        name: as above.
+        revision: branch, tag or commit; for Hub ids only.
+        local_files_only: never use the network.
+        cache_dir: in place of the standard Hub cache.
+        token: in place of the token that is logged in.
+
+    Raises:
+        UnknownModelError: no such model; near names are listed.
+        CheckpointError: a file in place of a folder, or a revision for something that has none.
+        HubError: as `hub.fetch`.
+    """
+    if isinstance(name, str) and name.startswith(_HUB_PREFIX):
+        return fetch(
+            name.removeprefix(_HUB_PREFIX),
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+        )
+    folder = _embedded().get(name) if isinstance(name, str) else None
+    if folder is None and name:
+        folder = _local(Path(name))
+    if folder is not None:
+        if revision is not None:
+            raise CheckpointError(
+                f"{os.fspath(name)} is not from the Hub, so it has no revisions: leave revision= out"
+            )
+        return folder
+    if isinstance(name, str) and is_repo_id(name):
+        return fetch(
+            name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+        )
+    raise UnknownModelError(_unknown(os.fspath(name)))
+
+
+def _local(path: Path) -> Path | None:
+    path = path.expanduser()
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file: give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    return path if path.is_dir() else None
+
+
+def _unknown(name: str) -> str:
+    from qmamba.models import list_archs
+
+    models, archs = list_models(), list_archs()
+    if name in archs:
+        shipped = ", ".join(models) or "none yet"
+        return (
+            f"no weights ship for {name!r} (those that do: {shipped}): load a folder or a Hub id, "
+            f"or build it untrained with create_model({name!r})"
+        )
+    near = " or ".join(difflib.get_close_matches(name, models, n=3, cutoff=0.5))
+    hint = f"did you mean {near}?" if near else f"models: {', '.join(models) or 'none yet'};"
+    return f"no model and no folder {name!r}: {hint} a Hub id is written user/repo"
