@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -23,7 +24,9 @@ from qmamba.checkpoint import ModelConfig, save_checkpoint
 from qmamba.cli import app
 from qmamba.cli._find import find_images, natural
 from qmamba.cli._rows import Format, Row, footer, header, render
+from qmamba.cli.score import score
 from qmamba.models import create_model
+from qmamba.scorer import DEFAULT_MODEL
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX names and signals")
 
@@ -247,9 +250,11 @@ def test_a_folder_that_cannot_be_read(tiny: Path, photos: Path) -> None:
         (["photos", "--protocol", "tiles"], "tiles"),
     ],
 )
-def test_usage_errors(photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+def test_usage_errors(
+    tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
     monkeypatch.chdir(photos.parent)
-    result = run("score", *arguments)
+    result = run("score", "--model", tiny, *arguments)  # a later --model wins
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
@@ -260,6 +265,7 @@ def test_an_unknown_model_is_one_line(photos: Path) -> None:
     result = run("score", photos, "--model", "lqmamba-x")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
+    assert "lqmamba-x" in result.stderr
 
 
 def test_an_empty_folder_among_others_is_only_mentioned(tiny: Path, photos: Path, tmp_path: Path) -> None:
@@ -270,6 +276,11 @@ def test_an_empty_folder_among_others_is_only_mentioned(tiny: Path, photos: Path
 
 
 # --- other commands ---
+
+
+def test_the_default_model_is_the_librarys() -> None:
+    (default,) = (p.default for p in inspect.signature(score).parameters.values() if p.name == "model")
+    assert default == DEFAULT_MODEL
 
 
 def test_version_and_help() -> None:
@@ -317,7 +328,7 @@ def test_rows_come_as_they_are_done_and_ctrl_c_is_quiet(tiny: Path, photos: Path
     running.send_signal(signal.SIGINT)
     assert running.wait(timeout=60) == 130
     # Not communicate(): it would pass over what readline() has buffered.
-    assert len(json.loads(first + running.stdout.read())) < 60, "rows before the interruption are a whole array"
+    assert len(json.loads(first + running.stdout.read())) < 60, "what was written is a whole array"
     assert running.stderr.read() == b""
 
 

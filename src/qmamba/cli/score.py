@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ from qmamba.cli._shared import USAGE, note, quiet_ends
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
+    from qmamba.protocol import Kind
     from qmamba.scorer import Scorer
 
 EPILOG = """\
@@ -104,25 +105,10 @@ def _files(paths: list[str], recursive: bool) -> tuple[list[Path], bool]:
 def _load(
     model: str, device: str | None, protocol: ProtocolName | None, revision: str | None, offline: bool
 ) -> Scorer:
-    import torch
-
     from qmamba.scorer import load
 
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            # torch explains at length; its first line names the cause.
-            reason = (str(error).splitlines() or ["not available"])[0]
-            note(f"the device {device!r} cannot be used here: {reason}")
-            raise typer.Exit(USAGE) from None
-    return load(
-        model,
-        revision=revision,
-        device=device,
-        local_files_only=offline,
-        protocol=None if protocol is None else protocol.value,
-    )
+    kind = cast("Kind | None", None if protocol is None else protocol.value)
+    return load(model, revision=revision, device=device, local_files_only=offline, protocol=kind)
 
 
 def _rows(scorer: Scorer, files: list[Path], batch_size: int, max_pixels: int | None) -> Iterator[Row]:
