@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,6 @@ from qmamba.cli._shared import USAGE, note, quiet_ends
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
-    from qmamba.protocol import Kind
     from qmamba.scorer import Scorer
 
 EPILOG = """\
@@ -107,8 +106,13 @@ def _load(
 ) -> Scorer:
     from qmamba.scorer import load
 
-    kind = cast("Kind | None", None if protocol is None else protocol.value)
-    return load(model, revision=revision, device=device, local_files_only=offline, protocol=kind)
+    return load(
+        model,
+        revision=revision,
+        device=device,
+        local_files_only=offline,
+        protocol=None if protocol is None else protocol.value,
+    )
 
 
 def _rows(scorer: Scorer, files: list[Path], batch_size: int, max_pixels: int | None) -> Iterator[Row]:
