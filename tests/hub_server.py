@@ -8,8 +8,10 @@ branches; preupload, the LFS batch with its upload and verify steps, and commits
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +55,7 @@ class LocalHub:
         self.corrupt: set[str] = set()  # files sent with one byte flipped
         self.truncate: set[str] = set()  # files whose connection breaks half way
         self.broken = False  # every answer is a 503
+        self.connections: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
 
@@ -78,6 +81,10 @@ class LocalHub:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+            # Kept-alive connections would go on being served.
+            for connection in list(self.connections):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> LocalHub:
         self.start()
@@ -101,6 +108,15 @@ class LocalHub:
 class _Handler(BaseHTTPRequestHandler):
     state: LocalHub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.state.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.state.connections.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -144,9 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
-        path = unquote(urlsplit(self.path).path)
+        # Split first: a branch's own slash arrives as %2F.
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        path = "/" + "/".join(parts)
         self.state.requests.append(f"{self.command} {path}")
-        parts = path.strip("/").split("/")
         if self.state.broken:
             self._error(503, "", "Service Unavailable")
         elif parts[0] == "api":
@@ -225,7 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = f"{data.get('organization')}/{data['name']}"
         if name in self.state.repos:
-            self._error(409, "", "You already created this model repo")
+            self._json(
+                {"error": "You already created this model repo", "url": f"{self.state.url}/{name}"}, 409
+            )
             return
         private = bool(data.get("private")) or data.get("visibility") == "private"
         repo = self.state.repos[name] = Repo(private=private)

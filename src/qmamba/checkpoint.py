@@ -301,7 +301,7 @@ def _entry(entry: Any, wrong: Any, name: str) -> tuple[str, tuple[int, ...], int
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise wrong(f"{name!r} has no dtype, shape and offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise wrong(f"{name!r} has type {dtype!r}")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
@@ -320,7 +320,7 @@ def _build(folder: Path, config: ModelConfig) -> nn.Module:
             # An untrained network draws its weights; the caller's random numbers must not notice.
             with torch.random.fork_rng(devices=[]):
                 network = create_model(config.arch, **config.overrides)
-    except (QMambaError, TypeError, ValueError, RuntimeError) as error:
+    except (QMambaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: this qmamba cannot build {config.arch!r} as described: {error}"
         ) from error

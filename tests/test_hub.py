@@ -1,0 +1,370 @@
+"""Loading from and pushing to a Hub: a local server, and a client in a process of its own.
+
+huggingface_hub reads HF_ENDPOINT and its friends when it is imported, so the client is a child process that
+is started with them set, once for all tests; it runs the snippets that the tests send it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hub_server import LocalHub, Repo
+from qmamba.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
+from qmamba.hub import is_repo_id
+from qmamba.models import create_model
+
+TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
+ID = "someone/tiny"
+
+CHILD = """
+import json, sys
+out, sys.stdout = sys.stdout, sys.stderr
+from qmamba.checkpoint import load_checkpoint, read_config
+from qmamba.hub import fetch, push
+from qmamba.registry import resolve
+for line in sys.stdin:
+    scope = {**globals(), "answer": None}
+    try:
+        exec(json.loads(line), scope)
+        reply = {"answer": scope["answer"]}
+    except Exception as error:
+        reply = {"error": type(error).__name__, "line": str(error)}
+    print(json.dumps(reply), file=out, flush=True)
+"""
+
+
+class ClientError(Exception):
+    """An exception in the client."""
+
+
+class Client:
+    def __init__(self, url: str, cache: Path) -> None:
+        self.cache = cache
+        home = cache.parent / "home"
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
+        }
+        environment |= {
+            "HF_ENDPOINT": url,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",  # the LFS protocol, which the local server speaks
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "*",
+            "no_proxy": "*",
+        }
+        self.log = (cache.parent / "client.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+            text=True,
+        )
+
+    def __call__(self, code: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(code), file=self.process.stdin, flush=True)
+        reply = json.loads(self.process.stdout.readline())
+        if "error" in reply:
+            raise ClientError(f"{reply['error']}: {reply['line']}")
+        return reply["answer"]
+
+    def refuses(self, code: str, match: str) -> str:
+        with pytest.raises(ClientError, match=match) as caught:
+            self(code)
+        line = str(caught.value)
+        assert "\n" not in line
+        assert len(line) < 400
+        return line
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def worker(server: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(server.url, tmp_path_factory.mktemp("hub") / "cache")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hub(server: LocalHub) -> LocalHub:
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def client(worker: Client) -> Client:
+    shutil.rmtree(worker.cache, ignore_errors=True)
+    return worker
+
+
+@pytest.fixture
+def hasty(client: Client) -> Iterator[None]:
+    """The client library tries again for 20 seconds before it gives up; here it does so without a pause."""
+    client("import time; time.pause, time.sleep = time.sleep, lambda seconds: None")
+    yield
+    client("import time; time.sleep = time.pause")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints of one architecture with different weights and names."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in ("first", "second"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(len(name))
+            network = create_model("lqmamba-n", **TINY)
+        save_checkpoint(root / name, network, ModelConfig(name=name, arch="lqmamba-n", overrides=TINY))
+    return root / "first", root / "second"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def repo(hub: LocalHub, folders: tuple[Path, Path]) -> Repo:
+    """`main` holds the second checkpoint; the tag v1 and the first commit hold the first one."""
+    repo = hub.repos[ID] = Repo()
+    repo.refs["v1"] = repo.commit(contents(folders[0]))
+    repo.commit(contents(folders[1]))
+    repo.refs["feature/x"] = repo.refs["v1"]
+    return repo
+
+
+def load(arguments: str = "") -> str:
+    return f"answer = load_checkpoint(resolve({ID!r}, {arguments}))[1].name"
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def test_load_by_id(client: Client, hub: LocalHub, repo: Repo, folders: tuple[Path, Path]) -> None:
+    answer = client(
+        f"folder = resolve('hf-hub:{ID}'); network, config = load_checkpoint(folder)\n"
+        "answer = [str(folder), config.name, sum(p.double().sum().item() for p in network.parameters())]"
+    )
+    assert Path(answer[0]).is_relative_to(client.cache)
+    assert Path(answer[0]).name == repo.refs["main"]
+    network, config = load_checkpoint(folders[1])
+    assert answer[1:] == [config.name, sum(p.double().sum().item() for p in network.parameters())]
+    assert {request.rsplit("/", 1)[1] for request in hub.requests} == {"config.json", "model.safetensors"}
+
+
+def test_revision_pins(client: Client, repo: Repo) -> None:
+    first, second = repo.refs["v1"], repo.refs["main"]
+    assert client(load()) == "second"
+    assert client(load("revision='main'")) == "second"
+    assert client(load("revision='v1'")) == "first"
+    assert client(load("revision='feature/x'")) == "first"
+    assert client(load(f"revision={first!r}")) == "first"
+    assert client(load(f"revision={second!r}")) == "second"
+
+
+def test_a_branch_that_moves(client: Client, repo: Repo, folders: tuple[Path, Path]) -> None:
+    assert client(load()) == "second"
+    repo.commit(contents(folders[0]))
+    assert client(load()) == "first"
+
+
+def test_both_files_are_of_one_commit(client: Client, hub: LocalHub, repo: Repo) -> None:
+    client(load())
+    weights = [request for request in hub.requests if request.endswith("model.safetensors")]
+    assert weights
+    assert all(repo.refs["main"] in request for request in weights)
+
+
+def test_cache_hit_with_the_server_stopped(client: Client, hub: LocalHub, repo: Repo) -> None:
+    first = repo.refs["v1"]
+    client(load())
+    client(load("revision='v1'"))
+    hub.stop()
+    assert client(load()) == "second"
+    assert client(load("revision='v1'")) == "first"
+    assert client(load(f"revision={first!r}")) == "first"
+    assert client(load("local_files_only=True")) == "second"
+
+
+def test_cache_hit_while_the_hub_is_down(client: Client, hub: LocalHub, repo: Repo) -> None:
+    client(load())
+    hub.broken = True
+    assert client(load()) == "second"
+
+
+def test_a_pinned_commit_in_the_cache_asks_nothing(client: Client, hub: LocalHub, repo: Repo) -> None:
+    pinned = load(f"revision={repo.refs['v1']!r}")
+    client(pinned)
+    hub.requests.clear()
+    assert client(pinned) == "first"
+    assert hub.requests == []
+
+
+def test_local_files_only(client: Client, hub: LocalHub, repo: Repo) -> None:
+    client.refuses(load("local_files_only=True"), "HubError.*not in the local cache.*local_files_only=False")
+    assert hub.requests == []
+
+
+def test_offline_variable(client: Client, hub: LocalHub, repo: Repo) -> None:
+    # The variable is read at import; this is where it ends up.
+    offline = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {}\n"
+    try:
+        client.refuses(offline.format(True) + load(), "HubError.*HF_HUB_OFFLINE")
+    finally:
+        client(offline.format(False))
+    assert hub.requests == []
+
+
+def test_own_cache_dir(client: Client, repo: Repo, tmp_path: Path) -> None:
+    assert client(load(f"cache_dir={str(tmp_path / 'mine')!r}")) == "second"
+    assert not client.cache.exists()
+    assert (tmp_path / "mine").is_dir()
+
+
+# ----------------------------------------------------------------------------------------------- mishaps
+
+
+def test_corrupt_download(client: Client, hub: LocalHub, repo: Repo) -> None:
+    hub.corrupt.add("model.safetensors")
+    line = client.refuses(load(), "CheckpointError.*sha256.*delete the folder")
+    hub.corrupt.clear()
+    # The damage stays in the cache, and following the advice mends it.
+    client.refuses(load(), "delete the folder")
+    found = re.search(r"delete the folder (\S+) and load it again", line)
+    assert found is not None
+    shutil.rmtree(found.group(1))
+    assert client(load()) == "second"
+
+
+def test_corrupt_config(client: Client, hub: LocalHub, repo: Repo) -> None:
+    repo.commit({"config.json": b"<html>Sign in to the hotel's network</html>"})
+    client.refuses(load(), "CheckpointError.*config.json.*not valid JSON")
+
+
+def test_interrupted_download(client: Client, hub: LocalHub, repo: Repo, hasty: None) -> None:
+    hub.truncate.add("model.safetensors")
+    client.refuses(load(), "HubError")
+    hub.truncate.clear()
+    assert client(load()) == "second"
+
+
+def test_not_found(client: Client, hub: LocalHub, repo: Repo) -> None:
+    client.refuses(
+        "resolve('someone/nothing')", "HubError.*no such model on the Hub, and no such folder here"
+    )
+    client.refuses("resolve('someone/nothing', token='hf_writer')", "HubError.*no such model on the Hub")
+    client.refuses(load("revision='v9'"), "HubError.*no revision 'v9'")
+    client.refuses(load(f"revision={'0' * 40!r}"), "HubError.*no revision '0000")
+
+
+def test_not_a_checkpoint(client: Client, hub: LocalHub) -> None:
+    other = hub.repos[ID] = Repo()
+    other.commit({"README.md": b"hello", "pytorch_model.bin": b"\x80\x02"})
+    client.refuses(load(), "HubError.*no config.json in this repository, so it is not a qmamba checkpoint")
+    other.commit({"config.json": b'{"model_type": "bert"}'})
+    client.refuses(load(), "HubError.*no model.safetensors")
+    assert not any("pytorch_model" in request for request in hub.requests)
+    other.commit({"model.safetensors": b"x"})
+    client.refuses(load(), "CheckpointError.*format_version")
+
+
+def test_gated_and_private(client: Client, hub: LocalHub, repo: Repo) -> None:
+    repo.gated = True
+    client.refuses(load(), "HubError.*gated.*hf auth login")
+    assert client(load("token='hf_writer'")) == "second"
+    shutil.rmtree(client.cache)
+    repo.gated, repo.private = False, True
+    client.refuses(load(), "HubError.*private one.*hf auth login")
+    assert client(load("token='hf_writer'")) == "second"
+
+
+@pytest.mark.parametrize("name", ["someone/a--b", "../up", "a b/c", "someone/..", "https://x.y/z"])
+def test_no_request_for_what_is_no_id(client: Client, hub: LocalHub, name: str) -> None:
+    client.refuses(f"resolve({name!r})", "UnknownModelError")
+    client.refuses(f"fetch({name!r})", "HubError.*not a Hub id")
+    assert not is_repo_id(name)
+    assert hub.requests == []
+
+
+def test_no_network(client: Client, hub: LocalHub, repo: Repo, hasty: None) -> None:
+    hub.stop()
+    client.refuses(load(), "HubError.*cannot reach the Hub: check the network")
+
+
+def test_hub_down(client: Client, hub: LocalHub, repo: Repo, hasty: None) -> None:
+    hub.broken = True
+    client.refuses(load(), "HubError.*error 503.*try again later")
+
+
+# ------------------------------------------------------------------------------------------------ pushing
+
+
+def push(folder: Path, arguments: str = "") -> str:
+    return f"answer = push({str(folder)!r}, {ID!r}, token='hf_writer', {arguments})"
+
+
+def test_push_and_load_back(client: Client, hub: LocalHub, folders: tuple[Path, Path]) -> None:
+    address = client(push(folders[0], "commit_message='first weights'"))
+    repo = hub.repos[ID]
+    assert address == f"{hub.url}/{ID}/commit/{repo.refs['main']}"
+    assert not repo.private
+    files = repo.commits[repo.refs["main"]]
+    assert {name: files[name] for name in contents(folders[0])} == contents(folders[0])
+    assert len(hub.lfs) == 1
+    assert client(load()) == "first"
+
+
+def test_push_again_and_to_a_branch(client: Client, hub: LocalHub, folders: tuple[Path, Path]) -> None:
+    client(push(folders[0], "private=True"))
+    assert hub.repos[ID].private
+    client(push(folders[1], "revision='next'"))
+    assert client(load("token='hf_writer'")) == "first"
+    assert client(load("token='hf_writer', revision='next'")) == "second"
+    client(push(folders[1]))
+    assert client(load("token='hf_writer'")) == "second"
+
+
+def test_push_sends_the_three_files_only(
+    client: Client, hub: LocalHub, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders[0], tmp_path / "copy")
+    (folder / "secret.txt").write_text("mine")
+    client(push(folder))
+    repo = hub.repos[ID]
+    names = {"README.md", "config.json", "model.safetensors", ".gitattributes"}
+    assert set(repo.commits[repo.refs["main"]]) == names
+
+
+def test_push_refusals(client: Client, hub: LocalHub, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    client.refuses(f"push({str(folders[0])!r}, {ID!r}, token='hf_wrong')", "HubError.*401.*token=")
+    client.refuses(f"push({str(folders[0])!r}, 'tiny')", "HubError.*user/repo")
+    hub.requests.clear()
+    folder = shutil.copytree(folders[0], tmp_path / "copy")
+    (folder / "model.safetensors").write_bytes(b"x")
+    client.refuses(push(folder), "CheckpointError")
+    assert hub.requests == []
