@@ -46,10 +46,11 @@ def count(model: QMamba, size: tuple[int, int] = (224, 224)) -> Count:
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs, norms
+        if isinstance(module, (nn.LayerNorm, RouteGate)):  # a gate normalises every route
+            norms += NORM_OPERATIONS * (inputs[0] if isinstance(module, RouteGate) else output).numel()
         if isinstance(module, nn.LayerNorm):
-            norms += NORM_OPERATIONS * output.numel()
-        else:
-            macs += _multiply_adds(module, inputs[0], output)
+            return
+        macs += _multiply_adds(module, inputs[0], output)
 
     hooks = [module.register_forward_hook(add) for module in model.modules()]
     shadow = {name: torch.empty_like(p, device="meta") for name, p in model.named_parameters()}
@@ -71,6 +72,6 @@ def _multiply_adds(module: nn.Module, x: Tensor, output: Tensor) -> int:
         K, D, N = module.A_log.shape
         positions = x[..., 0].numel()
         return positions * K * D * (9 * N + 1 + module.splits[0])  # the scan, and Δ from its rank-R form
-    if isinstance(module, RouteGate):
-        return x.numel()  # y · g
+    if isinstance(module, RouteGate):  # y · g, and two small Linears a route
+        return x.numel() + x.shape[0] * x.shape[1] * 2 * module.reduce.weight.numel()
     return 0

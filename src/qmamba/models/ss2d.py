@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import einsum
 from torch import Tensor, nn
 
-from ..ops import Route, selective_scan
+from ..ops import Route, gate_routes, selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -31,9 +30,16 @@ class RouteGate(nn.Module):
         self.expand = nn.Linear(channels // reduction, channels)
 
     def forward(self, y: Tensor) -> Tensor:
-        """y (B, K, H, W, D) → the gates (B, K, D)."""
-        mean = self.norm(y).mean(dim=(2, 3))  # (B, K, D)
-        return self.expand(F.gelu(self.reduce(mean))).sigmoid()
+        """Routes (B, K, H, W, D) → their gated sum (B, H, W, D)."""
+        return gate_routes(
+            y,
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            reduce_weight=self.reduce.weight,
+            reduce_bias=self.reduce.bias,
+            expand_weight=self.expand.weight,
+            expand_bias=self.expand.bias,
+        )
 
 
 class SS2D(nn.Module):
@@ -106,6 +112,6 @@ class SS2D(nn.Module):
             merge=self.gate is None,
         )
         if self.gate is not None:  # y is (B, K, H, W, D)
-            y = einsum(y, self.gate(y).to(y.dtype), "b k h w d, b k d -> b h w d")
+            y = self.gate(y)
         out: Tensor = self.out_proj(self.norm(y))
         return out

@@ -1,8 +1,9 @@
-"""Operations that know no model: routes over a grid, and the selective scan along them."""
+"""Operations that know no model: routes over a grid, the selective scan along them, and their gate."""
 
 from __future__ import annotations
 
+from .route_gate import gate_routes
 from .routes import Route, cross_scan_routes, local_scan_routes
 from .selective_scan import selective_scan
 
-__all__ = ["Route", "cross_scan_routes", "local_scan_routes", "selective_scan"]
+__all__ = ["Route", "cross_scan_routes", "gate_routes", "local_scan_routes", "selective_scan"]
