@@ -254,7 +254,7 @@ def _three_channels(planes: torch.Tensor) -> torch.Tensor:
     if planes.shape[0] == 4:
         if planes.dtype == torch.uint8:
             # Through Pillow, so that an array scores as the file it was read from.
-            rgba = Image.fromarray(planes.permute(1, 2, 0).contiguous().cpu().numpy(), "RGBA")
+            rgba = Image.fromarray(planes.permute(1, 2, 0).contiguous().cpu().numpy())
             pixels = read_image(rgba, "tensor", rgba.width * rgba.height)
             return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(planes.device)
         return planes[:3] * planes[3:] + (1 - planes[3:])

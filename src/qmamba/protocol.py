@@ -184,6 +184,7 @@ def fit_side(
     shorter = min(height, width)
     if shorter >= crop:
         return image
+    check_size(height, width, max_pixels, name)
     size = [crop if side == shorter else (side * crop + shorter // 2) // shorter for side in (height, width)]
     check_size(size[0], size[1], max_pixels, f"{name}: {height} × {width}, enlarged to a side of {crop}")
     planes = unit(image).reshape(1, -1, height, width)

@@ -1,0 +1,84 @@
+"""What surrounds the network in `qmamba.scorer`: checks, decoding ahead, errors that say where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import torch
+
+from qmamba.errors import ImageError
+from qmamba.images import MAX_PIXELS, decode, label
+
+Decoded: TypeAlias = tuple[torch.Tensor, str]
+"""The pixels of an image, and what messages call it."""
+
+LOWEST, HIGHEST = -0.5, 1.5  # beyond these a batch is not in [0, 1] by mistake, not by overshoot
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of `Scorer.score`, which documents them."""
+
+    on_error: Literal["raise", "nan"]
+    batch_size: int
+    progress: bool
+    max_pixels: int | None
+
+
+def pixel_limit(batch_size: int, max_pixels: int | None) -> int:
+    """Check both numbers; the limit, which is the default one for None."""
+    for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ImageError(f"{name} must be an integer of at least 1, not {value!r}")
+    return MAX_PIXELS if max_pixels is None else max_pixels
+
+
+def check_batch(batch: torch.Tensor) -> None:
+    """Refuse what is not a batch of images; cheap, and silent while a compiler traces."""
+    if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[1] != 3:
+        given = f"shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else type(batch).__name__
+        raise ImageError(f"batch: expected a tensor (B, 3, H, W), not {given}; use .score() for other inputs")
+    if not batch.dtype.is_floating_point:
+        raise ImageError(
+            f"batch: expected floats in [0, 1], not {batch.dtype}; divide by 255, or use .score()"
+        )
+    if batch.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (float(bound) for bound in batch.detach().aminmax())
+    if not (low >= LOWEST and high <= HIGHEST):
+        what = "NaN" if math.isnan(low) else f"values from {low:.4g} to {high:.4g}"
+        raise ImageError(f"batch: {what} in place of values in [0, 1]; rescale it, and do not normalise it")
+
+
+def decode_ahead(images: Iterator[Any], max_pixels: int) -> Iterator[Decoded | ImageError]:
+    """Decode images in order in another thread, one ahead of what is asked for; errors come as values."""
+    with ThreadPoolExecutor(1, thread_name_prefix="qmamba-decode") as pool:
+        futures = (pool.submit(_decode, image, max_pixels) for image in images)
+        ahead: Future[Decoded | ImageError] | None = next(futures, None)
+        while ahead is not None:
+            decoded, ahead = ahead.result(), next(futures, None)
+            yield decoded
+
+
+def _decode(image: Any, max_pixels: int) -> Decoded | ImageError:
+    try:
+        return decode(image, max_pixels=max_pixels), label(image)
+    except ImageError as error:
+        return error
+
+
+def located(error: ImageError, index: int, scores: torch.Tensor) -> ImageError:
+    """The same error, saying which input it is about, with the scores computed so far."""
+    found = type(error)(f"input {index}: {error}")
+    found.__cause__ = error
+    found.__dict__.update(index=index, scores=scores)
+    return found
+
+
+def with_bar(results: Iterator[Any], total: int) -> Iterator[Any]:
+    """The same results, with a bar on stderr."""
+    from tqdm import tqdm
+
+    return iter(tqdm(results, total=total, unit=" images"))

@@ -1,0 +1,396 @@
+"""Scoring images: the `Scorer` module, `load` to get one, and `score` for who needs no more than a number."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from qmamba._scoring import Decoded, ScoreOptions, check_batch, decode_ahead, located, pixel_limit, with_bar
+from qmamba.errors import BackendError, ImageError
+from qmamba.images import as_list, decode, iterate, label
+from qmamba.model_config import ModelConfig
+from qmamba.protocol import Kind, Protocol, Window, fit_side, unit, windows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_MODEL = "lqmamba-n"
+
+
+class Scorer(nn.Module):
+    """A trained network with all that turns images into scores: crops, normalisation, calibration.
+
+    Get one from `load`. The parameters are frozen, and the module stays in evaluation mode whatever an outer
+    module's `.train()` says; gradients flow to the images. It works on the device, and in the floating type,
+    that its parameters have.
+
+    Args:
+        network: (N, 3, H, W) normalised images to (N, 1) raw quality, as `create_model` builds it. It is
+            frozen in place.
+        config: preprocessing, protocol, calibration, and what is known about the weights.
+    """
+
+    def __init__(self, network: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.config = config
+        self.eval()
+
+    def train(self, mode: bool = True) -> Scorer:
+        """Stay in evaluation mode: a score must not depend on what else is being trained."""
+        super().train(False)
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint."""
+        return self.config.name
+
+    @property
+    def protocol(self) -> Protocol:
+        """Which parts of an image are looked at."""
+        return self.config.protocol
+
+    @property
+    def lower_better(self) -> bool:
+        """False: a higher score means a better photograph."""
+        return self.config.lower_better
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Least and greatest possible score."""
+        low, high = self.config.score_range
+        return low, high
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Names of the data sets that the weights have seen."""
+        return self.config.trained_on
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, protocol={self.protocol.kind!r}"
+
+    # Tensors to scores
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scores of a batch, differentiable to its pixels.
+
+        Args:
+            batch: (B, 3, H, W), any floating type, values in [0, 1], on the device of the parameters. Values
+                up to 0.5 outside that range are taken as they are, since restoration networks overshoot.
+
+        Returns:
+            (B,), float32, in `score_range`.
+
+        Raises:
+            ImageError: for another shape or type, or values that are NaN or far outside [0, 1]. (Under
+                torch.compile and torch.export values are not looked at.)
+        """
+        check_batch(batch)
+        if batch.shape[0] == 0:
+            return batch.to(torch.float32).sum((1, 2, 3))
+        batch = fit_side(batch.to(torch.float32), self.protocol.crop, name="batch")
+        boxes = windows(batch.shape[-2], batch.shape[-1], self.protocol)
+        crops = torch.stack([_cut(batch, box) for box in boxes], dim=1)
+        return self._rate(crops.flatten(0, 1)).view(-1, len(boxes)).mean(dim=1)
+
+    def _rate(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, 3, h, w) float32 in [0, 1], to N calibrated scores in float32."""
+        weights = next(self.network.parameters())
+        mean, std = (
+            crops.new_tensor(numbers).view(1, 3, 1, 1)
+            for numbers in (self.config.preprocessing.mean, self.config.preprocessing.std)
+        )
+        raw: torch.Tensor = self.network(((crops - mean) / std).to(weights.dtype))
+        return self.config.calibration(raw[:, 0])
+
+    @torch.inference_mode()
+    def crop_scores(
+        self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None
+    ) -> tuple[list[Window], torch.Tensor]:
+        """The parts of an image's score, which is their mean.
+
+        Args:
+            image: one image of any kind that `qmamba.images.decode` takes.
+            batch_size: crops per forward pass.
+            max_pixels: as for `score`.
+
+        Returns:
+            (top, left, height, width) of each crop, in pixels of the image (after enlargement, if a side was
+            shorter than a crop), and their calibrated scores (n,), float32 on the CPU.
+
+        Raises:
+            ImageError: when the image cannot be scored.
+        """
+        limit = pixel_limit(batch_size, max_pixels)
+        return self._crop_scores(decode(image, max_pixels=limit), label(image), batch_size, limit)
+
+    def _crop_scores(
+        self, pixels: torch.Tensor, name: str, batch_size: int, max_pixels: int
+    ) -> tuple[list[Window], torch.Tensor]:
+        pixels = fit_side(pixels, self.protocol.crop, max_pixels=max_pixels, name=name)
+        boxes = windows(pixels.shape[-2], pixels.shape[-1], self.protocol)
+        device = next(self.network.parameters()).device
+        scores = []
+        # Crops of one image only: in a shared pass the bits of a score would depend on the other images.
+        for start in range(0, len(boxes), batch_size):
+            crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
+            scores.append(self._rate(unit(crops.to(device))))
+        return boxes, torch.cat(scores).cpu()
+
+    # Images to scores
+
+    @overload
+    def score(
+        self,
+        images: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
+        **options: Unpack[ScoreOptions],
+    ) -> float: ...
+    @overload
+    def score(self, images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+    @overload
+    def score(self, images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
+
+    def score(
+        self,
+        images: Any,
+        *,
+        on_error: str = "raise",
+        batch_size: int = 32,
+        progress: bool = False,
+        max_pixels: int | None = None,
+    ) -> Any:
+        """Score one image, or each of a sequence.
+
+        Args:
+            images: a path, bytes, file object, Pillow image, numpy array (H, W[, C]) or tensor (C, H, W); or
+                a sequence of these: list, tuple, iterator, pandas or numpy column, tensor (B, C, H, W).
+                Kinds and sizes may be mixed. `qmamba.images.decode` describes each kind.
+            on_error: "raise", or "nan" to score what can be scored and give NaN for the rest.
+            batch_size: crops per forward pass, at least 1. Fewer take less memory.
+            progress: show a bar on stderr.
+            max_pixels: refuse images of more pixels, also after enlargement; 50,000,000 by default.
+
+        Returns:
+            A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU. All in
+            `score_range`, higher is better.
+
+        Raises:
+            ImageError: (MissingImageError for a path that names no file) with on_error="raise", at the first
+                image that cannot be scored. For a sequence the message begins with the input's index, which
+                the error carries as `.index`; `.scores` holds a tensor (n,) with what was computed before it,
+                and NaN for the rest.
+        """
+        if on_error not in ("raise", "nan"):
+            raise ImageError(f'on_error must be "raise" or "nan", not {on_error!r}')
+        items, single = as_list(images)
+        scores = torch.full((len(items),), math.nan)
+        results = self.iter_scores(items, batch_size=batch_size, max_pixels=max_pixels)
+        for index, result in with_bar(results, len(items)) if progress else results:
+            if not isinstance(result, ImageError):
+                scores[index] = result
+            elif on_error == "raise":
+                raise result if single else located(result, index, scores)
+        return float(scores[0]) if single else scores
+
+    def iter_scores(
+        self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None
+    ) -> Iterator[tuple[int, float | ImageError]]:
+        """Score images one by one, in order, and yield each result as soon as it is there.
+
+        The next image is decoded in another thread meanwhile. An iterator is read no more than one image
+        ahead, so it may be endless.
+
+        Args:
+            images: as for `score`; a single image counts as a sequence of one.
+            batch_size: as for `score`.
+            max_pixels: as for `score`.
+
+        Yields:
+            (index, score), with an ImageError in place of the score of an image that cannot be scored.
+        """
+        limit = pixel_limit(batch_size, max_pixels)
+        return self._stream(iterate(images)[0], batch_size, limit)
+
+    def _stream(
+        self, images: Iterator[Any], batch_size: int, max_pixels: int
+    ) -> Iterator[tuple[int, float | ImageError]]:
+        for index, decoded in enumerate(decode_ahead(images, max_pixels)):
+            yield index, self._score_or_error(decoded, batch_size, max_pixels)
+
+    @torch.inference_mode()
+    def _score_or_error(
+        self, decoded: Decoded | ImageError, batch_size: int, max_pixels: int
+    ) -> float | ImageError:
+        if isinstance(decoded, ImageError):
+            return decoded
+        try:
+            return float(self._crop_scores(*decoded, batch_size, max_pixels)[1].mean())
+        except ImageError as error:
+            return error
+
+    # Saving
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
+    ) -> ModelConfig:
+        """Write a checkpoint folder that `load` reads: config.json, model.safetensors, README.md.
+
+        Args:
+            folder: where to; it is made if need be.
+            dtype: float32, float16 or bfloat16 for the stored weights; by default as they were stored before.
+
+        Returns:
+            The config as written, with this scorer's protocol.
+
+        Raises:
+            CheckpointError: when the weights do not fit that type, or the folder cannot be written.
+        """
+        from qmamba.checkpoint import save_checkpoint
+
+        return save_checkpoint(folder, self.network, self.config, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a qmamba checkpoint",
+        revision: str | None = None,
+    ) -> str:
+        """Upload this scorer as a checkpoint to the Hub repository "user/repository", made if need be.
+
+        The options are those of `qmamba.hub.push`: whether a new repository is private, a token in place of
+        the one that is logged in, the first line of the commit, the branch to commit to.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubError: when the upload fails.
+        """
+        from qmamba.hub import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                revision=revision,
+            )
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    local_files_only: bool = False,
+    protocol: Kind | Protocol | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Scorer:
+    """Load a scorer from a checkpoint.
+
+    Args:
+        name: a name from `qmamba.list_models()`, a checkpoint folder, or a Hub id "user/repository". Only a
+            Hub id can cause a download.
+        revision: branch, tag or commit of a Hub id.
+        device: where to put the weights; the CPU by default.
+        dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
+        local_files_only: for a Hub id, take it from the cache and never use the network.
+        protocol: "grid", "random", "whole", or a `Protocol`, in place of the checkpoint's own. A word keeps
+            the checkpoint's other numbers. Measured results hold for the checkpoint's own protocol only.
+        cache_dir: in place of the standard Hub cache.
+        token: in place of the token that is logged in to the Hub.
+
+    Returns:
+        A frozen scorer.
+
+    Raises:
+        UnknownModelError: when nothing answers to the name; near names are listed.
+        CheckpointError: for a checkpoint that is incomplete or damaged, or a bad protocol.
+        HubError: when a Hub repository cannot be had.
+        BackendError: for a device or type that cannot be used here.
+    """
+    from qmamba.checkpoint import load_checkpoint
+    from qmamba.registry import resolve
+
+    folder = resolve(
+        name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+    )
+    network, config = load_checkpoint(folder)
+    if isinstance(protocol, Protocol):
+        config = config.replace(protocol=protocol)
+    elif protocol is not None:
+        config = config.replace(protocol=Protocol(**{**config.protocol.to_dict(), "kind": protocol}))
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype!r}")
+    try:
+        network = network.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # torch explains at length; its first line names the cause.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
+        ) from error
+    return Scorer(network, config)
+
+
+_DEFAULT_LOCK = threading.Lock()
+
+
+@functools.cache
+def _default() -> Scorer:
+    return load()
+
+
+@overload
+def score(
+    images: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, **options: Unpack[ScoreOptions]
+) -> float: ...
+@overload
+def score(images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+@overload
+def score(images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
+
+
+def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
+    """Score one image, or each of a sequence, with the embedded model.
+
+    The model is read once per process, at the first call. For another model, device or protocol see `load`.
+
+    Args:
+        images: one image or a sequence of images; see `Scorer.score`.
+        **options: on_error, batch_size, progress, max_pixels; see `Scorer.score`.
+
+    Returns:
+        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32.
+
+    Raises:
+        ImageError: as `Scorer.score`.
+    """
+    # functools.cache alone would let two threads load the model at once.
+    with _DEFAULT_LOCK:
+        scorer = _default()
+    return scorer.score(images, **options)
+
+
+def _cut(pixels: torch.Tensor, box: Window) -> torch.Tensor:
+    top, left, height, width = box
+    return pixels[..., top : top + height, left : left + width]
