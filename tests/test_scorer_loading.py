@@ -111,6 +111,19 @@ def test_iter_scores_is_ordered_and_lazy(scorer: Scorer, faulty: list[Any]) -> N
     assert next(scorer.iter_scores("missing.jpg"))[0] == 0
 
 
+def test_a_failing_iterator_loses_nothing_before_it(scorer: Scorer) -> None:
+    def broken() -> Iterator[np.ndarray]:
+        yield photo(64, 64)
+        yield photo(64, 64, 1)
+        raise KeyError("the caller's own")
+
+    results = []
+    with pytest.raises(KeyError):
+        for _, result in scorer.iter_scores(broken()):
+            results.append(result)
+    assert results == [scorer.score(photo(64, 64)), scorer.score(photo(64, 64, 1))]
+
+
 def test_progress_goes_to_stderr(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
     scorer.score([photo(64, 64)] * 2)
     assert capsys.readouterr() == ("", "")

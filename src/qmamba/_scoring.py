@@ -55,10 +55,22 @@ def check_batch(batch: torch.Tensor) -> None:
 def decode_ahead(images: Iterator[Any], max_pixels: int) -> Iterator[Decoded | ImageError]:
     """Decode images in order in another thread, one ahead of what is asked for; errors come as values."""
     with ThreadPoolExecutor(1, thread_name_prefix="qmamba-decode") as pool:
-        futures = (pool.submit(_decode, image, max_pixels) for image in images)
-        ahead: Future[Decoded | ImageError] | None = next(futures, None)
+
+        def submit() -> Future[Decoded | ImageError] | None:
+            try:
+                return pool.submit(_decode, next(images), max_pixels)
+            except StopIteration:
+                return None
+            except Exception as error:
+                # The caller's iterator has failed: raised in its turn, so that the image before is still
+                # scored.
+                failed: Future[Decoded | ImageError] = Future()
+                failed.set_exception(error)
+                return failed
+
+        ahead = submit()
         while ahead is not None:
-            decoded, ahead = ahead.result(), next(futures, None)
+            decoded, ahead = ahead.result(), submit()
             yield decoded
 
 
