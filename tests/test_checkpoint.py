@@ -320,6 +320,34 @@ def test_unknown_architecture_and_overrides(folder: Path) -> None:
     refused(folder, "cannot build 'lqmamba-n'")
 
 
+class Wide(nn.Module):
+    def __init__(self, width: int, hidden: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, width)
+        self.register_buffer("ramp", torch.arange(width), persistent=not hidden)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_architectures_with_and_without_hidden_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    monkeypatch.setattr("qmamba.models.create_model", lambda arch, width: Wide(width, hidden))
+    network = Wide(4, hidden)
+    save_checkpoint(tmp_path, network, ModelConfig(name="a", arch="wide", overrides={"width": 4}))
+    before = torch.get_rng_state()
+    loaded, _ = load_checkpoint(tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(loaded.fc.weight, network.fc.weight)
+    assert loaded.ramp.tolist() == [0, 1, 2, 3]
+
+
+def test_absurd_widths_cost_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmamba.models.create_model", lambda arch, width: Wide(width, False))
+    save_checkpoint(tmp_path, Wide(4, False), ModelConfig(name="a", arch="wide", overrides={"width": 4}))
+    edit_config(tmp_path, lambda config: config.update(overrides={"width": 10**14}))
+    refused(tmp_path, r"'fc.bias' has shape \[4\] where \[100000000000000\] is due")
+
+
 # ------------------------------------------------------------------------------------------------- config
 
 

@@ -49,7 +49,7 @@ class ClientError(Exception):
 
 
 class Client:
-    def __init__(self, url: str, cache: Path) -> None:
+    def __init__(self, url: str, cache: Path, **variables: str) -> None:
         self.cache = cache
         home = cache.parent / "home"
         environment = {
@@ -64,6 +64,7 @@ class Client:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "*",
             "no_proxy": "*",
+            **variables,
         }
         self.log = (cache.parent / "client.log").open("w")
         self.process = subprocess.Popen(
@@ -230,13 +231,12 @@ def test_local_files_only(client: Client, hub: LocalHub, repo: Repo) -> None:
     assert hub.requests == []
 
 
-def test_offline_variable(client: Client, hub: LocalHub, repo: Repo) -> None:
-    # The variable is read at import; this is where it ends up.
-    offline = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = {}\n"
+def test_offline_variable(hub: LocalHub, repo: Repo, tmp_path: Path) -> None:
+    client = Client(hub.url, tmp_path / "cache", HF_HUB_OFFLINE="1")
     try:
-        client.refuses(offline.format(True) + load(), "HubError.*HF_HUB_OFFLINE")
+        client.refuses(load(), "HubError.*HF_HUB_OFFLINE")
     finally:
-        client(offline.format(False))
+        client.close()
     assert hub.requests == []
 
 
@@ -368,3 +368,20 @@ def test_push_refusals(client: Client, hub: LocalHub, folders: tuple[Path, Path]
     (folder / "model.safetensors").write_bytes(b"x")
     client.refuses(push(folder), "CheckpointError")
     assert hub.requests == []
+
+
+def test_a_scorer_travels_through_the_hub(client: Client, repo: Repo) -> None:
+    """Load by id, push from there, save to a folder: one and the same score each time."""
+    scores = client(
+        "import numpy as np, tempfile\n"
+        "from qmamba.scorer import load as load_scorer\n"
+        "image = np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8)\n"
+        f"scorer = load_scorer({ID!r}, revision='v1')\n"
+        "scorer.push_to_hub('someone/copy', token='hf_writer')\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    scorer.save_pretrained(folder)\n"
+        "    others = [load_scorer('someone/copy'), load_scorer(folder)]\n"
+        "answer = [item.score(image) for item in (scorer, *others)]"
+    )
+    assert 0 < scores[0] < 1
+    assert scores[0] == scores[1] == scores[2]

@@ -321,8 +321,9 @@ def _build(folder: Path, config: ModelConfig) -> nn.Module:
             with torch.random.fork_rng(devices=[]):
                 network = create_model(config.arch, **config.overrides)
     except (QMambaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        why = " ".join(str(error).split())
         raise CheckpointError(
-            f"{folder / CONFIG_FILE}: this qmamba cannot build {config.arch!r} as described: {error}"
+            f"{folder / CONFIG_FILE}: this qmamba cannot build {config.arch!r} as described: {why}"
         ) from error
     return network
 

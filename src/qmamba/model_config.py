@@ -139,7 +139,7 @@ class ModelConfig:
     protocol: Protocol = dataclasses.field(default_factory=Protocol)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     lower_better: bool = False
-    score_range: tuple[float, ...] = (0.0, 1.0)
+    score_range: tuple[float, float] = (0.0, 1.0)
     trained_on: tuple[str, ...] = ()
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     licence: str = "unknown"
