@@ -119,7 +119,11 @@ def test_older_names_and_shapes_convert_to_the_same(recording):
 
 
 def classification_head(state):
-    return {**state, "classifier.head.weight": torch.zeros(1000, 128), "classifier.head.bias": torch.zeros(1000)}
+    return {
+        **state,
+        "classifier.head.weight": torch.zeros(1000, 128),
+        "classifier.head.bias": torch.zeros(1000),
+    }
 
 
 def test_a_classification_head_is_dropped_and_named(recording):
@@ -144,7 +148,10 @@ def test_cross_scan_weights_start_a_local_scan_network_with_gates_of_one_half(da
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {**s, "layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}, "called 'layers.0.blocks.0.attn"),
+        (
+            lambda s: {**s, "layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)},
+            "called 'layers.0.blocks.0.attn",
+        ),
         (lambda s: {**s, "epoch": 3}, "'epoch' is no tensor"),
         (lambda s: {k: v for k, v in s.items() if "out_norm" not in k}, "lacks stages.0.blocks.0.ss2d.norm"),
         (lambda s: {**s, "patch_embed.0.bias": torch.zeros(9)}, r"stem.conv1.bias is \(9,\)"),

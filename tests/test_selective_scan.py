@@ -72,18 +72,14 @@ def test_matches_reference_in_float32(grid):
     routes = local_scan_routes(4)
     inputs = make_inputs(*grid, routes, dtype=torch.float32, channels=16)
     truth = {name: t.double() for name, t in inputs.items()}
-    assert_same(
-        run(inputs, routes, "torch", merge=True), run(truth, routes, "reference", merge=True), 2e-5
-    )
+    assert_same(run(inputs, routes, "torch", merge=True), run(truth, routes, "reference", merge=True), 2e-5)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16])
 def test_any_number_of_states(n):
     routes = cross_scan_routes()
     inputs = make_inputs(5, 7, routes, n=n)
-    assert_same(
-        run(inputs, routes, "torch", merge=True), run(inputs, routes, "reference", merge=True), 1e-10
-    )
+    assert_same(run(inputs, routes, "torch", merge=True), run(inputs, routes, "reference", merge=True), 1e-10)
 
 
 def test_many_images_are_tiled_without_a_seam(monkeypatch):
@@ -127,9 +123,7 @@ def test_weak_decay_over_a_long_route_keeps_its_memory():
     with torch.no_grad():
         inputs["A"].fill_(-1e-3)
     truth = {name: t.double() for name, t in inputs.items()}
-    assert_same(
-        run(inputs, routes, "torch", merge=True), run(truth, routes, "reference", merge=True), 2e-4
-    )
+    assert_same(run(inputs, routes, "torch", merge=True), run(truth, routes, "reference", merge=True), 2e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

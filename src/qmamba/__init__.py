@@ -1,0 +1,30 @@
+"""qmamba: how good does a photograph look? No-reference image quality with Vision Mamba.
+
+>>> import qmamba
+>>> "lqmamba-n" in qmamba.list_archs()
+True
+"""
+
+from __future__ import annotations
+
+from . import convert, errors, metrics
+from ._version import __version__
+from .models import count, create_model, list_archs
+from .protocol import Protocol
+from .registry import list_models
+from .scorer import Scorer, load, score
+
+__all__ = [
+    "Protocol",
+    "Scorer",
+    "__version__",
+    "convert",
+    "count",
+    "create_model",
+    "errors",
+    "list_archs",
+    "list_models",
+    "load",
+    "metrics",
+    "score",
+]

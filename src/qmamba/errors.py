@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 
 class QMambaError(Exception):
     """Base of every error raised on purpose by this library."""
 
 
 class ImageError(QMambaError, ValueError):
-    """An input that cannot be scored: not an image, damaged, too large, of a wrong shape or range."""
+    """An input that cannot be scored: not an image, damaged, too large, of a wrong shape or range.
+
+    Attributes:
+        index: place of the input in the sequence that was scored; ``None`` for a single image.
+        scores: (n,) float32 scores computed before it, NaN for the rest; ``None`` for a single image.
+    """
+
+    index: int | None = None
+    scores: Tensor | None = None
 
 
 class MissingImageError(ImageError, FileNotFoundError):

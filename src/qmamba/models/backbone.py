@@ -72,7 +72,7 @@ class QMamba(nn.Module):
         _check_plan(widths, depths, windows, drop_path)
         self.overrides = {}
         self.stem = Stem(widths[0])
-        rates = torch.linspace(0.0, drop_path, sum(depths)).tolist()
+        rates = torch.linspace(0.0, drop_path, sum(depths), device="cpu").tolist()
         stages = []
         for s, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             routes = cross_scan_routes() if windows is None else local_scan_routes(windows[s])

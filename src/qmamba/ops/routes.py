@@ -78,9 +78,11 @@ def _order(
         return transposed % height * width + transposed // height
     grid = torch.arange(height * width).view(height, width)
     size = window or max(height, width)
-    order = torch.cat([
-        grid[rows.start : rows.stop, columns.start : columns.stop].reshape(-1)
-        for rows in _blocks(height, size)
-        for columns in _blocks(width, size)
-    ])
+    order = torch.cat(
+        [
+            grid[rows.start : rows.stop, columns.start : columns.stop].reshape(-1)
+            for rows in _blocks(height, size)
+            for columns in _blocks(width, size)
+        ]
+    )
     return order.flip(0) if reverse else order

@@ -392,7 +392,9 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
     gy = gy.to(p.x.dtype).flatten(-3, -2)  # (B, L, D), or (B, K, L, D) without merge
     batch, length, channels = p.x.shape
     scratch = _Scratch(p.x)
-    g_x, g_dt, g_B, g_C = (torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in (p.x, p.dt, p.B, p.C))
+    g_x, g_dt, g_B, g_C = (
+        torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in (p.x, p.dt, p.B, p.C)
+    )
     g_weight, g_bias, g_A, g_D = (torch.zeros_like(v) for v in (p.dt_weight, p.dt_bias, p.A, p.D))
     for tile in _tiles(batch, length * channels):
         for route, members in _pairs(p.routes).items():

@@ -1,0 +1,23 @@
+"""Losses, named after what they do. All take raw predictions (n,) and return a scalar."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def smooth_l1(pred: Tensor, mos: Tensor, beta: float = 0.1) -> Tensor:
+    """Smooth-L1 between predictions and MOS on a [0, 1] scale."""
+    return F.smooth_l1_loss(pred, mos, beta=beta)
+
+
+def plcc_loss(pred: Tensor, mos: Tensor, eps: float = 1e-8) -> Tensor:
+    """(1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one."""
+    p, m = pred - pred.mean(), mos - mos.mean()
+    return (1 - (p * m).sum() / (p.norm() * m.norm() + eps)) / 2
+
+
+def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float) -> Tensor:
+    """Hinge: each ``better`` should exceed its ``worse`` by ``margin``."""
+    return torch.relu(margin - (better - worse)).mean()

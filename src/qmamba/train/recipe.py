@@ -1,0 +1,152 @@
+"""Recipes: everything that a training run depends on, in one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from ..errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training at one crop size, in optimiser steps."""
+
+    crop: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.crop < 32 or self.steps < 1:
+            raise RecipeError(f"a phase needs a crop of at least 32 and at least one step, not {self}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+        name: of the model that comes out.
+        arch: architecture, as ``create_model`` takes it.
+        overrides: keyword arguments of ``create_model``.
+        data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
+        phases: crop sizes and steps, one after the other.
+        images: rated photographs a step, one random crop each.
+        ranked: how many of them come with two degraded copies that must rank below, mild above strong.
+        lr: peak learning rate; a linear warm-up over ``warmup`` of all steps, then a cosine to zero.
+        weight_decay: of AdamW; none on norms, biases, A_log and D.
+        clip: largest norm of the gradient.
+        ema: decay of the running mean of the weights, which is what is evaluated and saved.
+        beta: of the smooth-L1 loss on MOS.
+        plcc, ranking: weights of the two other losses.
+        margin: by which a score should fall with each level of degradation.
+        calibration_images: training photographs that the calibration is fitted on.
+        validate_every: steps between two looks at the val fold.
+        seed: of everything random.
+        licence, limits: for the model card.
+    """
+
+    name: str
+    arch: str
+    phases: tuple[Phase, ...]
+    data: str = "biq2021"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    images: int = 24
+    ranked: int = 4
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.999
+    beta: float = 0.1
+    plcc: float = 0.5
+    ranking: float = 0.5
+    margin: float = 0.03
+    calibration_images: int = 600
+    validate_every: int = 500
+    seed: int = 0
+    licence: str = "unknown"
+    limits: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise RecipeError("a recipe needs at least one phase, with crop and steps")
+        if not 0 <= self.ranked <= self.images:
+            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images})")
+        if self.data not in ("biq2021", "manifest"):
+            raise RecipeError(f"a recipe's data is 'biq2021' or 'manifest', not {self.data!r}")
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def crop_at(self, step: int) -> int:
+        """Crop size of a step, counted from 0."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase.crop
+            step -= phase.steps
+        return self.phases[-1].crop
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the library."""
+    folder = resources.files("qmamba.train") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe from a TOML file, or one of :func:`list_recipes` by name.
+
+    Raises:
+        RecipeError: no such recipe, not TOML, or a key that a recipe does not have.
+    """
+    path = Path(name)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in list_recipes():
+        text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise RecipeError(
+            f"no recipe {str(name)!r}: give a .toml file, or one of {', '.join(list_recipes())}"
+        )
+    return parse_recipe(text, str(name))
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """A recipe from TOML text; unknown keys and wrong types are refused."""
+    try:
+        values = _parse_toml(text)
+    except ValueError as error:
+        raise RecipeError(f"{where} is not valid TOML: {error}") from error
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    unknown, missing = sorted(values.keys() - known), {"name", "arch", "phases"} - values.keys()
+    if unknown or missing:
+        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {sorted(missing)[0]!r}"
+        raise RecipeError(f"{where} {what}; a recipe's keys are {', '.join(sorted(known))}")
+    try:
+        phases = tuple(Phase(**phase) for phase in values.pop("phases"))
+    except TypeError as error:
+        raise RecipeError(f"{where}: each of [[phases]] has crop and steps, two integers: {error}") from error
+    hints = get_type_hints(Recipe)
+    for key, value in values.items():
+        kind = get_origin(hints[key]) or hints[key]
+        fits = isinstance(value, kind) or (kind is float and type(value) is int)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise RecipeError(f"{where}: {key} should be of type {kind.__name__}, not {value!r}")
+    return Recipe(phases=phases, **values)
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    reader: types.ModuleType
+    try:
+        import tomllib as reader
+    except ModuleNotFoundError:  # Python 3.10
+        try:
+            import tomli as reader  # type: ignore[no-redef]
+        except ModuleNotFoundError:
+            raise RecipeError("recipes need tomli on Python 3.10: pip install 'qmamba[train]'") from None
+    return dict(reader.loads(text))
