@@ -1,15 +1,18 @@
-"""The command line: `qmamba score`, `qmamba models`; `qmamba train` and `qmamba evaluate` where installed."""
+"""The command line: `qmamba score`, `qmamba models`, `qmamba evaluate`, `qmamba train`."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from qmamba._version import __version__
+from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
+from qmamba.cli.evaluate import evaluate
 from qmamba.cli.models import models
 from qmamba.cli.score import EPILOG, score
+from qmamba.cli.train import EPILOG as TRAIN_EPILOG
+from qmamba.cli.train import train
 
 __all__ = ["app"]
 
@@ -41,12 +44,8 @@ def _build() -> typer.Typer:
     application.callback()(_main)
     application.command(no_args_is_help=True, epilog=EPILOG)(score)
     application.command()(models)
-    if find_spec("qmamba.cli.train") is not None:
-        # An installation may leave the trainer out; everything else still works then.
-        from qmamba.cli import train as training
-
-        application.command(no_args_is_help=True)(training.train)
-        application.command(no_args_is_help=True)(training.evaluate)
+    application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
+    application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
     return application
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: how errors, Ctrl-C and a closed pipe end the program."""
+"""What the commands share: how a scorer is loaded, bars on stderr, how errors and Ctrl-C end a program."""
 
 from __future__ import annotations
 
@@ -6,14 +6,50 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from qmamba.errors import QMambaError
 
+if TYPE_CHECKING:
+    from qmamba.scorer import Scorer
+
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+
+class ProtocolName(str, Enum):
+    """The ways to cut an image into crops."""
+
+    grid = "grid"
+    random = "random"
+    whole = "whole"
+
+
+def load_scorer(
+    model: str, device: str | None, protocol: ProtocolName | None, revision: str | None, offline: bool
+) -> Scorer:
+    """`qmamba.load`, from what options hold."""
+    from qmamba.scorer import load
+
+    return load(
+        model,
+        revision=revision,
+        device=device,
+        local_files_only=offline,
+        protocol=None if protocol is None else protocol.value,
+    )
+
+
+def bar_of(total: int, progress: bool | None, unit: str = " images", **options: Any) -> Any:
+    """A tqdm bar on stderr; `progress` None shows it on terminals only."""
+    from tqdm import tqdm
+
+    wanted = sys.stderr.isatty() if progress is None else progress
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=not wanted, leave=False, **options)
 
 
 def note(line: str) -> None:

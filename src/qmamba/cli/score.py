@@ -6,7 +6,6 @@ import io
 import math
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ import typer
 
 from qmamba.cli._find import find_images
 from qmamba.cli._rows import Format, Row, footer, header, render
-from qmamba.cli._shared import USAGE, note, quiet_ends
+from qmamba.cli._shared import USAGE, ProtocolName, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
@@ -34,14 +33,6 @@ Exit code:
   1  some images were not; their rows say why
   2  nothing could be scored: no images, an unknown model, a wrong option
 """
-
-
-class ProtocolName(str, Enum):
-    """The ways to cut an image into crops."""
-
-    grid = "grid"
-    random = "random"
-    whole = "whole"
 
 
 def score(
@@ -78,7 +69,7 @@ def score(
     """
     with quiet_ends():
         files, whole = _files(paths, recursive)
-        scorer = _load(model, device, protocol, revision, offline)
+        scorer = load_scorer(model, device, protocol, revision, offline)
         rows = _rows(scorer, files, batch_size, max_pixels)
         failed = _write(rows, form, len(files), progress)
         if failed:
@@ -101,20 +92,6 @@ def _files(paths: list[str], recursive: bool) -> tuple[list[Path], bool]:
     return found.files, not found.unreadable
 
 
-def _load(
-    model: str, device: str | None, protocol: ProtocolName | None, revision: str | None, offline: bool
-) -> Scorer:
-    from qmamba.scorer import load
-
-    return load(
-        model,
-        revision=revision,
-        device=device,
-        local_files_only=offline,
-        protocol=None if protocol is None else protocol.value,
-    )
-
-
 def _rows(scorer: Scorer, files: list[Path], batch_size: int, max_pixels: int | None) -> Iterator[Row]:
     for index, result in scorer.iter_scores(files, batch_size=batch_size, max_pixels=max_pixels):
         path = str(files[index])
@@ -130,7 +107,7 @@ def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None)
     """Write each row as it comes; return how many are failures."""
     _prepare_stdout(form)
     failed = 0
-    with _bar(total, progress) as bar:
+    with bar_of(total, progress) as bar:
         _emit(header(form), bar)
         try:
             for done, row in enumerate(rows):
@@ -162,10 +139,3 @@ def _emit(text: str, bar: Any) -> None:
     with bar.external_write_mode(file=sys.stdout):  # rows and bar share a screen: the bar steps aside
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _bar(total: int, progress: bool | None) -> Any:
-    from tqdm import tqdm
-
-    wanted = sys.stderr.isatty() if progress is None else progress
-    return tqdm(total=total, unit=" images", file=sys.stderr, disable=not wanted, leave=False)

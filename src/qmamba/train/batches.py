@@ -1,5 +1,7 @@
-"""Batches: which photographs, which crops, which degraded copies. A batch is a function of (seed, step, rank),
-so an interrupted run goes on with the batches that it would have had."""
+"""Batches: which photographs, which crops, which degraded copies.
+
+A batch is a function of (seed, step, rank), so an interrupted run goes on with the batches it would have had.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..data import DEGRADATIONS, Rated, degrade
 from ..images import decode
+from ..protocol import fit_side
 from .recipe import Recipe
 
 
@@ -46,7 +49,11 @@ def choose(count: int, recipe: Recipe, step: int) -> list[int]:
 
 
 def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-    """Every ``ranks``-th photograph of a step, decoded, cropped, flipped, and some of them degraded."""
+    """Every ``ranks``-th photograph of a step, decoded, cropped, flipped, and some of them degraded.
+
+    Raises:
+        ImageError: a photograph cannot be decoded; the message names it.
+    """
     g = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
     mine = [ratings[i] for i in choose(len(ratings), recipe, step)[rank::ranks]]
     crop = recipe.crop_at(step)
@@ -71,12 +78,14 @@ def prefetch(
     ratings: Sequence[Rated], recipe: Recipe, first: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
     """Batches from step ``first`` to the recipe's last, made in a thread while the last one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make_batch, ratings, recipe, first, rank, ranks)]
-        for step in range(first, recipe.steps):
-            if step + 1 < recipe.steps:
-                pending.append(pool.submit(make_batch, ratings, recipe, step + 1, rank, ranks))
-            yield pending.pop(0).result()
+    if first >= recipe.steps:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="qmamba-batches") as pool:
+        ahead = pool.submit(make_batch, ratings, recipe, first, rank, ranks)
+        for step in range(first + 1, recipe.steps):
+            batch, ahead = ahead.result(), pool.submit(make_batch, ratings, recipe, step, rank, ranks)
+            yield batch
+        yield ahead.result()
 
 
 def _draw(below: int, g: torch.Generator) -> int:
@@ -84,8 +93,6 @@ def _draw(below: int, g: torch.Generator) -> int:
 
 
 def _random_crop(image: Tensor, size: int, g: torch.Generator) -> Tensor:
-    from ..protocol import fit_side
-
     if image.dtype != torch.uint8:
         image = (image * 255).round().byte()
     if min(image.shape[1:]) < size:

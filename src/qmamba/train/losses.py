@@ -15,9 +15,11 @@ def smooth_l1(pred: Tensor, mos: Tensor, beta: float = 0.1) -> Tensor:
 def plcc_loss(pred: Tensor, mos: Tensor, eps: float = 1e-8) -> Tensor:
     """(1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one."""
     p, m = pred - pred.mean(), mos - mos.mean()
-    return (1 - (p * m).sum() / (p.norm() * m.norm() + eps)) / 2
+    correlation: Tensor = (p * m).sum() / (p.norm() * m.norm() + eps)
+    return (1 - correlation) / 2
 
 
 def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float) -> Tensor:
     """Hinge: each ``better`` should exceed its ``worse`` by ``margin``."""
-    return torch.relu(margin - (better - worse)).mean()
+    loss: Tensor = torch.relu(margin - (better - worse)).mean()
+    return loss

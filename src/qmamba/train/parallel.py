@@ -1,22 +1,26 @@
 """Several processes that train one model: each computes a part of every batch, gradients are averaged.
 
-On a processor, two processes of one thread each finish sooner than one process of two threads: most of a step is
-many small operations. With one process nothing here is used.
+On a processor, two processes of one thread each finish sooner than one process of two threads: most of a step
+is many small operations. With one process nothing here is used.
 """
 
 from __future__ import annotations
 
-import os
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+
+from ..errors import BackendError, QMambaError
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Team:
             return
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
-        parts = flat.div_(self.size).split([g.numel() for g in gradients])
+        sizes = [g.numel() for g in gradients]
+        parts = flat.div_(self.size).split(sizes)  # type: ignore[no-untyped-call]
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -46,31 +51,73 @@ class Team:
 
 
 @contextmanager
-def team_of(size: int, helper: Any, args: tuple[Any, ...]) -> Iterator[Team]:
-    """Start ``size - 1`` processes that run ``helper(team, *args)``; this one is rank 0 of the team."""
+def team_of(size: int, helper: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[Team]:
+    """Start ``size - 1`` processes that run ``helper(team, *args)``; this one is rank 0 of the team.
+
+    Raises:
+        BackendError: a process could not be started.
+        QMambaError: what went wrong in another process, in place of the lost connection that it caused here.
+    """
     if size == 1:
         yield Team()
         return
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        store = os.path.join(folder, "store")  # noqa: PTH118  (torch wants a string)
-        context = mp.get_context("spawn")
-        others = [
-            context.Process(target=_run, args=(helper, rank, size, store, threads, args), daemon=True)
-            for rank in range(1, size)
-        ]
-        for process in others:
-            process.start()
+        store = str(Path(folder, "store"))
+        others: list[tuple[Any, Connection]] = []
         try:
+            for rank in range(1, size):
+                others.append(_start(rank, size, store, threads, helper, args))
+            for _, messages in others:
+                _await(messages)
             _join(0, size, store, threads)
             yield Team(0, size)
-        finally:
-            for process in others:
+            for process, _ in others:
                 process.join(timeout=10)
+        except RuntimeError as error:
+            raise _cause(others) or error from None
+        finally:
+            for process, _ in others:
                 process.kill()
             if dist.is_initialized():
                 dist.destroy_process_group()
             torch.set_num_threads(threads)
+
+
+def _start(
+    rank: int, size: int, store: str, threads: int, helper: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Any, Connection]:
+    context = mp.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_run, args=(there, rank, size, store, threads, helper, args), daemon=True
+    )
+    process.start()
+    there.close()  # the only other end is the process's: when it dies, whoever reads here is told
+    return process, here
+
+
+def _await(messages: Connection) -> None:
+    try:
+        messages.recv()
+    except EOFError:
+        raise BackendError(
+            "a training process could not be started: call train(processes=…) from a file, "
+            "under `if __name__ == '__main__':`, or use one process"
+        ) from None
+
+
+def _cause(others: Sequence[tuple[Any, Connection]]) -> QMambaError | None:
+    """The error that ended one of the processes, if it said one."""
+    for _, messages in others:
+        try:
+            if messages.poll(1.0):
+                error = messages.recv()
+                assert isinstance(error, QMambaError)
+                return error
+        except EOFError:
+            continue
+    return None
 
 
 def _join(rank: int, size: int, store: str, threads: int) -> None:
@@ -78,10 +125,22 @@ def _join(rank: int, size: int, store: str, threads: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
 
 
-def _run(helper: Any, rank: int, size: int, store: str, threads: int, args: tuple[Any, ...]) -> None:
+def _run(
+    messages: Connection,
+    rank: int,
+    size: int,
+    store: str,
+    threads: int,
+    helper: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: rank 0 decides, and ends the others
+    messages.send(None)
     _join(rank, size, store, threads)
     try:
         helper(Team(rank, size), *args)
+    except QMambaError as error:
+        messages.send(error)
     except RuntimeError as error:  # rank 0 has stopped, and says why itself
         if "Connection" not in str(error):
             raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -20,8 +21,18 @@ class Phase:
     steps: int
 
     def __post_init__(self) -> None:
-        if self.crop < 32 or self.steps < 1:
-            raise RecipeError(f"a phase needs a crop of at least 32 and at least one step, not {self}")
+        whole = type(self.crop) is int and type(self.steps) is int
+        if not whole or self.crop < 32 or self.steps < 1:
+            raise RecipeError(
+                "a phase needs a crop of at least 32 and at least one step, both integers, "
+                f"not crop = {self.crop!r}, steps = {self.steps!r}"
+            )
+
+
+_LEAST = {
+    "images": 2, "weight_decay": 0, "beta": 0, "plcc": 0, "ranking": 0, "margin": 0,
+    "calibration_images": 2, "validate_every": 1, "seed": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Recipe:
         overrides: keyword arguments of ``create_model``.
         data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
         phases: crop sizes and steps, one after the other.
-        images: rated photographs a step, one random crop each.
+        images: rated photographs a step, one random crop each; at least 2.
         ranked: how many of them come with two degraded copies that must rank below, mild above strong.
         lr: peak learning rate; a linear warm-up over ``warmup`` of all steps, then a cosine to zero.
         weight_decay: of AdamW; none on norms, biases, A_log and D.
@@ -75,7 +86,17 @@ class Recipe:
         if not self.phases:
             raise RecipeError("a recipe needs at least one phase, with crop and steps")
         if not 0 <= self.ranked <= self.images:
-            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images})")
+            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
+        for key, least in _LEAST.items():
+            if not least <= getattr(self, key) < math.inf:  # written so that NaN fails
+                raise RecipeError(f"a recipe's {key} is at least {least}, not {getattr(self, key)}")
+        for key in ("lr", "clip"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise RecipeError(f"a recipe's {key} is above 0, not {getattr(self, key)}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.ema < 1:
+            raise RecipeError(
+                f"warmup and ema are at least 0 and below 1, not warmup = {self.warmup}, ema = {self.ema}"
+            )
         if self.data not in ("biq2021", "manifest"):
             raise RecipeError(f"a recipe's data is 'biq2021' or 'manifest', not {self.data!r}")
 
@@ -102,18 +123,24 @@ def load_recipe(name: str | Path) -> Recipe:
     """A recipe from a TOML file, or one of :func:`list_recipes` by name.
 
     Raises:
-        RecipeError: no such recipe, not TOML, or a key that a recipe does not have.
+        RecipeError: no such recipe, not TOML, a key that a recipe does not have, or a value it cannot have.
     """
     path = Path(name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
     elif str(name) in list_recipes():
         text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     else:
-        raise RecipeError(
-            f"no recipe {str(name)!r}: give a .toml file, or one of {', '.join(list_recipes())}"
-        )
+        known = ", ".join(list_recipes())
+        raise RecipeError(f"no recipe {str(name)!r}: give a .toml file, or one of {known}")
     return parse_recipe(text, str(name))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
@@ -141,12 +168,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    reader: types.ModuleType
-    try:
-        import tomllib as reader
-    except ModuleNotFoundError:  # Python 3.10
-        try:
-            import tomli as reader  # type: ignore[no-redef]
-        except ModuleNotFoundError:
-            raise RecipeError("recipes need tomli on Python 3.10: pip install 'qmamba[train]'") from None
-    return dict(reader.loads(text))
+    for name in ("tomllib", "tomli"):  # the first comes with Python 3.11
+        with suppress(ModuleNotFoundError):
+            return dict(import_module(name).loads(text))
+    raise RecipeError("recipes need tomli on Python 3.10: pip install 'qmamba[train]'")

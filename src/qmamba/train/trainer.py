@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calibration import Calibration
 from ..data import Rated
-from ..errors import RecipeError
+from ..errors import BackendError, QMambaError, RecipeError
 from ..metrics import plcc, srcc
 from ..model_config import ModelConfig, Preprocessing
 from ..models import QMamba, create_model
@@ -28,6 +30,7 @@ from .recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]
 SAVE_EVERY = 100  # steps between two states that a run can go on from
+MAX_PROCESSES = 64  # seeds of batches leave room for so many
 
 
 def train(
@@ -46,20 +49,30 @@ def train(
         recipe: the plan.
         ratings: photographs with folds; MOS in [0, 1]. The ``test`` fold is not looked at.
         out: folder for ``state.pt`` (to go on from), ``log.jsonl`` and ``checkpoint/``.
-        processes: on a processor, how many share the work; batches are split, gradients averaged.
+        processes: on a processor, how many share the work; batches are split, gradients averaged. Their
+            number changes the crops that are drawn and the batches that PLCC is measured on, so it is part of
+            what makes a run repeatable. More than one need the caller's file to be importable: call from
+            under ``if __name__ == "__main__":``.
         device: of the network.
-        resume: go on from ``out/state.pt`` if it is there; otherwise such a folder is refused.
-        report: called with ``{"step", "steps", "loss", …}`` at every step and ``{"val_srcc", …}`` at times.
+        resume: go on from ``out/state.pt`` if it is there; otherwise such a folder is refused. A run that has
+            ended already is left as it is.
+        report: called with ``{"step", "steps", "lr", "loss", …}`` at every step and ``{"step", "val_srcc",
+            "val_plcc"}`` at times. What it raises ends the run, which can go on from that very step.
 
     Returns:
         The folder of the checkpoint, calibrated on the train fold.
 
     Raises:
-        RecipeError: the ratings lack a fold or leave [0, 1], or ``out`` belongs to another recipe.
+        RecipeError: the ratings lack a fold or leave [0, 1], ``out`` belongs to another recipe, or the
+            training has diverged.
+        UnknownModelError: the recipe's architecture.
+        ImageError: a photograph that cannot be decoded.
+        BackendError: a device that cannot be used here, or a process that could not be started.
     """
     out = Path(out)
     folds = {fold: [r for r in ratings if r.fold == fold] for fold in ("train", "val")}
     _check(recipe, folds, processes, out, resume)
+    _check_device(device)
     out.mkdir(parents=True, exist_ok=True)
     args = (recipe, folds, out, str(device))
     with torch.random.fork_rng(), team_of(processes, _run, args) as team:
@@ -68,16 +81,27 @@ def train(
 
 def _check(recipe: Recipe, folds: dict[str, list[Rated]], processes: int, out: Path, resume: bool) -> None:
     for fold, rated in folds.items():
-        if not rated:
-            raise RecipeError(f"training needs photographs of the fold {fold!r}, and none were given")
+        if len(rated) < 2:
+            number = "one was" if rated else "none were"
+            raise RecipeError(f"training needs photographs of the fold {fold!r}, and {number} given")
         if not all(0.0 <= r.mos <= 1.0 for r in rated):
             raise RecipeError("training needs MOS in [0, 1], higher is better: rescale the ratings first")
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise RecipeError(f"processes is 1 to {MAX_PROCESSES}, not {processes}")
     if recipe.images % processes or recipe.ranked % processes:
         raise RecipeError(
             f"images ({recipe.images}) and ranked ({recipe.ranked}) must divide by processes ({processes})"
         )
     if (out / "state.pt").exists() and not resume:
         raise RecipeError(f"{out} holds an unfinished run: resume it, or choose another folder")
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error
 
 
 def _run(
@@ -88,23 +112,26 @@ def _run(
     device: str,
     report: Report | None = None,
 ) -> Path:
-    run = _Run(recipe, torch.device(device))
+    run, checkpoint = _Run(recipe, torch.device(device)), out / "checkpoint"
     run.restore(out)
+    if run.step == recipe.steps and (checkpoint / "config.json").exists():
+        return checkpoint
+    if team.rank == 0:
+        _shorten_log(out, run.step)
     batches = prefetch(folds["train"], recipe, run.step, team.rank, team.size)
     for batch in batches:
-        began = time.monotonic()
+        began, lr = time.monotonic(), run.lr()
         losses = run.learn(batch, team)
         if team.rank == 0:
             losses["seconds"] = round(time.monotonic() - began, 3)
-            _tell(out, report, {"step": run.step, "steps": recipe.steps, "lr": run.lr(), **losses})
+            _tell(run, out, report, {"step": run.step, "steps": recipe.steps, "lr": lr, **losses})
         done = run.step == recipe.steps
         if run.step % recipe.validate_every == 0 or done:
             found = validate(run.scorer(), folds["val"], team)
             if team.rank == 0:
-                _tell(out, report, {"step": run.step, **found})
+                _tell(run, out, report, {"step": run.step, **found})
         if team.rank == 0 and (run.step % SAVE_EVERY == 0 or done):
             run.save(out)
-    checkpoint = out / "checkpoint"
     scorer = calibrated(run.scorer(), folds["train"], recipe, team)
     if team.rank == 0:
         scorer.save_pretrained(checkpoint)
@@ -117,7 +144,12 @@ class _Run:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
-        self.network = create_model(recipe.arch, **recipe.overrides).to(device).train()
+        # The config now, so that a name it refuses is known before hours are spent.
+        self.config = ModelConfig(
+            name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=(recipe.data,),
+            licence=recipe.licence, limits=recipe.limits, dtype="float16",
+        )  # fmt: skip
+        self.network = _create(recipe).to(device).train()
         nn.init.constant_(self.network.head.fc.bias, 0.5)  # the middle of the MOS scale
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(_groups(self.network, recipe.weight_decay), lr=recipe.lr)
@@ -138,6 +170,10 @@ class _Run:
         crops = (batch.crops.to(self.device).float() - self.mean) / self.std
         losses = _losses(self.network(crops)[:, 0], batch, self.recipe)
         self.optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(losses["loss"]):
+            raise RecipeError(
+                f"training has diverged at step {self.step + 1}: lower lr or clip in the recipe"
+            )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         team.average_(gradients)
@@ -157,15 +193,11 @@ class _Run:
 
     def scorer(self) -> Scorer:
         """The running mean as a scorer that is not calibrated yet."""
-        r = self.recipe
-        training = {"recipe": asdict(r), "steps": self.step}
-        config = ModelConfig(
-            name=r.name, arch=r.arch, overrides=r.overrides, trained_on=(r.data,), training=training,
-            licence=r.licence, limits=r.limits, dtype="float16",
-        )  # fmt: skip
-        return Scorer(copy.deepcopy(self.mean_network), config)
+        training = {"recipe": asdict(self.recipe), "steps": self.step}
+        return Scorer(copy.deepcopy(self.mean_network), self.config.replace(training=training))
 
     def save(self, out: Path) -> None:
+        """Write what :meth:`restore` reads."""
         state = {
             "recipe": json.dumps(asdict(self.recipe), sort_keys=True), "step": self.step,
             "network": self.network.state_dict(), "mean": self.mean_network.state_dict(),
@@ -175,15 +207,28 @@ class _Run:
         (out / "state.tmp").replace(out / "state.pt")  # never a half-written state
 
     def restore(self, out: Path) -> None:
+        """Go on from the state in ``out``, if there is one."""
         if not (out / "state.pt").exists():
             return
-        state = torch.load(out / "state.pt", map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(out / "state.pt", map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise RecipeError(f"{out / 'state.pt'} is damaged: choose another folder") from error
         if state["recipe"] != json.dumps(asdict(self.recipe), sort_keys=True):
             raise RecipeError(f"{out} holds a run of another recipe: choose another folder")
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.mean_network.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _create(recipe: Recipe) -> QMamba:
+    try:
+        return create_model(recipe.arch, **recipe.overrides)
+    except ValueError as error:
+        if isinstance(error, QMambaError):
+            raise
+        raise RecipeError(f"the recipe's overrides do not fit: {error}") from error
 
 
 def _groups(network: QMamba, weight_decay: float) -> list[dict[str, Any]]:
@@ -223,8 +268,6 @@ def validate(scorer: Scorer, ratings: Sequence[Rated], team: Team, max_crops: in
 
 def calibrated(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, team: Team) -> Scorer:
     """The scorer with a calibration that maps its raw crops to the MOS of training photographs."""
-    from ..calibration import Calibration
-
     g = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(ratings), generator=g)[: recipe.calibration_images].tolist()
     mine = [ratings[i] for i in chosen[team.rank :: team.size]]
@@ -238,8 +281,26 @@ def calibrated(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, team: T
     return Scorer(scorer.network, scorer.config.replace(calibration=Calibration.fit(raw, mos)))
 
 
-def _tell(out: Path, report: Report | None, event: dict[str, Any]) -> None:
-    with (out / "log.jsonl").open("a") as log:
+def _tell(run: _Run, out: Path, report: Report | None, event: dict[str, Any]) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(event) + "\n")
     if report is not None:
-        report(event)
+        try:
+            report(event)
+        except BaseException:  # whoever watches may stop the run, with Ctrl-C say: then no step is lost
+            run.save(out)
+            raise
+
+
+def _shorten_log(out: Path, steps: int) -> None:
+    """Take the steps out of the log that will be done again."""
+    log = out / "log.jsonl"
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            kept += [line] * (json.loads(line)["step"] <= steps)
+        except ValueError:  # the last line, half-written
+            break
+    log.write_text("".join(kept), encoding="utf-8")

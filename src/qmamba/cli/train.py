@@ -1,0 +1,155 @@
+"""`qmamba train RECIPE`: from rated photographs to a checkpoint folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qmamba.cli._shared import bar_of, note, quiet_ends
+
+if TYPE_CHECKING:
+    from qmamba.data import Rated
+    from qmamba.train import Recipe
+
+EPILOG = """\
+\b
+Examples:
+  qmamba train --list
+  qmamba train lqmamba-n-biq2021 --data BIQ2021 --out runs/n --processes 2
+  qmamba train mine.toml --data ratings.csv --out runs/mine
+
+\b
+Exit code:
+  0    the checkpoint is there, and its folder is on stdout
+  2    nothing was trained: a wrong recipe, missing photographs, a wrong option
+  130  ended by Ctrl-C; the same command goes on from there
+"""
+
+
+def _list(wanted: bool) -> None:
+    if wanted:
+        from qmamba.train import list_recipes
+
+        typer.echo("\n".join(list_recipes()))
+        raise typer.Exit()
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A .toml file, or a name from `qmamba train --list`.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="The data set's folder, or the manifest, a CSV file.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder for the checkpoint, the log, and the state to go on from."),
+    ],
+    processes: Annotated[int, typer.Option(min=1, help="How many share each batch, on a processor.")] = 1,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of all processes together. Default: one a core.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
+    ] = True,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="List the shipped recipes and exit.")
+    ] = False,
+) -> None:
+    """Train a model from a recipe; docs/training.md describes recipes and manifests.
+
+    The train fold is learnt, the val fold is watched, the test fold is not looked at. A run that was
+    interrupted goes on from where it was when the same command is given again.
+    """
+    with quiet_ends():
+        from qmamba.train import load_recipe
+
+        plan = load_recipe(recipe)
+        ratings = _ratings(plan, data)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        with _Watch(plan.steps, progress) as watch:
+            folder = _train(watch, plan, ratings, out, processes=processes, device=device, resume=resume)
+        typer.echo(str(folder))
+
+
+def _ratings(recipe: Recipe, data: Path) -> list[Rated]:
+    from qmamba.data import read_biq2021, read_manifest
+
+    return read_manifest(data) if recipe.data == "manifest" else read_biq2021(data, ("train", "val"))
+
+
+def _train(watch: _Watch, recipe: Recipe, ratings: list[Rated], out: Path, **options: Any) -> Path:
+    from qmamba.train import train as run
+
+    try:
+        with watch.ctrl_c():
+            return run(recipe, ratings, out, report=watch, **options)
+    except KeyboardInterrupt:
+        watch.bar.close()
+        where = f"step {watch.step}" if watch.step and watch.stopping == 1 else "the last step that was saved"
+        again = "the same command again" if options["resume"] else "the same command without --fresh"
+        note(f"stopped; give {again} to go on from {where}")
+        raise
+
+
+class _Watch:
+    """What is seen of a run, a bar with the loss and the last SRCC on the val fold; and how Ctrl-C ends it."""
+
+    def __init__(self, steps: int, progress: bool | None) -> None:
+        self.step = 0
+        self.stopping = 0
+        self.shown: dict[str, str] = {}
+        self.bar = bar_of(steps, progress, unit=" steps", smoothing=0.05)
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """A report of the trainer, which saves its state when this raises."""
+        if self.step == 0:  # a run that goes on does not begin at 0
+            self.bar.initial = self.bar.n = self.bar.last_print_n = event["step"] - 1
+        for key, title in (("loss", "loss"), ("val_srcc", "val SRCC")):
+            if key in event:
+                self.shown[title] = f"{event[key]:.4f}"
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.bar.update(event["step"] - self.bar.n)
+        self.step = event["step"]
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C lets the step end, so that it can be saved; the second does not wait."""
+        if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self.stopping += 1
+        if self.stopping > 1 or self.step == 0:
+            raise KeyboardInterrupt
+        # Past Python's streams, which may be in the middle of a write themselves.
+        os.write(2, b"\nqmamba: this step is finished and saved first; Ctrl-C again ends at once\n")
