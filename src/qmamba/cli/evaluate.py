@@ -61,8 +61,7 @@ def evaluate(
     ] = None,
     biq2021: Annotated[Path | None, typer.Option(help="A folder with the data set BIQ2021.")] = None,
     fold: Annotated[
-        str | None,
-        typer.Option(help="A fold, or `all`. Default: test; all of a manifest without folds."),
+        str | None, typer.Option(help="A fold, or `all`. Default: test; all of a manifest without folds.")
     ] = None,
     protocol: Annotated[
         ProtocolName | None, typer.Option(help="How images are cut into crops. Default: the model's own way.")

@@ -108,7 +108,7 @@ def _train(watch: _Watch, recipe: Recipe, ratings: list[Rated], out: Path, **opt
 
 
 class _Watch:
-    """What is seen of a run, a bar with the loss and the last SRCC on the val fold; and how Ctrl-C ends it."""
+    """What is seen of a run: a bar with the loss and the last SRCC on the val fold; how Ctrl-C ends it."""
 
     def __init__(self, steps: int, progress: bool | None) -> None:
         self.step = 0
