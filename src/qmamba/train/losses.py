@@ -12,10 +12,16 @@ def smooth_l1(pred: Tensor, mos: Tensor, beta: float = 0.1) -> Tensor:
     return F.smooth_l1_loss(pred, mos, beta=beta)
 
 
-def plcc_loss(pred: Tensor, mos: Tensor, eps: float = 1e-8) -> Tensor:
-    """(1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one."""
+def plcc_loss(pred: Tensor, mos: Tensor, floor: float = 0.1) -> Tensor:
+    """(1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one.
+
+    Predictions that hardly differ are divided by ``floor`` and not by their own tiny deviation: otherwise the
+    gradient of an untrained network, which grows as one over that deviation, drowns every other loss, and the
+    network collapses to a constant.
+    """
     p, m = pred - pred.mean(), mos - mos.mean()
-    correlation: Tensor = (p * m).sum() / (p.norm() * m.norm() + eps)
+    spread = torch.sqrt(p.square().mean() + 1e-12).clamp(min=floor)
+    correlation: Tensor = (p * m).mean() / (spread * m.square().mean().sqrt() + 1e-8)
     return (1 - correlation) / 2
 
 
