@@ -1,9 +1,10 @@
 """Networks with published-format weights against recorded outputs, features and gradients.
 
-Two recordings of the same form: a cross-scan network, widths 16·2^i, depths 1, 1, 2, 1, and a local-scan one with
-windows 2, 4, 7, 7. The third image has odd sides, so its grids do not divide by the windows. Both files hold all
-of it for three image sizes; parameter gradients are summed over the three. The files in tests/data keep every 31st
-element of the gradients of large tensors; the whole recordings are used too where they are at hand.
+Two recordings of the same form: a cross-scan network, widths 16·2^i, depths 1, 1, 2, 1, and a local-scan
+one with windows 2, 4, 7, 7. The third image has odd sides, so its grids do not divide by the windows. Both
+files hold all of it for three image sizes; parameter gradients are summed over the three. The files in
+tests/data keep every 31st element of the gradients of large tensors; the whole recordings are used too
+where they are at hand.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_routes_visit_what_the_paper_says():
 def test_wrong_calls_are_told_what_is_wrong():
     routes = cross_scan_routes()
     inputs = make_inputs(3, 3, routes)
-    with pytest.raises(BackendError, match="auto, reference, torch|auto, torch, reference"):
+    with pytest.raises(BackendError, match="choose one of auto"):
         selective_scan(**inputs, routes=routes, backend="cuda")
     with pytest.raises(ValueError, match="dt_bias has shape"):
         selective_scan(**{**inputs, "dt_bias": inputs["D"][:, :2]}, routes=routes)

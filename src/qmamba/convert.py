@@ -33,7 +33,7 @@ _NAMES = {
     "classifier.norm": "head.norm",
     "classifier.head": "head.fc",
 }
-# Parameters of the scan, in newer and older files. They have their own shapes here, with the same order of elements.
+# Parameters of the scan, in newer and older files; other shapes here, with the same order of elements.
 _SCAN = {
     "x_proj.weight": "x_proj.weight",
     "x_proj_weight": "x_proj.weight",
@@ -103,8 +103,8 @@ def load_vmamba(model: QMamba, state_dict: Mapping[str, Any]) -> ConvertedState:
     """Load published weights into a network, strictly: only a head that was dropped, and LQMamba's route
     gates when the weights are a cross-scan model's, keep what they had.
 
-    The gates of a local-scan network are then set to exactly one half (their second Linear is zeroed), which the
-    LayerNorm after the sum absorbs: transfer starts from the cross-scan network's function of its routes.
+    The gates of a local-scan network are then set to exactly one half (their second Linear is zeroed), which
+    the LayerNorm after the sum absorbs.
 
     Raises:
         CheckpointError: a tensor is missing, not known, or of another shape.

@@ -96,6 +96,7 @@ class QMamba(nn.Module):
         x = self.stem(images)
         features = []
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             before = stage.blocks(x)
             x = stage.downsample(before)
             features.append((before, x))
@@ -108,6 +109,11 @@ class QMamba(nn.Module):
     def forward_stages(self, images: Tensor) -> list[Tensor]:
         """Output of each stage after its downsample: (B, C', H/r, W/r), r = 8, 16, 32, 32, rounded up."""
         return [after.permute(0, 3, 1, 2) for _, after in self._walk(images)]
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Raw quality (B, 1), and what :meth:`forward_features` gives, in one pass."""
+        walked = self._walk(images)
+        return self.head(walked[-1][1]), [before.permute(0, 3, 1, 2) for before, _ in walked]
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → raw quality (B, 1)."""

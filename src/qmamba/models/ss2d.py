@@ -97,6 +97,16 @@ class SS2D(nn.Module):
         """(B, H, W, C) → (B, H, W, C)."""
         x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
         x = F.silu(self.conv(x)).permute(0, 2, 3, 1)  # (B, H, W, D)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            # One image at a time: K routes of a whole batch would not fit a cache, nor always the memory.
+            y = torch.cat([self.scan(image[None]) for image in x])
+        else:
+            y = self.scan(x)
+        out: Tensor = self.out_proj(self.norm(y))
+        return out
+
+    def scan(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) → the sum of its routes (B, H, W, D)."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
         dt, B, C = self.x_proj(x).unflatten(-1, (len(self.routes), -1)).split(self.splits, dim=-1)
         y = selective_scan(
@@ -111,7 +121,4 @@ class SS2D(nn.Module):
             routes=self.routes,
             merge=self.gate is None,
         )
-        if self.gate is not None:  # y is (B, K, H, W, D)
-            y = self.gate(y)
-        out: Tensor = self.out_proj(self.norm(y))
-        return out
+        return y if self.gate is None else self.gate(y)

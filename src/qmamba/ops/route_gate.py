@@ -1,4 +1,4 @@
-"""LQMamba's route gate: weigh each route's output by channel gates drawn from its own mean, and sum the routes.
+"""LQMamba's route gate: weigh each route by channel gates drawn from its own mean, and sum the routes.
 
 The gate needs LayerNorm's mean over all positions of every route, and nothing else of it, so the normalised
 tensors (K times the features) are never made: forward and backward work block by block with a few sums.
@@ -40,7 +40,7 @@ def gate_routes(
     weights = (norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias)
     if y.is_meta:
         return y[:, 0]
-    out: Tensor = _GateRoutes.apply(y, *weights)
+    out: Tensor = _GateRoutes.apply(y, *weights)  # type: ignore[no-untyped-call]
     return out
 
 

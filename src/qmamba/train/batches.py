@@ -56,7 +56,7 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
     """
     g = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
     mine = [ratings[i] for i in choose(len(ratings), recipe, step)[rank::ranks]]
-    crop = recipe.crop_at(step)
+    crop = recipe.phase_at(step).crop
     crops = [_random_crop(decode(r.path), crop, g) for r in mine]
     mos = torch.tensor([r.mos for r in mine])
 

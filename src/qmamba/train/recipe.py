@@ -15,10 +15,15 @@ from ..errors import RecipeError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training at one crop size, in optimiser steps."""
+    """A stretch of training at one crop size, in optimiser steps.
+
+    ``mos`` weighs the losses on opinion scores and ranks, ``distil`` the one on a teacher's features.
+    """
 
     crop: int
     steps: int
+    mos: float = 1.0
+    distil: float = 0.0
 
     def __post_init__(self) -> None:
         whole = type(self.crop) is int and type(self.steps) is int
@@ -27,6 +32,11 @@ class Phase:
                 "a phase needs a crop of at least 32 and at least one step, both integers, "
                 f"not crop = {self.crop!r}, steps = {self.steps!r}"
             )
+        weights = (self.mos, self.distil)
+        if any(isinstance(w, bool) or not isinstance(w, (int, float)) for w in weights) or not (
+            all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf
+        ):
+            raise RecipeError(f"a phase's mos and distil are weights of at least 0, not both 0: {weights}")
 
 
 _LEAST = {
@@ -104,13 +114,18 @@ class Recipe:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def crop_at(self, step: int) -> int:
-        """Crop size of a step, counted from 0."""
+    def phase_at(self, step: int) -> Phase:
+        """The phase of a step, counted from 0."""
         for phase in self.phases:
             if step < phase.steps:
-                return phase.crop
+                return phase
             step -= phase.steps
-        return self.phases[-1].crop
+        return self.phases[-1]
+
+    @property
+    def distils(self) -> bool:
+        """Whether any phase needs a teacher."""
+        return any(phase.distil > 0 for phase in self.phases)
 
 
 def list_recipes() -> list[str]:

@@ -24,6 +24,7 @@ from ..models import QMamba, create_model
 from ..protocol import Protocol
 from ..scorer import Scorer
 from .batches import Batch, prefetch
+from .distil import Distiller, Teacher
 from .losses import plcc_loss, ranking_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import Recipe
@@ -150,9 +151,14 @@ class _Run:
             licence=recipe.licence, limits=recipe.limits, dtype="float16",
         )  # fmt: skip
         self.network = _create(recipe).to(device).train()
-        nn.init.constant_(self.network.head.fc.bias, 0.5)  # the middle of the MOS scale
+        _start(self.network)
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(_groups(self.network, recipe.weight_decay), lr=recipe.lr)
+        self.teacher = Teacher().to(device) if recipe.distils else None
+        self.distiller = Distiller(self.network).to(device) if recipe.distils else None
+        groups = _groups(self.network, recipe.weight_decay)
+        if self.distiller is not None:
+            groups.append({"params": list(self.distiller.parameters()), "weight_decay": 0.0})
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr)
         stats = Preprocessing()
         self.mean = torch.tensor(stats.mean, device=device).view(3, 1, 1) * 255
         self.std = torch.tensor(stats.std, device=device).view(3, 1, 1) * 255
@@ -167,15 +173,15 @@ class _Run:
     def learn(self, batch: Batch, team: Team) -> dict[str, float]:
         """One step of the optimiser; returns the losses of this process."""
         torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 64 + team.rank)  # drop-path
-        crops = (batch.crops.to(self.device).float() - self.mean) / self.std
-        losses = _losses(self.network(crops)[:, 0], batch, self.recipe)
+        losses = self.losses(batch)
         self.optimiser.zero_grad(set_to_none=True)
         if not torch.isfinite(losses["loss"]):
             raise RecipeError(
                 f"training has diverged at step {self.step + 1}: lower lr or clip in the recipe"
             )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        gradients = [p.grad for p in trained if p.grad is not None]
         team.average_(gradients)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         for group in self.optimiser.param_groups:
@@ -184,6 +190,18 @@ class _Run:
         self._follow()
         self.step += 1
         return {name: round(loss.item(), 5) for name, loss in losses.items()}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All losses of a batch by name, and their weighted sum as ``loss``."""
+        phase = self.recipe.phase_at(self.step)
+        crops = batch.crops.to(self.device).float()
+        raw, features = self.network.forward_with_features((crops - self.mean) / self.std)
+        losses = _losses(raw[:, 0], batch, self.recipe)
+        losses["loss"] = phase.mos * losses["loss"]
+        if phase.distil > 0 and self.teacher is not None and self.distiller is not None:
+            losses["distil"] = self.distiller(features, self.teacher(crops / 255))
+            losses["loss"] = losses["loss"] + phase.distil * losses["distil"]
+        return losses
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -202,6 +220,7 @@ class _Run:
             "recipe": json.dumps(asdict(self.recipe), sort_keys=True), "step": self.step,
             "network": self.network.state_dict(), "mean": self.mean_network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "distiller": self.distiller.state_dict() if self.distiller is not None else {},
         }  # fmt: skip
         torch.save(state, out / "state.tmp")
         (out / "state.tmp").replace(out / "state.pt")  # never a half-written state
@@ -220,6 +239,8 @@ class _Run:
         self.network.load_state_dict(state["network"])
         self.mean_network.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.distiller is not None:
+            self.distiller.load_state_dict(state["distiller"])
 
 
 def _create(recipe: Recipe) -> QMamba:
@@ -229,6 +250,20 @@ def _create(recipe: Recipe) -> QMamba:
         if isinstance(error, QMambaError):
             raise
         raise RecipeError(f"the recipe's overrides do not fit: {error}") from error
+
+
+def _start(network: QMamba) -> None:
+    """A start for short trainings from nothing.
+
+    Linears are drawn with a deviation of fan_in^-½: 0.02 leaves the branches of a narrow network almost
+    silent. The head gives one answer for all: random differences are best lowered by features that do not
+    differ, and the network collapses into that.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+    nn.init.zeros_(network.head.fc.weight)
+    nn.init.constant_(network.head.fc.bias, 0.5)  # the middle of the MOS scale
 
 
 def _groups(network: QMamba, weight_decay: float) -> list[dict[str, Any]]:

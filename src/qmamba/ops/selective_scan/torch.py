@@ -1,19 +1,9 @@
 """The selective scan in eager torch: fast on a CPU, right on any device, with a hand-written backward.
 
-How it walks. A route of L positions is laid out as S segments of T steps, in "slots" (T, S): slot (t, s) holds
-position s·T + t of the route. One step advances all segments at once, so L sequential steps become about 2·√L
-wide ones:
-
-    1. every segment scans from a zero state, and keeps the running product of its decays;
-    2. the states at the segments' ends are themselves a scan, S positions long (solved the same way);
-    3. each segment adds the state it should have started from, times its running products.
-
-Products of decays exp(Δ A), A < 0, lie in [0, 1] and can only underflow to the right answer, 0; nothing is ever
-divided by one, and no positive sum is exponentiated.
-
-Each of the N states is a recurrence of its own that shares Δ, so N > 1 is a loop around the case N = 1.
-Images are worked through in tiles that fit a processor's cache, so scratch memory does not grow with the batch.
-The forward and reversed walk of a route share one layout of x and y: no route ever makes a copy for itself.
+The recurrence itself is in ``recurrence.py``: routes are laid out in slots that advance together. Each of
+the N states is a recurrence of its own that shares Δ, so N > 1 is a loop around the case N = 1. Images are
+worked through in tiles that fit a processor's cache, so scratch memory does not grow with the batch. The
+forward and reversed walk of a route share one layout of x and y: no route makes a copy for itself.
 """
 
 from __future__ import annotations
@@ -21,15 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..routes import Route
+from .recurrence import Slots, recur_, slot_index, slots_of
 
 TILE = 2**19  # elements of (images, positions, channels) that are worked on at once: 2 MB of float32
 
@@ -48,44 +37,9 @@ def selective_scan_torch(
     merge: bool = True,
 ) -> Tensor:
     """See :func:`qmamba.ops.selective_scan`."""
-    y: Tensor = _SelectiveScan.apply(x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)
+    args = (x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)
+    y: Tensor = _SelectiveScan.apply(*args)  # type: ignore[no-untyped-call]
     return y
-
-
-# --- layout -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """How the L positions of a route lie in T·S slots; the last segment holds ``last`` of its T steps."""
-
-    steps: int
-    segments: int
-    last: int
-
-    def active(self, t: int) -> int:
-        """How many segments have a step t."""
-        return self.segments if t < self.last else self.segments - 1
-
-
-def _slots(length: int) -> _Slots:
-    steps = min(length, max(1, round(math.sqrt(length) / 2)) if length > 64 else max(1, math.isqrt(length)))
-    segments = -(-length // steps)
-    return _Slots(steps, segments, length - (segments - 1) * steps)
-
-
-@lru_cache(maxsize=256)
-def _slot_index(route: Route, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(slot → position (T·S,), position → slot (L,)) of a forward route. Spare slots repeat the last position."""
-    length = height * width
-    slots = _slots(length)
-    position = torch.arange(slots.segments * slots.steps).view(slots.segments, slots.steps).T  # (T, S)
-    order = route.order(height, width)
-    to_position = order[position.reshape(-1).clamp(max=length - 1)]
-    visited = torch.empty(length, dtype=torch.int64)
-    visited[order] = torch.arange(length)  # when each position is visited
-    to_slot = visited % slots.steps * slots.segments + visited // slots.steps
-    return to_position.to(device), to_slot.to(device)
 
 
 def _pairs(routes: Sequence[Route]) -> dict[Route, list[int]]:
@@ -102,65 +56,11 @@ def _tiles(batch: int, elements: int) -> Iterator[slice]:
         yield slice(start, min(start + size, batch))
 
 
-# --- the recurrence ---------------------------------------------------------------------------------------
-
-
-def _recur_(a: Tensor, h: Tensor, slots: _Slots, reverse: bool) -> None:
-    """In place h_t ← a_t h_{t-1} + h_t along the slots; a and h are (G, T, S, D), and a is used up.
-
-    With ``reverse``, h_t ← a_t h_{t+1} + h_t. Spare slots are left as they are.
-    """
-    T, S = slots.steps, slots.segments
-    hs, as_ = h.unbind(1), a.unbind(1)
-    for t in range(T - 2, -1, -1) if reverse else range(1, T):
-        before = t + 1 if reverse else t - 1
-        n = slots.active(max(t, before))
-        if n == S:
-            hs[t].addcmul_(as_[t], hs[before])
-            as_[t].mul_(as_[before])
-        elif n:
-            hs[t][:, :n].addcmul_(as_[t][:, :n], hs[before][:, :n])
-            as_[t][:, :n].mul_(as_[before][:, :n])
-    if S == 1:
-        return
-    if reverse:
-        ends, products, carry, rest = hs[0], as_[0], slice(1, S), slice(0, S - 1)
-    else:  # only full segments hand a state on, and they end at step T - 1
-        ends, products, carry, rest = hs[T - 1], as_[T - 1], slice(0, S - 1), slice(1, S)
-    state = _recur_flat(products[:, carry], ends[:, carry], reverse)  # (G, S-1, D)
-    if slots.last == T or reverse:
-        # reversed, spare slots of the last segment are never in `rest`
-        h[:, :, rest].addcmul_(a[:, :, rest], state[:, None])
-        return
-    h[:, : slots.last, rest].addcmul_(a[:, : slots.last, rest], state[:, None])
-    h[:, slots.last :, 1 : S - 1].addcmul_(a[:, slots.last :, 1 : S - 1], state[:, None, : S - 2])
-
-
-def _recur_flat(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
-    """h_t = a_t h_{t∓1} + b_t over dimension 1 of (G, L, D); the arguments are left alone."""
-    length = b.shape[1]
-    if length <= 24:
-        a_t, h = a.unbind(1), list(b.unbind(1))
-        for t in range(length - 2, -1, -1) if reverse else range(1, length):
-            h[t] = torch.addcmul(h[t], a_t[t], h[t + 1 if reverse else t - 1])
-        return torch.stack(h, dim=1)
-    slots = _slots(length)
-    spare = slots.steps * slots.segments - length
-
-    def lay(v: Tensor) -> Tensor:  # (G, L, D) → (G, T, S, D)
-        v = F.pad(v, (0, 0, 0, spare)) if spare else v
-        return v.unflatten(1, (slots.segments, slots.steps)).transpose(1, 2).contiguous()
-
-    a_slots, h_slots = lay(a), lay(b)
-    _recur_(a_slots, h_slots, slots, reverse)
-    return h_slots.transpose(1, 2).flatten(1, 2)[:, :length]
-
-
 # --- one route of one tile --------------------------------------------------------------------------------
 
 
 class _Scratch:
-    """Buffers that one call of the op reuses over its tiles and routes; fresh memory costs more than the sums."""
+    """Buffers that a call of the op reuses over tiles and routes: fresh memory costs more than the sums."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
@@ -179,7 +79,7 @@ class _Scratch:
 class _Walk:
     """What one route of one tile is computed from, in slots."""
 
-    slots: _Slots
+    slots: Slots
     reverse: bool
     scratch: _Scratch
     x: Tensor  # (G, T·S, D)
@@ -209,7 +109,7 @@ class _Walk:
     def states(self, decay: Tensor, xd: Tensor, n: int) -> Tensor:
         """h of state n, (G, T·S, D), from its decay, which is used up, and xd = Δ·x."""
         h = torch.mul(xd, self.B[..., n, None], out=self.buffer("h"))
-        _recur_(self.grid(decay), self.grid(h), self.slots, self.reverse)
+        recur_(self.grid(decay), self.grid(h), self.slots, self.reverse)
         return h
 
     def adjoint_(self, decay: Tensor, g: Tensor) -> None:
@@ -224,7 +124,7 @@ class _Walk:
             shifted[:, : T - 1] = a[:, 1:]
             shifted[:, T - 1, : S - 1] = a[:, 0, 1:]
             shifted[:, T - 1, S - 1] = 0
-        _recur_(shifted, self.grid(g), self.slots, not self.reverse)
+        recur_(shifted, self.grid(g), self.slots, not self.reverse)
 
     def kept_(self, decay: Tensor, h: Tensor) -> Tensor:
         """a_t h_{t-1}, what each state owes to the past, written over the decay."""
@@ -348,12 +248,13 @@ class _Problem:
     def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...]) -> _Problem:
         x, dt, B, C, *weights = tensors
         dtype = _compute_dtype(x)
-        on_grid = [v.to(dtype).flatten(1, 2) for v in (x, dt, B, C)]
-        return cls(*on_grid, *(v.to(dtype) for v in weights), routes, x.shape[1], x.shape[2])
+        x_, dt_, B_, C_ = (v.to(dtype).flatten(1, 2) for v in (x, dt, B, C))
+        weight, bias, A, D = (v.to(dtype) for v in weights)
+        return cls(x_, dt_, B_, C_, weight, bias, A, D, routes, x.shape[1], x.shape[2])
 
     def walk(self, k: int, tile: slice, x: Tensor, to_position: Tensor, scratch: _Scratch) -> _Walk:
         dt, B, C = (v[tile, :, k].index_select(1, to_position) for v in (self.dt, self.B, self.C))
-        slots = _slots(self.height * self.width)
+        slots = slots_of(self.height * self.width)
         reverse = self.routes[k].reverse
         return _Walk(slots, reverse, scratch, x, dt, B, C, self.dt_weight[k], self.dt_bias[k], self.A[k])
 
@@ -373,7 +274,7 @@ def _forward(p: _Problem, merge: bool) -> Tensor:
         if merge:
             torch.mul(p.x[tile], p.D.sum(0), out=out[tile])
         for route, members in _pairs(p.routes).items():
-            to_position, to_slot = _slot_index(route, p.height, p.width, p.x.device)
+            to_position, to_slot = slot_index(route, p.height, p.width, p.x.device)
             x = _gather(p.x[tile], to_position, scratch, "x")  # shared by both directions
             y = scratch("y", x.shape).zero_()
             for k in members:
@@ -384,7 +285,7 @@ def _forward(p: _Problem, merge: bool) -> Tensor:
                     y.zero_()
             if merge:
                 out[tile] += _gather(y, to_slot, scratch, "on grid")
-    return out.unflatten(-2, (p.height, p.width))
+    return out.view(*out.shape[:-2], p.height, p.width, channels)
 
 
 def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
@@ -398,12 +299,16 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
     g_weight, g_bias, g_A, g_D = (torch.zeros_like(v) for v in (p.dt_weight, p.dt_bias, p.A, p.D))
     for tile in _tiles(batch, length * channels):
         for route, members in _pairs(p.routes).items():
-            to_position, to_slot = _slot_index(route, p.height, p.width, p.x.device)
+            to_position, to_slot = slot_index(route, p.height, p.width, p.x.device)
             x = _gather(p.x[tile], to_position, scratch, "x")
             gx = scratch("gx", x.shape).zero_()
-            gy_slots = _cotangent(gy[tile], to_position, length, scratch) if merge else None
+            gyslots_of = _cotangent(gy[tile], to_position, length, scratch) if merge else None
             for k in members:
-                gy_k = _cotangent(gy[tile, k], to_position, length, scratch) if gy_slots is None else gy_slots
+                gy_k = (
+                    _cotangent(gy[tile, k], to_position, length, scratch)
+                    if gyslots_of is None
+                    else gyslots_of
+                )
                 grads = _backward_walk(p.walk(k, tile, x, to_position, scratch), gy_k, gx)
                 for whole, part in ((g_dt, grads.dt), (g_B, grads.B), (g_C, grads.C)):
                     whole[tile, :, k] = part.index_select(1, to_slot)
@@ -417,15 +322,14 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
         if merge:
             g_x[tile].addcmul_(gy[tile], p.D.sum(0))
             g_D += torch.mul(gy[tile], p.x[tile]).sum((0, 1))
-    grid = (p.height, p.width)
-    on_grid = (v.unflatten(1, grid) for v in (g_x, g_dt, g_B, g_C))
+    on_grid = (v.view(batch, p.height, p.width, *v.shape[2:]) for v in (g_x, g_dt, g_B, g_C))
     return (*on_grid, g_weight, g_bias, g_A, g_D)
 
 
 def _cotangent(gy: Tensor, to_position: Tensor, length: int, scratch: _Scratch) -> Tensor:
     """gy (G, L, D) laid out in slots, with zeros in the spare ones."""
     laid = _gather(gy, to_position, scratch, "gy")
-    slots = _slots(length)
+    slots = slots_of(length)
     if slots.last < slots.steps:
         spare = laid.view(laid.shape[0], slots.steps, slots.segments, laid.shape[-1])
         spare[:, slots.last :, -1] = 0

@@ -1,0 +1,140 @@
+"""Every architecture: exact sizes, any image, and the counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qmamba
+from qmamba.errors import UnknownModelError
+from qmamba.models import create_model
+
+PARAMETERS = {  # the specification's table, to the unit; multiply-adds as the paper prints them, in G
+    "qmamba-t": (27_993_409, 4.47),
+    "qmamba-s": (49_379_521, 8.71),
+    "qmamba-b": (87_533_825, 15.35),
+    "lqmamba-t": (29_877_841, 4.44),
+    "lqmamba-s": (52_912_369, 8.66),
+    "lqmamba-b": (93_792_577, 15.30),
+    "lqmamba-n": (3_384_177, None),
+}
+TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
+
+
+def test_the_table_is_the_registry():
+    assert sorted(PARAMETERS) == qmamba.list_archs()
+
+
+@pytest.mark.parametrize("arch", PARAMETERS)
+def test_parameters_and_operations(arch):
+    with torch.device("meta"):
+        model = create_model(arch)
+    counted = qmamba.count(model, (224, 224))
+    parameters, paper = PARAMETERS[arch]
+    assert counted.parameters == sum(p.numel() for p in model.parameters()) == parameters
+    if paper is not None:
+        assert counted.macs / 1e9 == pytest.approx(paper, rel=0.015)
+    if arch.startswith("qmamba"):  # the paper's own way to count
+        assert (counted.macs + counted.norms) / 1e9 == pytest.approx(paper, rel=0.001)
+
+
+def test_counting_does_nothing_to_the_model():
+    model = create_model("lqmamba-n", **TINY)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    qmamba.count(model, (64, 96))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("arch", PARAMETERS)
+@pytest.mark.parametrize("size", [(32, 32), (33, 61), (97, 40)])
+def test_any_size_any_batch(arch, size):
+    torch.manual_seed(0)
+    model = create_model(arch, **TINY).eval()
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        out = model(images)
+        assert out.shape == (2, 1)
+        assert out.isfinite().all()
+        alone = torch.cat([model(image[None]) for image in images])
+        assert torch.allclose(out, alone, atol=1e-6)
+        for feature, info in zip(model.forward_features(images), model.feature_info, strict=True):
+            sides = [-(-side // info["reduction"]) for side in size]
+            assert tuple(feature.shape) == (2, info["num_chs"], *sides)
+        strides = [f.shape[-2:] for f in model.forward_stages(images)]
+        assert strides[2] == strides[3]
+        raw, features = model.forward_with_features(images)
+        assert torch.equal(raw, out)
+        assert len(features) == 4
+
+
+def test_gradients_are_the_same_with_and_without_the_image_by_image_path():
+    """Without gradients, a processor works image by image; the numbers are those of the whole batch."""
+    torch.manual_seed(0)
+    model = create_model("lqmamba-n", **TINY).eval()
+    images = torch.randn(3, 3, 48, 64)
+    with torch.no_grad():
+        quick = model(images)
+    assert torch.allclose(model(images), quick, atol=1e-6)
+
+
+def test_drop_path_grows_over_the_blocks_and_only_trains():
+    model = create_model("lqmamba-n", **TINY, drop_path=0.3)
+    rates = [stage.blocks[0].drop_path.rate for stage in model.stages]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    images = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(1)
+    model.train()
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_initialisation_of_the_scan():
+    torch.manual_seed(0)
+    ss2d = create_model("lqmamba-n", widths=(64, 8, 8, 8), depths=(1, 1, 1, 1)).stages[0].blocks[0].ss2d
+    step = torch.nn.functional.softplus(ss2d.dt_bias)
+    assert step.min() >= 1e-4 * 0.99 and step.max() <= 0.1 * 1.01
+    assert step.log().std() > 1.0  # log-uniform over two decades
+    assert torch.equal(ss2d.D, torch.ones_like(ss2d.D))
+    assert torch.equal(ss2d.A_log, torch.zeros_like(ss2d.A_log))  # log 1, for N = 1
+    assert ss2d.dt_weight.abs().max() <= 4**-0.5
+
+
+def test_what_should_not_decay():
+    model = create_model("lqmamba-n", **TINY)
+    still = model.no_weight_decay()
+    assert {
+        "stem.conv1.bias",
+        "stages.0.blocks.0.ss2d.A_log",
+        "stages.0.blocks.0.ss2d.D",
+        "head.norm.weight",
+    } <= still
+    assert {"stem.conv1.weight", "stages.0.blocks.0.ss2d.dt_weight", "head.fc.weight"}.isdisjoint(still)
+
+
+@pytest.mark.parametrize(
+    ("arch", "overrides", "error", "message"),
+    [
+        ("qmamba-x", {}, UnknownModelError, "near names: qmamba-"),
+        ("resnet50", {}, UnknownModelError, "lqmamba-n"),
+        ("qmamba-t", {"width": (1, 2)}, ValueError, "width"),
+        ("qmamba-t", {"widths": (8, 16)}, ValueError, "one entry a stage"),
+        ("qmamba-t", {"widths": (6, 16, 32, 64)}, ValueError, "multiples of 4"),
+        ("qmamba-t", {"depths": (1, 1, 0, 1)}, ValueError, "positive"),
+        ("qmamba-t", {"windows": (2, 2)}, ValueError, "one entry a stage"),
+        ("qmamba-t", {"drop_path": 1.0}, ValueError, "drop_path"),
+    ],
+)
+def test_what_cannot_be_built_says_why(arch, overrides, error, message):
+    with pytest.raises(error, match=message):
+        create_model(arch, **overrides)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 31, 64)])
+def test_images_of_wrong_shape_are_refused(shape):
+    model = create_model("lqmamba-n", **TINY)
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)|at least 32"):
+        model(torch.zeros(shape))
