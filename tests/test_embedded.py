@@ -1,0 +1,75 @@
+"""The model inside the package: what it promises for real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qmamba
+from qmamba.data import DEGRADATIONS, degrade
+from qmamba.images import decode
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
+LEVELS = (1, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return qmamba.load("lqmamba-n")
+
+
+@pytest.fixture(scope="module")
+def originals(scorer):
+    return dict(zip(EXAMPLES, scorer.score(EXAMPLES).tolist(), strict=True))
+
+
+def test_the_default_is_the_embedded_model(originals):
+    assert "lqmamba-n" in qmamba.list_models()
+    assert len(EXAMPLES) >= 4
+    assert qmamba.score(EXAMPLES[0]) == originals[EXAMPLES[0]]
+    assert all(0 < score < 1 for score in originals.values())
+
+
+@pytest.mark.parametrize("photo", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_degraded_photographs_score_lower_and_lower(scorer, originals, photo, kind):
+    image = decode(photo)
+    scores = [originals[photo], *(scorer.score(degrade(image, kind, level)) for level in LEVELS)]
+    assert scores == sorted(scores, reverse=True), [round(s, 4) for s in scores]
+
+
+def test_every_kind_of_input_is_the_same_photograph(originals):
+    path = EXAMPLES[1]
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    kinds = [path, str(path), path.read_bytes(), picture, array, tensor, tensor / 255, array / 255.0]
+    assert qmamba.score(kinds).tolist() == pytest.approx([originals[path]] * len(kinds), abs=1e-6)
+
+
+def test_gradient_ascent_raises_the_score(scorer):
+    """As a loss: a few steps on the pixels of a JPEG-crushed crop must move its score up."""
+    image = degrade(decode(EXAMPLES[0])[:, 100:324, 100:324].contiguous(), "jpeg", 5)[None] / 255
+    pixels = image.clone().requires_grad_()
+    before = scorer(pixels)
+    (gradient,) = torch.autograd.grad(before.sum(), pixels)
+    assert gradient.isfinite().all()
+    step = gradient / gradient.abs().max() * 0.01
+    with torch.no_grad():
+        assert scorer((image + step).clamp(0, 1)) > before
+
+
+def test_its_card_says_what_a_user_must_know(scorer):
+    config = scorer.config
+    card = (Path(qmamba.__file__).parent / "weights" / "lqmamba-n" / "README.md").read_text(encoding="utf-8")
+    assert scorer.trained_on and "BIQ2021" in card
+    assert config.limits and config.limits.strip()[:40] in card
+    measured = config.results["BIQ2021 test fold"]
+    assert measured["n"] == 886
+    assert measured["srcc_low"] < measured["srcc"] < measured["srcc_high"]
+    assert measured["srcc"] >= 0.60
