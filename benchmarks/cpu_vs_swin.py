@@ -48,7 +48,7 @@ def main() -> None:
         for name, taken in times.items():
             ratio = statistics.median(t / s for t, s in zip(taken, times["swin-t"], strict=True))
             print(
-                f"{crops:3d} crops  {name:10s} {1e3 * statistics.median(taken):8.1f} ms  {ratio:5.2f} × swin-t"
+                f"{crops:3d} crops {name:10s} {1e3 * statistics.median(taken):8.1f} ms {ratio:5.2f} × swin-t"
             )
 
 

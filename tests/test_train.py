@@ -65,7 +65,7 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe == load_recipe(str(path))
     assert recipe.phases == (Phase(32, 8), Phase(64, 2)) and recipe.steps == 10
-    assert [recipe.crop_at(step) for step in (0, 7, 8, 9)] == [32, 32, 64, 64]
+    assert [recipe.phase_at(step).crop for step in (0, 7, 8, 9)] == [32, 32, 64, 64]
     assert recipe.overrides == {"widths": [8, 16, 32, 64], "depths": [1, 1, 1, 1]}
     assert parse_recipe('lr = 1\nname = "a"\narch = "b"\nphases = [{crop = 32, steps = 1}]').lr == 1
 
