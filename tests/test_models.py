@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -138,3 +141,57 @@ def test_images_of_wrong_shape_are_refused(shape):
     model = create_model("lqmamba-n", **TINY)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\)|at least 32"):
         model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"drop_path": None}, "drop_path is a number"),
+        ({"mlp_ratio": 0}, "mlp_ratio is between"),
+        ({"mlp_ratio": -1}, "mlp_ratio is between"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio is between"),
+        ({"windows": 7}, "one entry a stage"),
+        ({"widths": "abcd"}, "one entry a stage"),
+        ({"depths": (10**9, 1, 1, 1)}, "no more than 1000 blocks"),
+        ({"widths": (10**12,) * 4}, "nor widths above"),
+    ],
+)
+def test_overrides_that_make_no_network_are_one_line(overrides, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        create_model("lqmamba-n", **{**TINY, **overrides})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arch", [None, ["qmamba-t"], "QMAMBA-T"])
+def test_no_such_architecture_is_one_line_whatever_was_given(arch):
+    with pytest.raises(UnknownModelError, match=r"near names: .*qmamba-t"):
+        create_model(arch)
+
+
+def test_overrides_from_numpy_are_plain_numbers():
+    model = create_model("lqmamba-n", **{**TINY, "depths": np.ones(4, int)}, drop_path=np.float32(0.5))
+    assert json.loads(json.dumps(model.overrides)) == {
+        "widths": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "drop_path": 0.5
+    }  # fmt: skip
+
+
+def test_counting_a_half_precision_network():
+    model = create_model("lqmamba-n", **TINY)
+    assert qmamba.count(model, (64, 64)) == qmamba.count(model.half(), np.array([64, 64]))
+
+
+@pytest.mark.parametrize("size", [224, (224,), (64.0, 64.0), (-64, 64), (31, 64)])
+def test_counting_at_no_size_is_one_line(size):
+    with pytest.raises(ValueError, match=r"size is|at least 32"):
+        qmamba.count(create_model("lqmamba-n", **TINY), size)
+
+
+def test_counting_another_module_is_one_line():
+    with pytest.raises(ValueError, match="not a Linear"):
+        qmamba.count(torch.nn.Linear(3, 3))
+
+
+def test_an_empty_batch_gives_no_scores_with_and_without_gradients():
+    model = create_model("lqmamba-n", **TINY)
+    images = torch.zeros(0, 3, 64, 64)
+    assert model(images).shape == torch.no_grad()(model)(images).shape == (0, 1)

@@ -138,6 +138,14 @@ def test_a_classification_head_is_dropped_and_named(recording):
     assert torch.equal(model.stem.conv1.weight, state["patch_embed.0.weight"])
 
 
+def test_names_of_a_data_parallel_checkpoint_are_understood(data_dir):
+    state = load_file(data_dir / "open_state.safetensors")
+    plain = convert.from_vmamba(state)
+    wrapped = convert.from_vmamba({"model": {f"module.{name}": v for name, v in state.items()}, "epoch": 3})
+    assert wrapped.keys() == plain.keys()
+    assert all(torch.equal(wrapped[name], plain[name]) for name in plain)
+
+
 def test_cross_scan_weights_start_a_local_scan_network_with_gates_of_one_half(data_dir):
     state = load_file(data_dir / "open_state.safetensors")
     model = create_model("lqmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
@@ -157,6 +165,9 @@ def test_cross_scan_weights_start_a_local_scan_network_with_gates_of_one_half(da
         (lambda s: {k: v for k, v in s.items() if "out_norm" not in k}, "lacks stages.0.blocks.0.ss2d.norm"),
         (lambda s: {**s, "patch_embed.0.bias": torch.zeros(9)}, r"stem.conv1.bias is \(9,\)"),
         (lambda s: {}, "no tensors"),
+        (lambda s: None, "NoneType is no state dict"),
+        (lambda s: {3: torch.zeros(1)}, "called '3'"),
+        (lambda s: {**s, "classifier.head.weight": torch.tensor(1.0)}, r"head.fc.weight is \(\)"),
     ],
 )
 def test_wrong_state_dicts_are_refused_in_one_line(data_dir, change, message):

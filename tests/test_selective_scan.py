@@ -177,3 +177,21 @@ def test_wrong_calls_are_told_what_is_wrong():
         Route("diagonal")
     with pytest.raises(ValueError, match="window"):
         Route("row", 0)
+
+
+@pytest.mark.parametrize("place", ["fake tensors", "default device", "inference mode"])
+def test_nothing_of_a_foreign_mode_is_remembered(place):
+    """Routes are kept between calls; one that was made while a graph was traced must not be met again."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    height = {"fake tensors": 17, "default device": 18, "inference mode": 19}[place]  # seen nowhere else
+    routes = local_scan_routes(3)
+    inputs = make_inputs(height, 23, routes)
+    if place == "fake tensors":
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            selective_scan(**{name: mode.from_tensor(t) for name, t in inputs.items()}, routes=routes)
+    else:
+        with torch.device("meta") if place == "default device" else torch.inference_mode():
+            selective_scan(**inputs, routes=routes)
+    got, want = (run(inputs, routes, backend, merge=True) for backend in ("torch", "reference"))
+    assert_same(got, want, 1e-10)

@@ -45,6 +45,7 @@ _SCAN = {
     "Ds": "D",
 }
 _WRAPPERS = ("model", "state_dict", "model_ema")
+_PARALLEL = "module."  # what DistributedDataParallel puts before every name
 
 
 class ConvertedState(dict[str, Tensor]):
@@ -72,7 +73,8 @@ def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
 
     Args:
         state_dict: what ``torch.load(file, weights_only=True)`` gives, older or newer names, nested under
-            ``model`` or not. Values are tensors of any floating dtype.
+            ``model`` or not, with DistributedDataParallel's ``module.`` before every name or not. Values are
+            tensors of any floating dtype.
 
     Returns:
         A dict that ``model.load_state_dict`` takes as it is; its ``renamed``, ``dropped`` and ``report()``
@@ -86,7 +88,7 @@ def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
     routes = _count_routes(state)
     converted = ConvertedState()
     for name, tensor in state.items():
-        if name.startswith("classifier.head.") and tensor.shape[0] != 1:
+        if name.startswith("classifier.head.") and tensor.ndim and tensor.shape[0] != 1:
             converted.dropped[name] = f"a head with {tensor.shape[0]} outputs has no place in a quality model"
             continue
         ours = _rename(name)
@@ -138,6 +140,10 @@ def load_vmamba(model: QMamba, state_dict: Mapping[str, Any]) -> ConvertedState:
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"a {type(state_dict).__name__} is no state dict: pass what torch.load gives, or its 'model'"
+        )
     for key in _WRAPPERS:
         inner = state_dict.get(key)
         if isinstance(inner, Mapping):
@@ -145,7 +151,10 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     wrong = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if wrong:
         raise CheckpointError(f"not a VMamba state dict: {wrong[0]!r} is no tensor")
-    return dict(state_dict)
+    names = [str(name) for name in state_dict]
+    if names and all(name.startswith(_PARALLEL) for name in names):
+        names = [name.removeprefix(_PARALLEL) for name in names]
+    return dict(zip(names, state_dict.values(), strict=True))
 
 
 def _rename(name: str) -> str:

@@ -12,6 +12,8 @@ from ..ops import cross_scan_routes, local_scan_routes
 from .layers import Block, Downsample, Stem
 
 MIN_SIDE = 32
+# Far above any use: a stranger's config must not keep the machine busy before it is refused.
+MAX_WIDTH, MAX_BLOCKS, MAX_MLP_RATIO = 2**16, 1000, 64
 
 
 class Stage(nn.Module):
@@ -69,7 +71,8 @@ class QMamba(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_plan(widths, depths, windows, drop_path)
+        _check_plan(widths, depths, windows)
+        _check_rates(min(widths), mlp_ratio, drop_path)
         self.overrides = {}
         self.stem = Stem(widths[0])
         rates = torch.linspace(0.0, drop_path, sum(depths), device="cpu").tolist()
@@ -133,9 +136,12 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check_plan(
-    widths: Sequence[int], depths: Sequence[int], windows: Sequence[int] | None, drop_path: float
-) -> None:
+def _check_plan(widths: Sequence[int], depths: Sequence[int], windows: Sequence[int] | None) -> None:
+    given = [widths, depths] if windows is None else [widths, depths, windows]
+    if any(isinstance(v, str) or not isinstance(v, Sequence) for v in given):
+        raise ValueError(
+            f"widths, depths and windows are lists, one entry a stage: got {widths}, {depths}, {windows}"
+        )
     if len(widths) != len(depths) or (windows is not None and len(windows) != len(widths)) or not widths:
         raise ValueError(
             f"widths, depths and windows need one entry a stage: got {widths}, {depths}, {windows}"
@@ -145,8 +151,20 @@ def _check_plan(
         raise ValueError(f"widths, depths and windows are positive integers: {widths}, {depths}, {windows}")
     if any(width % 4 for width in widths):
         raise ValueError(f"widths must be multiples of 4, for the stem and the route gate: got {widths}")
+    if max(widths) > MAX_WIDTH or sum(depths) > MAX_BLOCKS:
+        raise ValueError(
+            f"no more than {MAX_BLOCKS} blocks, nor widths above {MAX_WIDTH}: got {widths}, {depths}"
+        )
+
+
+def _check_rates(width: int, mlp_ratio: float, drop_path: float) -> None:
+    for name, value in (("mlp_ratio", mlp_ratio), ("drop_path", drop_path)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is a number, not {value!r}")
     if not 0.0 <= drop_path < 1.0:
         raise ValueError(f"drop_path is a rate in [0, 1), not {drop_path}")
+    if not 1 / width <= mlp_ratio <= MAX_MLP_RATIO:
+        raise ValueError(f"mlp_ratio is between 1 / width and {MAX_MLP_RATIO}, not {mlp_ratio}")
 
 
 def _check_images(images: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import QMamba
+from .backbone import MIN_SIDE, QMamba
 from .ss2d import SS2D, RouteGate
 
 NORM_OPERATIONS = 5  # per element: two for the statistics, one to centre, one to scale, one affine
@@ -37,11 +38,19 @@ def count(model: QMamba, size: tuple[int, int] = (224, 224)) -> Count:
 
     Nothing is computed: shapes are run through a copy of the network that has no data.
 
+    Raises:
+        ValueError: another module than a network, or a size that it does not take.
+
     >>> from qmamba.models import create_model
     >>> counted = count(create_model("lqmamba-n"), (224, 224))
     >>> counted.parameters, f"{counted.macs / 1e9:.2f} G"
-    (3384177, '0.54 G')
+    (3384177, '0.53 G')
     """
+    if not isinstance(model, QMamba):
+        raise ValueError(
+            f"count takes a network from create_model, not a {type(model).__name__}; a scorer's is .network"
+        )
+    height, width = _sides(size)
     macs = norms = 0
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -53,14 +62,26 @@ def count(model: QMamba, size: tuple[int, int] = (224, 224)) -> Count:
         macs += _multiply_adds(module, inputs[0], output)
 
     hooks = [module.register_forward_hook(add) for module in model.modules()]
-    shadow = {name: torch.empty_like(p, device="meta") for name, p in model.named_parameters()}
+    shadow = {
+        name: torch.empty_like(p, dtype=torch.float32, device="meta") for name, p in model.named_parameters()
+    }
     try:
         with torch.no_grad():
-            torch.func.functional_call(model, shadow, (torch.empty(1, 3, *size, device="meta"),))
+            torch.func.functional_call(model, shadow, (torch.empty(1, 3, height, width, device="meta"),))
     finally:
         for hook in hooks:
             hook.remove()
-    return Count(sum(p.numel() for p in model.parameters()), macs, norms, (size[0], size[1]))
+    return Count(sum(p.numel() for p in model.parameters()), macs, norms, (height, width))
+
+
+def _sides(size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"size is (H, W) in whole pixels, not {size!r}") from error
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"the network needs sides of at least {MIN_SIDE}, not {(height, width)}")
+    return height, width
 
 
 def _multiply_adds(module: nn.Module, x: Tensor, output: Tensor) -> int:

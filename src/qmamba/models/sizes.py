@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..errors import UnknownModelError
 from .backbone import QMamba
 
@@ -56,18 +58,28 @@ def create_model(arch: str, **overrides: Any) -> QMamba:
 
     >>> net = create_model("qmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
     >>> sum(p.numel() for p in net.parameters())
-    458345
+    456977
     """
-    if arch not in _BUILDERS:
-        near = difflib.get_close_matches(arch, _BUILDERS, n=3, cutoff=0.4) or list_archs()
+    if not isinstance(arch, str) or arch not in _BUILDERS:
+        near = difflib.get_close_matches(str(arch).lower(), _BUILDERS, n=3, cutoff=0.4) or list_archs()
         raise UnknownModelError(f"no architecture is called {arch!r}; near names: {', '.join(near)}")
+    overrides = {name: _plain(value) for name, value in overrides.items()}
     try:
         model = _BUILDERS[arch](**overrides)
     except TypeError as error:
         raise ValueError(f"{arch} cannot be built with {sorted(overrides)}: {error}") from error
     model.arch = arch
-    model.overrides = {k: list(v) if isinstance(v, Sequence) else v for k, v in overrides.items()}
+    model.overrides = overrides
     return model
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy's, and tuples or arrays of them, as the Python numbers and lists that JSON holds."""
+    if isinstance(value, (str, bytes)):
+        return value
+    if isinstance(value, (Sequence, np.ndarray)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def doubling(width: int) -> tuple[int, int, int, int]:

@@ -97,7 +97,7 @@ class SS2D(nn.Module):
         """(B, H, W, C) → (B, H, W, C)."""
         x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
         x = F.silu(self.conv(x)).permute(0, 2, 3, 1)  # (B, H, W, D)
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
+        if x.device.type == "cpu" and x.shape[0] > 1 and not torch.is_grad_enabled():
             # One image at a time: K routes of a whole batch would not fit a cache, nor always the memory.
             y = torch.cat([self.scan(image[None]) for image in x])
         else:

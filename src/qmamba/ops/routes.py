@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,7 +50,12 @@ class Route:
 
     def order(self, height: int, width: int) -> Tensor:
         """The route as a permutation: int64 (H·W,), whose t-th entry is the row-major index visited at t."""
-        return _order(self.axis, self.window, self.reverse, height, width).clone()
+        return torch.as_tensor(self.visits(height, width).copy(), device="cpu")
+
+    def visits(self, height: int, width: int) -> np.ndarray:
+        """What `order` holds, read-only and kept. In numpy: tensors made under a default device, in inference
+        mode or while a graph is traced keep something of it, and must not be met again elsewhere."""
+        return _order(self.axis, self.window, self.reverse, height, width)
 
 
 def cross_scan_routes() -> tuple[Route, ...]:
@@ -72,17 +78,22 @@ def _blocks(length: int, size: int) -> Iterator[range]:
 @lru_cache(maxsize=512)
 def _order(
     axis: Literal["row", "column"], window: int | None, reverse: bool, height: int, width: int
-) -> Tensor:
+) -> np.ndarray:
     if axis == "column":  # the row route of the transposed grid
         transposed = _order("row", window, reverse, width, height)
-        return transposed % height * width + transposed // height
-    grid = torch.arange(height * width).view(height, width)
+        return _frozen(transposed % height * width + transposed // height)
+    grid = np.arange(height * width, dtype=np.int64).reshape(height, width)
     size = window or max(height, width)
-    order = torch.cat(
+    order = np.concatenate(
         [
             grid[rows.start : rows.stop, columns.start : columns.stop].reshape(-1)
             for rows in _blocks(height, size)
             for columns in _blocks(width, size)
         ]
     )
-    return order.flip(0) if reverse else order
+    return _frozen(order[::-1].copy() if reverse else order)
+
+
+def _frozen(order: np.ndarray) -> np.ndarray:
+    order.flags.writeable = False  # many callers share it
+    return order

@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,19 +46,34 @@ def slots_of(length: int) -> Slots:
     return Slots(steps, segments, length - (segments - 1) * steps)
 
 
+def slot_index(route: Route, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Slot → position (T·S,) and position → slot (L,) of a forward route, where ``like`` is. Spare slots
+    repeat the last position."""
+    if like.device.type == "cpu" or type(like) is not Tensor:  # a tracer's stand-ins must not be kept
+        return _on_device(route, height, width, like.device)
+    return _resident(route, height, width, like.device)
+
+
+def _on_device(route: Route, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    to_position, to_slot = _slot_arrays(route, height, width)
+    return torch.as_tensor(to_position, device=device), torch.as_tensor(to_slot, device=device)
+
+
+_resident = lru_cache(maxsize=256)(_on_device)
+
+
 @lru_cache(maxsize=256)
-def slot_index(route: Route, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Slot → position (T·S,) and position → slot (L,) of a forward route. Spare slots repeat the last
-    position."""
+def _slot_arrays(route: Route, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """In numpy for the reason that `Route.visits` gives."""
     length = height * width
     slots = slots_of(length)
-    position = torch.arange(slots.segments * slots.steps).view(slots.segments, slots.steps).T  # (T, S)
-    order = route.order(height, width)
-    to_position = order[position.reshape(-1).clamp(max=length - 1)]
-    visited = torch.empty(length, dtype=torch.int64)
-    visited[order] = torch.arange(length)  # when each position is visited
+    position = np.arange(slots.segments * slots.steps).reshape(slots.segments, slots.steps).T  # (T, S)
+    order = route.visits(height, width)
+    to_position = order[position.reshape(-1).clip(max=length - 1)]
+    visited = np.empty(length, dtype=np.int64)
+    visited[order] = np.arange(length)  # when each position is visited
     to_slot = visited % slots.steps * slots.segments + visited // slots.steps
-    return to_position.to(device), to_slot.to(device)
+    return to_position, to_slot
 
 
 def recur_(a: Tensor, h: Tensor, slots: Slots, reverse: bool) -> None:

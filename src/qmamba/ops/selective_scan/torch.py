@@ -274,7 +274,7 @@ def _forward(p: _Problem, merge: bool) -> Tensor:
         if merge:
             torch.mul(p.x[tile], p.D.sum(0), out=out[tile])
         for route, members in _pairs(p.routes).items():
-            to_position, to_slot = slot_index(route, p.height, p.width, p.x.device)
+            to_position, to_slot = slot_index(route, p.height, p.width, p.x)
             x = _gather(p.x[tile], to_position, scratch, "x")  # shared by both directions
             y = scratch("y", x.shape).zero_()
             for k in members:
@@ -299,7 +299,7 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
     g_weight, g_bias, g_A, g_D = (torch.zeros_like(v) for v in (p.dt_weight, p.dt_bias, p.A, p.D))
     for tile in _tiles(batch, length * channels):
         for route, members in _pairs(p.routes).items():
-            to_position, to_slot = slot_index(route, p.height, p.width, p.x.device)
+            to_position, to_slot = slot_index(route, p.height, p.width, p.x)
             x = _gather(p.x[tile], to_position, scratch, "x")
             gx = scratch("gx", x.shape).zero_()
             gyslots_of = _cotangent(gy[tile], to_position, length, scratch) if merge else None
