@@ -169,3 +169,21 @@ def test_stream_without_seek() -> None:
             return self.data
 
     assert decode(Pipe(encode(Image.fromarray(photo())))).equal(planes(photo()))
+
+
+def test_a_file_object_that_fails_in_its_own_way_is_one_line() -> None:
+    class Broken(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise zlib.error("incomplete\nstream")
+
+    assert "cannot be read (incomplete stream)" in message(Broken())
+
+
+def test_inputs_without_a_name_or_without_pixels() -> None:
+    assert message("") == "the path is empty; pass the name of an image file"
+    assert "no pixels" in message(torch.empty(3, 8, 8, device="meta"))
+
+
+@pytest.mark.parametrize("text", [b"h", b"hi\n", b"\n\n\n\n\n"])
+def test_a_text_of_a_few_bytes_is_not_an_image(text: bytes) -> None:
+    assert "not an image" in message(text)

@@ -239,3 +239,57 @@ def test_cuda_follows_the_parameters(folder: Path, scorer: Scorer) -> None:
     assert torch.allclose(moved(batch.cuda()).cpu(), scorer(batch), atol=1e-4)
     assert moved.score(batch[0].cuda()) == pytest.approx(scorer.score(batch[0]), abs=1e-4)
     assert torch.allclose(moved.cpu().score(mixed), scorer.score(mixed), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"lqmamba-n", ["lqmamba-n"]])
+def test_names_of_a_wrong_type_are_one_line(name: Any) -> None:
+    with pytest.raises(UnknownModelError, match="names no model"):
+        load(name)
+
+
+def test_devices_and_types_that_cannot_be_used_are_one_line(folder: Path) -> None:
+    with pytest.raises(BackendError, match="cannot be used here") as caught:
+        load(folder, device=["cpu"])  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BackendError, match="dtype must be"):
+        load(folder, dtype=torch.float8_e4m3fn)
+    with pytest.raises(BackendError, match="without weights"):
+        load(folder, device="meta").score(photo(64, 64))
+
+
+# --- what surrounds the scorer does not reach its scores
+
+
+@pytest.mark.parametrize("kind", ["grid", "random", "whole"])
+def test_default_device_and_type_of_the_process_change_nothing(
+    scorer: Scorer, kind: Any, folder: Path
+) -> None:
+    scorer = with_protocol(scorer, kind=kind)
+    images = [photo(70, 83), photo(70, 83) / 255]
+    alone = scorer.score(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert load(folder, protocol=kind).score(images[0]) == alone[0]
+            scores = scorer.score(images)
+            assert scorer(torch.from_numpy(images[1]).permute(2, 0, 1)[None]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scores.dtype == torch.float32 and torch.equal(scores, alone)
+
+
+def test_an_autocast_of_the_caller_leaves_scores_alone(scorer: Scorer) -> None:
+    image = photo(70, 83)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scorer.score(image) == scorer.score([image])[0]
+        inside = scorer.score(image)
+    assert inside == scorer.score(image)
+
+
+def test_batches_of_any_layout_and_precision(scorer: Scorer) -> None:
+    batch = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ImageError, match=r"call \.to_dense") as caught:
+        scorer(batch.to_sparse())
+    assert "\n" not in str(caught.value)
+    assert Scorer(tiny_network().double(), tiny_config())(batch).dtype == torch.float32
+    assert scorer.score(photo(64, 64), batch_size=np.int64(2)) == scorer.score(photo(64, 64), batch_size=2)

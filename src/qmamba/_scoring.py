@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias, TypedDict
@@ -30,7 +31,9 @@ class ScoreOptions(TypedDict, total=False):
 def pixel_limit(batch_size: int, max_pixels: int | None) -> int:
     """Check both numbers; the limit, which is the default one for None."""
     for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and (
+            not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1
+        ):
             raise ImageError(f"{name} must be an integer of at least 1, not {value!r}")
     return MAX_PIXELS if max_pixels is None else max_pixels
 
@@ -40,11 +43,13 @@ def check_batch(batch: torch.Tensor) -> None:
     if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[1] != 3:
         given = f"shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else type(batch).__name__
         raise ImageError(f"batch: expected a tensor (B, 3, H, W), not {given}; use .score() for other inputs")
+    if batch.layout != torch.strided:
+        raise ImageError(f"batch: only dense tensors hold images, not {batch.layout}; call .to_dense()")
     if not batch.dtype.is_floating_point:
         raise ImageError(
             f"batch: expected floats in [0, 1], not {batch.dtype}; divide by 255, or use .score()"
         )
-    if batch.numel() == 0 or torch.compiler.is_compiling():
+    if batch.numel() == 0 or batch.is_meta or torch.compiler.is_compiling():
         return
     low, high = (float(bound) for bound in batch.detach().aminmax())
     if not (low >= LOWEST and high <= HIGHEST):

@@ -156,6 +156,8 @@ def _from_path(text: str, max_pixels: int) -> torch.Tensor:
         raise ImageError(
             f"{name}: nothing is downloaded here; fetch the file first and pass its path or bytes"
         )
+    if not text:
+        raise ImageError("the path is empty; pass the name of an image file")
     path = Path(text)
     try:
         info = path.stat()
@@ -193,8 +195,12 @@ def _from_file(file: Any, max_pixels: int) -> torch.Tensor:
             file.seek(position)
         else:
             data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: a closed file, or text that is not text
-        raise ImageError(f"{name}: the file object cannot be read ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Objects that read from archives, sockets and clouds fail with errors of their own.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: the file object cannot be read ({reason})") from error
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError(
             f"{name}: the file object gives {type(data).__name__}, not bytes; open it in mode 'rb'"
@@ -235,6 +241,8 @@ def _from_tensor(tensor: torch.Tensor, max_pixels: int) -> torch.Tensor:
     name = "tensor"
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise ImageError(f"{name}: only dense tensors hold images; call .to_dense() or .dequantize()")
+    if tensor.is_meta:
+        raise ImageError(f"{name}: a tensor on the device 'meta' has no pixels; pass one with data")
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         raise ImageError(f"{name}: {_shape_advice(tuple(tensor.shape), '(C, H, W)')}")
     check_size(tensor.shape[1], tensor.shape[2], max_pixels, name)

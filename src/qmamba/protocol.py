@@ -141,9 +141,12 @@ def _spread(room: int, count: int) -> list[int]:
 
 
 def _random_windows(height: int, width: int, protocol: Protocol) -> list[Window]:
-    generator = torch.Generator().manual_seed(protocol.seed)
-    tops = torch.randint(height - protocol.crop + 1, (protocol.n_crops,), generator=generator)
-    lefts = torch.randint(width - protocol.crop + 1, (protocol.n_crops,), generator=generator)
+    # On the CPU whatever the default device is: the same places on every machine.
+    generator = torch.Generator("cpu").manual_seed(protocol.seed)
+    tops, lefts = (
+        torch.randint(side - protocol.crop + 1, (protocol.n_crops,), generator=generator, device="cpu")
+        for side in (height, width)
+    )
     return [
         (top, left, protocol.crop, protocol.crop)
         for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)

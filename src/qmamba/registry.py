@@ -53,6 +53,8 @@ def resolve(
         CheckpointError: a file in place of a folder, or a revision for something that has none.
         HubError: as `hub.fetch`.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UnknownModelError(f"{name!r} names no model: give a name, a checkpoint folder or a Hub id")
     if isinstance(name, str) and name.startswith(_HUB_PREFIX):
         return fetch(
             name.removeprefix(_HUB_PREFIX),
@@ -96,6 +98,6 @@ def _unknown(name: str) -> str:
             f"no weights ship for {name!r} (those that do: {shipped}): load a folder or a Hub id, "
             f"or build it untrained with create_model({name!r})"
         )
-    near = " or ".join(difflib.get_close_matches(name, models, n=3, cutoff=0.5))
+    near = " or ".join(difflib.get_close_matches(name.lower(), models, n=3, cutoff=0.5))
     hint = f"did you mean {near}?" if near else f"models: {', '.join(models) or 'none yet'};"
     return f"no model and no folder {name!r}: {hint} a Hub id is written user/repo"

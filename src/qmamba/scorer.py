@@ -112,7 +112,7 @@ class Scorer(nn.Module):
             for numbers in (self.config.preprocessing.mean, self.config.preprocessing.std)
         )
         raw: torch.Tensor = self.network(((crops - mean) / std).to(weights.dtype))
-        return self.config.calibration(raw[:, 0])
+        return self.config.calibration(raw[:, 0].to(torch.float32))
 
     @torch.inference_mode()
     def crop_scores(
@@ -141,11 +141,15 @@ class Scorer(nn.Module):
         pixels = fit_side(pixels, self.protocol.crop, max_pixels=max_pixels, name=name)
         boxes = windows(pixels.shape[-2], pixels.shape[-1], self.protocol)
         device = next(self.network.parameters()).device
+        if device.type == "meta":
+            raise BackendError("this scorer is on the device 'meta', without weights: load it on another")
         scores = []
-        # Crops of one image only: in a shared pass the bits of a score would depend on the other images.
-        for start in range(0, len(boxes), batch_size):
-            crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
-            scores.append(self._rate(unit(crops.to(device))))
+        # An autocast of the caller's, meant for what is being trained, would change the score.
+        with torch.autocast(device.type, enabled=False):
+            # Crops of one image only: in a shared pass a score's bits would depend on the other images.
+            for start in range(0, len(boxes), batch_size):
+                crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
+                scores.append(self._rate(unit(crops.to(device))))
         return boxes, torch.cat(scores).cpu()
 
     # Images to scores
@@ -177,7 +181,7 @@ class Scorer(nn.Module):
                 a sequence of these: list, tuple, iterator, pandas or numpy column, tensor (B, C, H, W).
                 Kinds and sizes may be mixed. `qmamba.images.decode` describes each kind.
             on_error: "raise", or "nan" to score what can be scored and give NaN for the rest.
-            batch_size: crops per forward pass, at least 1. Fewer take less memory.
+            batch_size: crops per forward pass, at least 1. Fewer take less memory; scores move by under 1e-6.
             progress: show a bar on stderr.
             max_pixels: refuse images of more pixels, also after enlargement; 50,000,000 by default.
 
@@ -194,7 +198,7 @@ class Scorer(nn.Module):
         if on_error not in ("raise", "nan"):
             raise ImageError(f'on_error must be "raise" or "nan", not {on_error!r}')
         items, single = as_list(images)
-        scores = torch.full((len(items),), math.nan)
+        scores = torch.full((len(items),), math.nan, dtype=torch.float32, device="cpu")
         results = self.iter_scores(items, batch_size=batch_size, max_pixels=max_pixels)
         for index, result in with_bar(results, len(items)) if progress else results:
             if not isinstance(result, ImageError):
@@ -339,11 +343,11 @@ def load(
         config = config.replace(protocol=protocol)
     elif protocol is not None:
         config = config.replace(protocol=Protocol(**{**config.protocol.to_dict(), "kind": protocol}))
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype!r}")
     try:
         network = network.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         # torch explains at length; its first line names the cause.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
