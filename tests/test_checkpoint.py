@@ -305,6 +305,9 @@ def test_type_and_nan_in_the_file(folder: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "half", tiny_network(), tiny_config(), dtype=torch.float16)
     put_weights(folder, (tmp_path / "half" / "model.safetensors").read_bytes())
     refused(folder, "is float16 where float32 is due")
+    whole = {key: value.to(torch.int8) for key, value in tiny_network().state_dict().items()}
+    put_weights(folder, save(whole))
+    refused(folder, "is I8 where float32 is due")
     state = tiny_network().state_dict()
     state["head.fc.bias"] = torch.tensor([float("inf")])
     put_weights(folder, save(state))

@@ -19,10 +19,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import qmamba
+from qmamba._pillow import FORMATS
 from qmamba.calibration import Calibration
 from qmamba.checkpoint import ModelConfig, save_checkpoint
 from qmamba.cli import app
-from qmamba.cli._find import find_images, natural
+from qmamba.cli._find import IMAGE_SUFFIXES, find_images, natural
 from qmamba.cli._rows import Format, Row, footer, header, render
 from qmamba.cli.score import score
 from qmamba.models import create_model
@@ -76,11 +77,10 @@ def process(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes
     path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
         [sys.executable, "-m", "qmamba", *map(str, arguments)],
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        **options,  # type: ignore[call-overload]
+        **{"stdout": subprocess.PIPE, **options},  # type: ignore[call-overload]
     )
 
 
@@ -212,6 +212,34 @@ def test_folders_files_and_patterns(photos: Path, monkeypatch: pytest.MonkeyPatc
     assert found("x[1].png") == ["x[1].png"], "a file that is there is no pattern"
     assert find_images(["no*thing"], recursive=False).empty == ["no*thing"]
     assert found("n" * 5000) == ["n" * 5000]
+
+
+@posix
+def test_patterns_of_any_depth_do_not_walk_in_circles(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "loop").symlink_to(photos, target_is_directory=True)
+    (photos / "sub" / "again").symlink_to(photos, target_is_directory=True)
+    monkeypatch.chdir(photos)
+    expected = ["2.png", "10.png", "sub/1.png"]
+    assert found("**/*.png") == expected
+    assert found("./**/*.png") == expected
+    assert found(photos / "**" / "*.png") == [str(photos / name) for name in expected]
+    assert found("s*/**/1.png") == found("**/sub/**/*.png") == ["sub/1.png"]
+    assert found("sub/**") == ["sub/1.png"]
+
+
+def test_every_suffix_that_a_folder_stands_for_can_be_read() -> None:
+    Image.init()
+    formats = {suffix: Image.registered_extensions().get(suffix, "JPEG") for suffix in IMAGE_SUFFIXES}
+    assert {suffix for suffix, form in formats.items() if form not in FORMATS} == set()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tiny: Path, photos: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        running = process("score", photos / "2.png", "--model", tiny, stdout=full)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert errors.decode().count("\n") == 1 and "No space left" in errors.decode()
 
 
 def test_natural_order() -> None:

@@ -346,7 +346,8 @@ def _build_empty(config: ModelConfig) -> nn.Module | None:
 
 def _check_fit(folder: Path, config: ModelConfig, network: nn.Module, found: Shapes) -> None:
     """Refuse weights that are not exactly those of the network, with the first names that differ."""
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    own = network.state_dict()
+    expected = {key: tuple(value.shape) for key, value in own.items()}
     problems = []
     for what, names in (
         ("missing", expected.keys() - found.keys()),
@@ -365,8 +366,9 @@ def _check_fit(folder: Path, config: ModelConfig, network: nn.Module, found: Sha
             f"{'; '.join(problems)}: use the config that they were saved with"
         )
     for name, (dtype, _) in found.items():
-        if dtype in _FLOATS and _FLOATS[dtype] != config.dtype:
+        stored = _FLOATS.get(dtype, dtype)
+        if stored != config.dtype and (own[name].is_floating_point() or dtype in _FLOATS):
             raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name!r} is {_FLOATS[dtype]} where {config.dtype} is due: "
+                f"{folder / WEIGHTS_FILE}: {name!r} is {stored} where {config.dtype} is due: "
                 "use the config that they were saved with"
             )

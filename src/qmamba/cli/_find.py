@@ -12,7 +12,7 @@ from pathlib import Path
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp",
 })
 # fmt: on
 
@@ -41,8 +41,9 @@ def find_images(arguments: Iterable[str], *, recursive: bool) -> Found:
 
     A file stands for itself whatever its extension, and so does a name that is not there (it gets a row that
     says so). A folder stands for the images in it, by extension, without hidden ones; with `recursive`, its
-    sub-folders' too (links to folders are not followed). Else, `*`, `?` or `[` make it a pattern, with `**`
-    for any depth, and what matches is treated as if it had been typed.
+    sub-folders' too. Else, `*`, `?` or `[` make it a pattern, with `**` for any depth, and what matches is
+    treated as if it had been typed. Neither follows links to folders that it meets on its way down, which
+    may lead round in circles.
     """
     found = Found()
     seen: set[str] = set()
@@ -62,11 +63,28 @@ def find_images(arguments: Iterable[str], *, recursive: bool) -> Found:
 def _expand(argument: str, recursive: bool, unreadable: list[str]) -> Iterator[Path]:
     path = Path(argument)
     if not os.path.lexists(path) and glob.has_magic(argument):
-        matches = glob.glob(argument, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        for match in sorted(map(Path, matches), key=natural):
+        for match in sorted(map(Path, set(_matches(argument))), key=natural):
             yield from _file_or_folder(match, recursive, unreadable)
     else:
         yield from _file_or_folder(path, recursive, unreadable)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What matches a pattern. Not `glob` alone: its `**` follows links, forty times round each circle."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.glob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return
+    depth = parts.index("**")
+    above, below = parts[:depth], parts[depth + 1 :]
+    for root in glob.glob(os.path.join(*above)) if above else [""]:  # noqa: PTH118, PTH207
+        for folder, folders, files in os.walk(root or os.curdir):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = "" if folder == os.curdir else folder.removeprefix(os.path.join(os.curdir, ""))  # noqa: PTH118
+            if below:
+                yield from _matches(os.path.join(glob.escape(here), *below))  # noqa: PTH118
+            else:
+                yield from (os.path.join(here, name) for name in files if not name.startswith("."))  # noqa: PTH118
 
 
 def _file_or_folder(path: Path, recursive: bool, unreadable: list[str]) -> Iterator[Path]:

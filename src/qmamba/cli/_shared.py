@@ -48,7 +48,7 @@ def bar_of(total: int, progress: bool | None, unit: str = " images", **options: 
     """A tqdm bar on stderr; `progress` None shows it on terminals only."""
     from tqdm import tqdm
 
-    wanted = sys.stderr.isatty() if progress is None else progress
+    wanted = sys.stderr is not None and (sys.stderr.isatty() if progress is None else progress)
     return tqdm(total=total, unit=unit, file=sys.stderr, disable=not wanted, leave=False, **options)
 
 
@@ -80,6 +80,10 @@ def quiet_ends() -> Iterator[None]:
     except BrokenPipeError:
         _forget_stdout()
         raise typer.Exit(CLOSED_PIPE) from None
+    except OSError as error:  # a full disk, say; what is read has errors of its own
+        _forget_stdout()
+        note(" ".join(str(error).split()) or type(error).__name__)
+        raise typer.Exit(USAGE) from None
 
 
 def _forget_stdout() -> None:
