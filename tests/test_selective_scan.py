@@ -195,3 +195,15 @@ def test_nothing_of_a_foreign_mode_is_remembered(place):
             selective_scan(**inputs, routes=routes)
     got, want = (run(inputs, routes, backend, merge=True) for backend in ("torch", "reference"))
     assert_same(got, want, 1e-10)
+
+
+def test_devices_that_know_no_autocast_are_served(monkeypatch):
+    """As Apple's under torch 2.4, where even switching it off is an error."""
+
+    def refuse(kind, **options):
+        raise RuntimeError(f"unsupported autocast device_type {kind}")
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: False)
+    monkeypatch.setattr(torch, "autocast", refuse)
+    routes = cross_scan_routes()
+    assert run(make_inputs(3, 4, routes), routes, "torch", merge=True)["y"].isfinite().all()

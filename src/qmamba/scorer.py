@@ -19,6 +19,7 @@ from qmamba._scoring import Decoded, ScoreOptions, check_batch, decode_ahead, lo
 from qmamba.errors import BackendError, ImageError
 from qmamba.images import as_list, decode, iterate, label
 from qmamba.model_config import ModelConfig
+from qmamba.ops.precision import without_autocast
 from qmamba.protocol import Kind, Protocol, Window, fit_side, unit, windows
 
 if TYPE_CHECKING:
@@ -144,9 +145,9 @@ class Scorer(nn.Module):
         if device.type == "meta":
             raise BackendError("this scorer is on the device 'meta', without weights: load it on another")
         scores = []
-        # An autocast of the caller's, meant for what is being trained, would change the score.
-        with torch.autocast(device.type, enabled=False):
-            # Crops of one image only: in a shared pass a score's bits would depend on the other images.
+        # Crops of one image only: in a shared pass a score's bits would depend on the other images, as they
+        # would on an autocast meant for what the caller trains.
+        with without_autocast(device):
             for start in range(0, len(boxes), batch_size):
                 crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
                 scores.append(self._rate(unit(crops.to(device))))

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .precision import without_autocast
+
 EPS = 1e-5
 
 
@@ -61,7 +63,7 @@ class _GateRoutes(torch.autograd.Function):
         rstd, pooled = torch.empty_like(mean), routes.new_empty(B, K, D)
         centred = routes.new_empty(H * W, D)
         out = routes.new_empty(B, H * W, D)
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             for b in range(B):
                 for k in range(K):
                     torch.mean(routes[b, k], -1, out=mean[b, k])
@@ -84,7 +86,7 @@ class _GateRoutes(torch.autograd.Function):
         L, dtype = H * W, mean.dtype
         routes, g_out = y.to(dtype).flatten(2, 3), g_out.to(dtype).reshape(B, L, D)
         g_y, block = torch.empty_like(routes), routes.new_empty(L, D)
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             g_gates = torch.stack([
                 torch.stack([torch.mul(g_out[b], routes[b, k], out=block).sum(0) for k in range(K)])
                 for b in range(B)

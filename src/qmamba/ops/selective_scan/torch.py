@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..precision import without_autocast
 from ..routes import Route
 from .recurrence import Slots, recur_, slot_index, slots_of
 
@@ -216,14 +217,14 @@ class _SelectiveScan(torch.autograd.Function):
         tensors, (routes, merge) = args[:8], args[8:]
         ctx.save_for_backward(*tensors)
         ctx.routes, ctx.merge = routes, merge
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with without_autocast(tensors[0].device):
             return _forward(_Problem.of(tensors, routes), merge).to(tensors[0].dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with without_autocast(tensors[0].device):
             grads = _backward(_Problem.of(tensors, ctx.routes), gy, ctx.merge)
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
 
