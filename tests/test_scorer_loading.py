@@ -253,7 +253,7 @@ def test_devices_and_types_that_cannot_be_used_are_one_line(folder: Path) -> Non
     assert "\n" not in str(caught.value)
     with pytest.raises(BackendError, match="dtype must be"):
         load(folder, dtype=torch.float8_e4m3fn)
-    with pytest.raises(BackendError, match="without weights"):
+    with pytest.raises(BackendError, match="has no weights"):
         load(folder, device="meta").score(photo(64, 64))
 
 

@@ -143,10 +143,9 @@ class Scorer(nn.Module):
         boxes = windows(pixels.shape[-2], pixels.shape[-1], self.protocol)
         device = next(self.network.parameters()).device
         if device.type == "meta":
-            raise BackendError("this scorer is on the device 'meta', without weights: load it on another")
+            raise BackendError("a scorer on the device 'meta' has no weights: load it on another")
         scores = []
-        # Crops of one image only: in a shared pass a score's bits would depend on the other images, as they
-        # would on an autocast meant for what the caller trains.
+        # Crops of one image, no autocast: nothing but the image and the weights decides a score's bits.
         with without_autocast(device):
             for start in range(0, len(boxes), batch_size):
                 crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
