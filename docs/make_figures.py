@@ -7,15 +7,14 @@ Run it with `make figures`. It takes the first photograph of examples/ unless an
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
+from qmamba.data import DEGRADATIONS, degrade
+from qmamba.images import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "assets" / "strip.png"
@@ -27,33 +26,7 @@ CAPTION = 62
 INK, FAINT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """The image after JPEG compression."""
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=quality)
-    return Image.open(io.BytesIO(file.getvalue())).convert("RGB")
-
-
-def noisy(image: Image.Image, sigma: float) -> Image.Image:
-    """The image with Gaussian noise of standard deviation `sigma`, in levels; always the same noise."""
-    pixels = np.asarray(image, dtype=np.float64)
-    noise = np.random.default_rng(0).normal(0.0, sigma, pixels.shape)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).round().astype(np.uint8))
-
-
-def shrunk(image: Image.Image, factor: int) -> Image.Image:
-    """The image made `factor` times smaller and enlarged again."""
-    small = image.resize((image.width // factor, image.height // factor), Image.Resampling.BICUBIC)
-    return small.resize(image.size, Image.Resampling.BICUBIC)
-
-
-VERSIONS: tuple[tuple[str, Callable[[Image.Image], Image.Image]], ...] = (
-    ("original", lambda image: image),
-    ("JPEG, quality 10", lambda image: jpeg(image, 10)),
-    ("noise, sigma 25", lambda image: noisy(image, 25)),
-    ("blur, radius 3", lambda image: image.filter(ImageFilter.GaussianBlur(3))),
-    ("shrunk 6 times", lambda image: shrunk(image, 6)),
-)
+VERSIONS = (("original", None, 0), *((f"{kind}, level 4", kind, 4) for kind in DEGRADATIONS))
 
 
 def tile(image: Image.Image) -> Image.Image:
@@ -68,11 +41,13 @@ def tile(image: Image.Image) -> Image.Image:
 
 def strip(photograph: Image.Image) -> Image.Image:
     """The versions side by side, each with its name and its score under it."""
-    images = [change(photograph) for _, change in VERSIONS]
+    pixels = decode(photograph)
+    damaged = [pixels if kind is None else degrade(pixels, kind, level) for _, kind, level in VERSIONS]
+    images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in damaged]
     scores = qmamba.score(images).tolist()
     canvas = Image.new("RGB", (len(images) * (TILE + GAP) - GAP, TILE + CAPTION), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for index, ((name, _), image, value) in enumerate(zip(VERSIONS, images, scores, strict=True)):
+    for index, ((name, _, _), image, value) in enumerate(zip(VERSIONS, images, scores, strict=True)):
         left = index * (TILE + GAP)
         canvas.paste(tile(image), (left, 0))
         middle = left + TILE // 2
