@@ -14,7 +14,7 @@ from qmamba.data import DEGRADATIONS, degrade
 from qmamba.images import decode
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
-LEVELS = (1, 3, 5)
+LEVELS = (1, 2, 3, 4, 5)
 
 
 @pytest.fixture(scope="module")
