@@ -40,7 +40,7 @@ class Slots:
 
 
 def slots_of(length: int) -> Slots:
-    """The layout of a route: about √L steps, somewhat fewer for long routes, whose segments' ends scan in turn."""
+    """The layout of a route: about √L steps, fewer for long routes, whose segments' ends scan in turn."""
     steps = round(math.sqrt(length) / 1.4) if length > 64 else math.isqrt(length)
     segments = -(-length // steps)
     return Slots(steps, segments, length - (segments - 1) * steps)
