@@ -72,6 +72,11 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def hear_interrupts() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def process(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes]:
     source = str(Path(qmamba.__file__).parents[1])
     path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
@@ -79,6 +84,7 @@ def process(*arguments: str | Path, **options: object) -> subprocess.Popen[bytes
         [sys.executable, "-m", "qmamba", *map(str, arguments)],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
+        preexec_fn=hear_interrupts if os.name == "posix" else None,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         **{"stdout": subprocess.PIPE, **options},  # type: ignore[call-overload]
     )
