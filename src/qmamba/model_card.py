@@ -10,7 +10,7 @@ from qmamba.model_config import ModelConfig
 # Licence identifiers that the Hub knows and that weights are likely to carry; others become `other`.
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0"}
 _HUB_LICENCES |= {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unknown"}
-_METRICS = {
+METRIC_TITLES = {
     "srcc": "SRCC",
     "plcc": "PLCC",
     "plcc_fitted": "PLCC, fitted",
@@ -105,7 +105,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 def _results(config: ModelConfig) -> str:
     tables = {where: values for where, values in config.results.items() if isinstance(values, dict)}
     notes = {where: value for where, value in config.results.items() if not isinstance(value, dict)}
-    keys = [key for key in _METRICS if any(key in values for values in tables.values())]
+    keys = [key for key in METRIC_TITLES if any(key in values for values in tables.values())]
     other = {
         where: rest
         for where, values in tables.items()
@@ -113,7 +113,7 @@ def _results(config: ModelConfig) -> str:
     }
     lines = ["## Measured", ""]
     if keys:
-        lines.append("| on | " + " | ".join(_METRICS[key] for key in keys) + " |")
+        lines.append("| on | " + " | ".join(METRIC_TITLES[key] for key in keys) + " |")
         lines.append("|---" * (len(keys) + 1) + "|")
         for where, values in tables.items():
             cells = [_inline(where), *(_shown(values, key) for key in keys)]
@@ -126,7 +126,7 @@ def _results(config: ModelConfig) -> str:
 
 
 def _in_table(key: str) -> bool:
-    return key.removesuffix("_low").removesuffix("_high") in _METRICS
+    return key.removesuffix("_low").removesuffix("_high") in METRIC_TITLES
 
 
 def _scoring(config: ModelConfig) -> str:

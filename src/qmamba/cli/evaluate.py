@@ -15,6 +15,7 @@ import typer
 
 from qmamba.cli._shared import USAGE, ProtocolName, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError, RecipeError
+from qmamba.model_card import METRIC_TITLES
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
@@ -34,14 +35,7 @@ Exit code:
   2  nothing was measured: no ratings, an unknown model, a wrong option
 """
 
-TITLES = {
-    "srcc": "SRCC",
-    "plcc": "PLCC",
-    "plcc_fitted": "PLCC, fitted",
-    "krcc": "KRCC",
-    "rmse": "RMSE",
-    "rmse_fitted": "RMSE, fitted",
-}
+TITLES = {name: title for name, title in METRIC_TITLES.items() if name != "n"}
 EVERY = "all"
 
 

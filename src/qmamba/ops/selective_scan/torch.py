@@ -303,13 +303,9 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
             to_position, to_slot = slot_index(route, p.height, p.width, p.x)
             x = _gather(p.x[tile], to_position, scratch, "x")
             gx = scratch("gx", x.shape).zero_()
-            gyslots_of = _cotangent(gy[tile], to_position, length, scratch) if merge else None
+            gy_slots = _cotangent(gy[tile], to_position, length, scratch) if merge else None
             for k in members:
-                gy_k = (
-                    _cotangent(gy[tile, k], to_position, length, scratch)
-                    if gyslots_of is None
-                    else gyslots_of
-                )
+                gy_k = _cotangent(gy[tile, k], to_position, length, scratch) if gy_slots is None else gy_slots
                 grads = _backward_walk(p.walk(k, tile, x, to_position, scratch), gy_k, gx)
                 for whole, part in ((g_dt, grads.dt), (g_B, grads.B), (g_C, grads.C)):
                     whole[tile, :, k] = part.index_select(1, to_slot)
