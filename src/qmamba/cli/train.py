@@ -120,6 +120,7 @@ class _Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.bar.refresh()  # however fast the last steps were, they are seen
         self.bar.close()
 
     def __call__(self, event: dict[str, Any]) -> None:

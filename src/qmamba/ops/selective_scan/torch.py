@@ -21,6 +21,8 @@ from ..precision import without_autocast
 from ..routes import Route
 from .recurrence import Slots, recur_, slot_index, slots_of
 
+LOG2E = math.log2(math.e)
+EXP2_LIMIT = 80.0  # exp of anything up to this is finite in float32
 TILE = 2**19  # elements of (images, positions, channels) that are worked on at once: 2 MB of float32
 
 
@@ -90,6 +92,7 @@ class _Walk:
     dt_weight: Tensor  # (D, R)
     dt_bias: Tensor  # (D,)
     A: Tensor  # (D, N)
+    tame: bool  # no step size leaves what float32 can hold as a power of 2
 
     def grid(self, v: Tensor) -> Tensor:
         return v.view(v.shape[0], self.slots.steps, self.slots.segments, v.shape[-1])  # (G, T, S, ·)
@@ -97,15 +100,26 @@ class _Walk:
     def buffer(self, name: str) -> Tensor:
         return self.scratch(name, self.x.shape)
 
-    def pre_delta(self) -> Tensor:
-        """Δ before its softplus, (G, T·S, D)."""
+    def delta(self) -> Tensor:
+        """The step sizes Δ = softplus(dt_weight dt + dt_bias), (G, T·S, D), and in the buffer "pre" what
+        `slope_` needs. In powers of 2, which torch has a faster function for than for powers of e."""
+        pre, scale = self.buffer("pre"), LOG2E if self.tame else 1.0
+        rows = pre.view(-1, pre.shape[-1])
+        torch.addmm(self.dt_bias * scale, self.dt.flatten(0, 1), self.dt_weight.T * scale, out=rows)
+        delta = self.buffer("delta")
+        if self.tame:
+            return torch.log1p(pre.exp2_(), out=delta)
+        result: Tensor = torch.ops.aten.softplus.out(pre, out=delta)
+        return result
+
+    def slope_(self) -> Tensor:
+        """dΔ/d(dt_weight dt + dt_bias), the sigmoid, (G, T·S, D); uses up the buffer "pre"."""
         pre = self.buffer("pre")
-        torch.addmm(self.dt_bias, self.dt.flatten(0, 1), self.dt_weight.T, out=pre.view(-1, pre.shape[-1]))
-        return pre
+        return pre.div_(pre + 1) if self.tame else pre.sigmoid_()
 
     def decay(self, delta: Tensor, n: int) -> Tensor:
         """exp(Δ A) of state n, (G, T·S, D)."""
-        return torch.mul(delta, self.A[:, n], out=self.buffer("decay")).exp_()
+        return torch.mul(delta, self.A[:, n] * LOG2E, out=self.buffer("decay")).exp2_()
 
     def states(self, decay: Tensor, xd: Tensor, n: int) -> Tensor:
         """h of state n, (G, T·S, D), from its decay, which is used up, and xd = Δ·x."""
@@ -142,17 +156,16 @@ class _Walk:
         return decay
 
 
-def _softplus(v: Tensor, out: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.softplus.out(v, out=out)
-    return result
-
-
-def _forward_walk(w: _Walk, y: Tensor) -> None:
-    """Add Σ_n C_n h_n of a walk to y (G, T·S, D)."""
-    delta = _softplus(w.pre_delta(), out=w.buffer("delta"))
+def _forward_walk(w: _Walk, y: Tensor, fresh: bool) -> None:
+    """Add Σ_n C_n h_n of a walk to y (G, T·S, D), or write it there if y is fresh."""
+    delta = w.delta()
     xd = torch.mul(delta, w.x, out=w.buffer("xd"))
     for n in range(w.A.shape[-1]):
-        y.addcmul_(w.states(w.decay(delta, n), xd, n), w.C[..., n, None])
+        h, c_n = w.states(w.decay(delta, n), xd, n), w.C[..., n, None]
+        if fresh and n == 0:
+            torch.mul(h, c_n, out=y)
+        else:
+            y.addcmul_(h, c_n)
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,7 @@ def _backward_walk(w: _Walk, gy: Tensor, gx: Tensor) -> _WalkGrads:
     With g = ∂loss/∂h after the adjoint recurrence and kept = a_t h_{t-1}:
     ∂Δ = g·(A·kept + B x),  ∂A = Σ g·kept·Δ,  ∂B = Σ_d g·Δx,  ∂C = Σ_d ∂y·h,  ∂x = g·Δ·B.
     """
-    pre = w.pre_delta()
-    delta = _softplus(pre, out=w.buffer("delta"))
+    delta = w.delta()
     xd = torch.mul(delta, w.x, out=w.buffer("xd"))
     g_delta, product = w.buffer("g_delta").zero_(), w.buffer("product")
     g_A, g_B, g_C = torch.empty_like(w.A), torch.empty_like(w.B), torch.empty_like(w.C)
@@ -192,7 +204,7 @@ def _backward_walk(w: _Walk, gy: Tensor, gx: Tensor) -> _WalkGrads:
         g.mul_(b_n)
         g_delta.addcmul_(g, w.x)
         gx.addcmul_(g, delta)
-    g_pre = g_delta.mul_(pre.sigmoid_())
+    g_pre = g_delta.mul_(w.slope_())
     flat = g_pre.view(-1, g_pre.shape[-1])  # (G·T·S, D)
     return _WalkGrads(
         dt=(flat @ w.dt_weight).view(w.dt.shape),
@@ -244,6 +256,7 @@ class _Problem:
     routes: tuple[Route, ...]
     height: int
     width: int
+    tame: bool
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...]) -> _Problem:
@@ -251,13 +264,27 @@ class _Problem:
         dtype = _compute_dtype(x)
         x_, dt_, B_, C_ = (v.to(dtype).flatten(1, 2) for v in (x, dt, B, C))
         weight, bias, A, D = (v.to(dtype) for v in weights)
-        return cls(x_, dt_, B_, C_, weight, bias, A, D, routes, x.shape[1], x.shape[2])
+        tame = _tame(dt_, weight, bias)
+        return cls(x_, dt_, B_, C_, weight, bias, A, D, routes, x.shape[1], x.shape[2], tame)
 
     def walk(self, k: int, tile: slice, x: Tensor, to_position: Tensor, scratch: _Scratch) -> _Walk:
         dt, B, C = (v[tile, :, k].index_select(1, to_position) for v in (self.dt, self.B, self.C))
         slots = slots_of(self.height * self.width)
         reverse = self.routes[k].reverse
-        return _Walk(slots, reverse, scratch, x, dt, B, C, self.dt_weight[k], self.dt_bias[k], self.A[k])
+        weights = self.dt_weight[k], self.dt_bias[k], self.A[k]
+        return _Walk(slots, reverse, scratch, x, dt, B, C, *weights, self.tame)
+
+
+def _tame(dt: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether |dt_weight dt + dt_bias| stays small enough for its exponential, by a bound that costs little.
+
+    The answer is a number that Python waits for, so it is not asked for where that hurts.
+    """
+    if dt.device.type != "cpu" or torch.compiler.is_compiling() or type(dt) is not Tensor or not dt.numel():
+        return False
+    largest = dt.abs().amax((0, 1))  # (K, R)
+    bound = torch.einsum("kdr,kr->kd", weight.abs(), largest) + bias.abs()
+    return bool(bound.amax() < EXP2_LIMIT)  # NaN is not
 
 
 def _gather(v: Tensor, index: Tensor, scratch: _Scratch, name: str) -> Tensor:
@@ -277,13 +304,12 @@ def _forward(p: _Problem, merge: bool) -> Tensor:
         for route, members in _pairs(p.routes).items():
             to_position, to_slot = slot_index(route, p.height, p.width, p.x)
             x = _gather(p.x[tile], to_position, scratch, "x")  # shared by both directions
-            y = scratch("y", x.shape).zero_()
+            y = scratch("y", x.shape)
             for k in members:
-                _forward_walk(p.walk(k, tile, x, to_position, scratch), y)
+                _forward_walk(p.walk(k, tile, x, to_position, scratch), y, not merge or k == members[0])
                 if not merge:
                     y.addcmul_(x, p.D[k])
                     out[tile, k] = _gather(y, to_slot, scratch, "on grid")
-                    y.zero_()
             if merge:
                 out[tile] += _gather(y, to_slot, scratch, "on grid")
     return out.view(*out.shape[:-2], p.height, p.width, channels)
