@@ -138,7 +138,8 @@ def test_score_is_the_mean_of_its_calibrated_crops(scorer: Scorer) -> None:
         crop = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1) / 255
         with torch.no_grad():
             raw = scorer.network(((crop - mean) / std)[None])
-        assert float(part) == pytest.approx(1 / (1 + math.exp(-(0.5 * float(raw) + 0.1))), abs=1e-6)
+        # this network's loud random weights turn the last bits of float32 into 1e-5 of the raw number
+        assert float(part) == pytest.approx(1 / (1 + math.exp(-(0.5 * float(raw) + 0.1))), abs=1e-5)
 
 
 def test_batch_size_changes_no_more_than_rounding(scorer: Scorer) -> None:

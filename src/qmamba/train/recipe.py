@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from .._toml import parse_toml
 from ..errors import RecipeError
 
 
@@ -161,7 +161,7 @@ def _read(path: Path) -> str:
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     """A recipe from TOML text; unknown keys and wrong types are refused."""
     try:
-        values = _parse_toml(text)
+        values = parse_toml(text)
     except ValueError as error:
         raise RecipeError(f"{where} is not valid TOML: {error}") from error
     known = {f.name for f in dataclasses.fields(Recipe)}
@@ -180,10 +180,3 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         if not fits or (isinstance(value, bool) and kind is not bool):
             raise RecipeError(f"{where}: {key} should be of type {kind.__name__}, not {value!r}")
     return Recipe(phases=phases, **values)
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    for name in ("tomllib", "tomli"):  # the first comes with Python 3.11
-        with suppress(ModuleNotFoundError):
-            return dict(import_module(name).loads(text))
-    raise RecipeError("recipes need tomli on Python 3.10: pip install 'qmamba[train]'")
