@@ -1,4 +1,7 @@
-"""Draw `docs/assets/strip.png`: a photograph and damaged versions of it, with the embedded model's scores.
+"""Draw the pictures of the documentation, in docs/assets/.
+
+`strip.png`: a photograph and damaged versions of it, with the embedded model's scores.
+`distortions.jpg`: every distortion at its five levels.
 
 Run it with `make figures`. It takes the first photograph of examples/ unless another is named:
 
@@ -13,16 +16,19 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
-from qmamba.data import DEGRADATIONS, degrade
+from qmamba.data import DEGRADATIONS, DISTORTIONS, Distortion, degrade
 from qmamba.images import decode
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "docs" / "assets" / "strip.png"
+ASSETS = ROOT / "docs" / "assets"
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 TILE = 300  # pixels: side of a drawn photograph
 GAP = 12
 CAPTION = 62
+CELL = (150, 100)  # pixels: width and height of a tile of the contact sheet
+CORNER = (0.3, 0.11)  # where the tile lies in the photograph, as shares of its width and height
+LABEL = 190  # pixels: width of the column with the names
 INK, FAINT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
 
 
@@ -56,6 +62,33 @@ def strip(photograph: Image.Image) -> Image.Image:
     return canvas
 
 
+def contact_sheet(photograph: Image.Image) -> Image.Image:
+    """A row for each distortion, a column for each level: a part of the photograph at its own size."""
+    width, height = CELL
+    step = height + 2
+    canvas = Image.new("RGB", (LABEL + 5 * (width + 2), len(DISTORTIONS) * step + 26), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column in range(5):
+        middle = LABEL + column * (width + 2) + width // 2
+        draw.text((middle, 4), f"level {column + 1}", FAINT, ImageFont.load_default(15), anchor="ma")
+    for row, distortion in enumerate(DISTORTIONS.values()):
+        top = 26 + row * step
+        draw.text((0, top + height // 2 - 10), distortion.name, INK, ImageFont.load_default(15), anchor="lm")
+        draw.text(
+            (0, top + height // 2 + 10), distortion.family, FAINT, ImageFont.load_default(13), anchor="lm"
+        )
+        for column, cell in enumerate(cells(photograph, distortion)):
+            canvas.paste(cell, (LABEL + column * (width + 2), top))
+    return canvas
+
+
+def cells(photograph: Image.Image, distortion: Distortion) -> list[Image.Image]:
+    """The five levels. The whole photograph is damaged before it is cut, as a user's would be."""
+    left, top = (round(share * side) for share, side in zip(CORNER, photograph.size, strict=True))
+    box = (left, top, left + CELL[0], top + CELL[1])
+    return [qmamba.distort(photograph, distortion.name, level).crop(box) for level in range(1, 6)]
+
+
 def main() -> None:
     if len(sys.argv) > 1:
         source = Path(sys.argv[1])
@@ -63,9 +96,10 @@ def main() -> None:
         source = min(p for p in (ROOT / "examples").iterdir() if p.suffix.lower() in SUFFIXES)
     with Image.open(source) as opened:
         photograph = opened.convert("RGB")
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    strip(photograph).save(TARGET, optimize=True)
-    print(f"{source} -> {TARGET}")
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    strip(photograph).save(ASSETS / "strip.png", optimize=True)
+    contact_sheet(photograph).save(ASSETS / "distortions.jpg", quality=72, optimize=True)
+    print(f"{source} -> {ASSETS / 'strip.png'}, {ASSETS / 'distortions.jpg'}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ True
 from __future__ import annotations
 
 from . import convert, errors, metrics
+from ._distort import distort, list_distortions
 from ._version import __version__
 from .models import count, create_model, list_archs
 from .protocol import Protocol
@@ -21,8 +22,10 @@ __all__ = [
     "convert",
     "count",
     "create_model",
+    "distort",
     "errors",
     "list_archs",
+    "list_distortions",
     "list_models",
     "load",
     "metrics",

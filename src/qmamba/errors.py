@@ -37,6 +37,10 @@ class HubError(QMambaError, OSError):
     """A Hub repository that cannot be reached, is not there, or is not in the local cache."""
 
 
+class DistortionError(QMambaError, ValueError):
+    """A distortion that nothing is called, a level out of range, or pixels that it does not take."""
+
+
 class RecipeError(QMambaError, ValueError):
     """A training recipe or a data set that does not fit what the trainer expects."""
 

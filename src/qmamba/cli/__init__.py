@@ -1,4 +1,4 @@
-"""The command line: `qmamba score`, `qmamba models`, `qmamba evaluate`, `qmamba train`."""
+"""The command line: `qmamba score`, `models`, `evaluate`, `train` and `distort`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from qmamba._version import __version__
+from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
+from qmamba.cli.distort import distort
 from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from qmamba.cli.evaluate import evaluate
 from qmamba.cli.models import models
@@ -46,6 +48,7 @@ def _build() -> typer.Typer:
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
+    application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
     return application
 
 

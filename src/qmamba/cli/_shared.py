@@ -27,6 +27,7 @@ class ProtocolName(str, Enum):
     grid = "grid"
     random = "random"
     whole = "whole"
+    scales = "scales"
 
 
 def load_scorer(

@@ -1,4 +1,4 @@
-"""`qmamba train RECIPE`: from rated photographs to a checkpoint folder."""
+"""`qmamba train RECIPE`: from rated photographs, or packed ones, to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qmamba.cli._shared import bar_of, note, quiet_ends
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
-    from qmamba.train import Recipe
+    from qmamba.train import PretrainRecipe, Recipe
 
 EPILOG = """\
 \b
@@ -47,7 +47,10 @@ def train(
         str, typer.Argument(metavar="RECIPE", help="A .toml file, or a name from `qmamba train --list`.")
     ],
     data: Annotated[
-        Path, typer.Option("--data", "-d", help="The data set's folder, or the manifest, a CSV file.")
+        Path,
+        typer.Option(
+            "--data", "-d", help="The data set's folder, the manifest (a CSV file), or packed photographs."
+        ),
     ],
     out: Annotated[
         Path,
@@ -57,6 +60,10 @@ def train(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of all processes together. Default: one a core.")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder to start from. Default: random weights."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
@@ -77,13 +84,13 @@ def train(
         from qmamba.train import load_recipe
 
         plan = load_recipe(recipe)
-        ratings = _ratings(plan, data)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
+        options = {"processes": processes, "device": device, "init": init, "resume": resume}
         with _Watch(plan.steps, progress) as watch:
-            folder = _train(watch, plan, ratings, out, processes=processes, device=device, resume=resume)
+            folder = _train(watch, plan, data, out, **options)
         typer.echo(str(folder))
 
 
@@ -93,12 +100,17 @@ def _ratings(recipe: Recipe, data: Path) -> list[Rated]:
     return read_manifest(data) if recipe.data == "manifest" else read_biq2021(data, ("train", "val"))
 
 
-def _train(watch: _Watch, recipe: Recipe, ratings: list[Rated], out: Path, **options: Any) -> Path:
-    from qmamba.train import train as run
+def _train(watch: _Watch, recipe: Recipe | PretrainRecipe, data: Path, out: Path, **options: Any) -> Path:
+    from qmamba.train import PretrainRecipe, pretrain
+    from qmamba.train import train as tune
 
     try:
+        if isinstance(recipe, PretrainRecipe):
+            with watch.ctrl_c():
+                return pretrain(recipe, data, out, report=watch, **options)
+        ratings = _ratings(recipe, data)
         with watch.ctrl_c():
-            return run(recipe, ratings, out, report=watch, **options)
+            return tune(recipe, ratings, out, report=watch, **options)
     except KeyboardInterrupt:
         watch.bar.close()
         where = f"step {watch.step}" if watch.step and watch.stopping == 1 else "the last step that was saved"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,10 +56,11 @@ class Source:
 def list_sources() -> list[Source]:
     """The repositories that the default model was pretrained on."""
     text = (resources.files("qmamba.data") / "sources" / "photos.toml").read_text(encoding="utf-8")
-    return [
-        Source(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
-        for entry in parse_toml(text)["source"]
-    ]
+    return [_source(entry) for entry in parse_toml(text)["source"]]
+
+
+def _source(entry: dict[str, Any]) -> Source:
+    return Source(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
 
 
 # --- git ----------------------------------------------------------------------------------------------------
@@ -95,7 +97,9 @@ def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[s
     Files that the clone does not hold, and those whose content ``seen`` has, are left out; it grows.
     """
     listing = _git(place, "ls-tree", "-r", "-z", source.commit).split("\0")
-    found = sorted((path, entry.split()[2]) for entry, _, path in (e.partition("\t") for e in listing) if path)
+    found = sorted(
+        (path, entry.split()[2]) for entry, _, path in (e.partition("\t") for e in listing) if path
+    )
     chosen = _spread([item for item in found if source.takes(item[0])], source.most)
     chosen = [item for item in chosen if not (item[1] in seen or seen.add(item[1]))]  # type: ignore[func-returns-value]
     with subprocess.Popen(
@@ -123,7 +127,9 @@ def _git(place: Path, *args: str, check: bool = True) -> str:
     try:
         result = subprocess.run(["git", "-C", str(place), *args], capture_output=True, check=check)
     except FileNotFoundError as error:
-        raise RecipeError("git is needed to read repositories of photographs, and is not installed") from error
+        raise RecipeError(
+            "git is needed to read repositories of photographs, and is not installed"
+        ) from error
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise RecipeError(f"git {args[0]} failed in {place}: {why[0]}") from error
@@ -163,7 +169,11 @@ def rated_crops(image: Image.Image, rng: np.random.Generator) -> list[np.ndarray
     for shrink in (2.0, 1.0):
         scale = max(1 / shrink, CROP / min(image.size))
         width, height = (max(CROP, round(side * scale)) for side in image.size)
-        sized = image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
+        sized = (
+            image
+            if (width, height) == image.size
+            else image.resize((width, height), Image.Resampling.BICUBIC)
+        )
         left, top = int(rng.integers(width - CROP + 1)), int(rng.integers(height - CROP + 1))
         views.append(np.asarray(sized.crop((left, top, left + CROP, top + CROP))))
     return views

@@ -1,0 +1,55 @@
+"""Twenty-five ways to damage a photograph, each at five levels, from just visible to severe.
+
+They are the kinds of distortion of the data set KADID-10k. The levels are ours, not KADID-10k's: its own
+parameters are not used here, and images made with these must not be mixed up with that data set's.
+
+`qmamba.distort` takes images of any kind; here is what it is made of, for numpy arrays:
+
+>>> import numpy as np
+>>> grey = np.full((8, 8, 3), 128, np.uint8)
+>>> DISTORTIONS["mean_shift"](grey, level=1)[0, 0].tolist()
+[140, 140, 140]
+>>> DISTORTIONS["jpeg"].levels
+(40, 25, 15, 9, 5)
+
+To add one, write a function in the module of its family and decorate it with `distortion`.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from qmamba.data.distortions import blur, brightness, codecs, colour, noise, sharpness, spatial
+from qmamba.data.distortions._base import Distortion, Pixels
+from qmamba.errors import DistortionError
+
+__all__ = ["DISTORTIONS", "Distortion", "Pixels", "find"]
+
+DISTORTIONS: dict[str, Distortion] = {
+    entry.name: entry
+    for module in (blur, colour, codecs, noise, brightness, spatial, sharpness)
+    for entry in vars(module).values()
+    if isinstance(entry, Distortion)
+}
+"""All distortions by name, family by family."""
+
+
+def find(name: str) -> Distortion:
+    """The distortion of a name.
+
+    Raises:
+        DistortionError: nothing is called so; the message has near names.
+
+    >>> find("gaussian_blur").parameter
+    'sigma of the Gaussian, in pixels'
+    >>> find("color_shift")
+    Traceback (most recent call last):
+    qmamba.errors.DistortionError: no distortion is called 'color_shift'; near names: colour_shift
+    """
+    if not isinstance(name, str) or name not in DISTORTIONS:
+        wanted = str(name).lower().replace("color", "colour")
+        near = [each for each in DISTORTIONS if wanted in each and wanted]
+        near = near or difflib.get_close_matches(wanted, DISTORTIONS, n=3)
+        names = f"near names: {', '.join(near)}" if near else f"names: {', '.join(DISTORTIONS)}"
+        raise DistortionError(f"no distortion is called {name!r}; {names}")
+    return DISTORTIONS[name]
