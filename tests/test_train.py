@@ -18,7 +18,7 @@ import torch
 import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
-from qmamba.train import Phase, Recipe, list_recipes, load_recipe, train, trainer
+from qmamba.train import Phase, Recipe, list_recipes, load_recipe, loop, train
 from qmamba.train.batches import choose, make_batch, prefetch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.recipe import parse_recipe
@@ -103,7 +103,7 @@ PHASE = "[[phases]]\ncrop = 32\nsteps = 1\n"
         (HEAD + "validate_every = 0\n" + PHASE, "validate_every is at least 1"),
         (HEAD + "seed = -1\n" + PHASE, "seed is at least 0"),
         (HEAD + "margin = nan\n" + PHASE, "margin is at least 0"),
-        (HEAD + 'data = "koniq"\n' + PHASE, "'biq2021' or 'manifest', not 'koniq'"),
+        (HEAD + 'data = "koniq"\n' + PHASE, "'manifest' or 'photos', not 'koniq'"),
     ],
 )
 def test_bad_recipes(text: str, says: str) -> None:
@@ -277,8 +277,8 @@ def test_stopped_by_its_watcher_and_resumed_gives_the_same_bits(
 def test_a_crash_between_two_saves_gives_the_same_bits(
     whole: Path, photos: list[Rated], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
-    learn = trainer._Run.learn
+    monkeypatch.setattr(loop, "SAVE_EVERY", 4)
+    learn = loop.Learner.learn
 
     def fail(run: Any, *args: Any) -> dict[str, float]:
         if run.step == 6:
@@ -286,7 +286,7 @@ def test_a_crash_between_two_saves_gives_the_same_bits(
         return learn(run, *args)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(trainer._Run, "learn", fail)
+        patch.setattr(loop.Learner, "learn", fail)
         train(RECIPE, photos, tmp_path)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # cut off by the crash

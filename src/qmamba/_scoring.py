@@ -6,17 +6,43 @@ import math
 import numbers
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import torch
 
 from qmamba.errors import ImageError
 from qmamba.images import MAX_PIXELS, decode, label
+from qmamba.protocol import Window
 
 Decoded: TypeAlias = tuple[torch.Tensor, str]
 """The pixels of an image, and what messages call it."""
 
 LOWEST, HIGHEST = -0.5, 1.5  # beyond these a batch is not in [0, 1] by mistake, not by overshoot
+
+
+class CropScores(NamedTuple):
+    """The parts of an image's score.
+
+    Attributes:
+        windows: (top, left, height, width) of each crop, in pixels of the image.
+        scores: (n,) float32 on the CPU, calibrated.
+        weights: (n,) float32, what each part counts; they sum to 1.
+    """
+
+    windows: list[Window]
+    scores: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def mean(self) -> float:
+        """The image's score."""
+        return float((self.weights * self.scores).sum())
+
+    @property
+    def std(self) -> float:
+        """How far the parts lie apart: the weighted standard deviation; 0 for a single part."""
+        centred = self.scores - (self.weights * self.scores).sum()
+        return float((self.weights * centred.square()).sum().sqrt())
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -26,6 +52,7 @@ class ScoreOptions(TypedDict, total=False):
     batch_size: int
     progress: bool
     max_pixels: int | None
+    return_std: bool
 
 
 def pixel_limit(batch_size: int, max_pixels: int | None) -> int:

@@ -1,6 +1,6 @@
-"""The evaluation protocol: which parts of an image the network sees.
+"""The evaluation protocol: which parts of an image the network sees, and at what size.
 
-A protocol belongs to a checkpoint, because a score means little without it. All three kinds are
+A protocol belongs to a checkpoint, because a score means little without it. All kinds are
 deterministic: they depend on the size of the image and on the protocol's own numbers, never on global random
     state.
 """
@@ -8,6 +8,7 @@ deterministic: they depend on the size of the image and on the protocol's own nu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,11 +19,12 @@ from qmamba._pillow import check_size
 from qmamba.errors import CheckpointError
 from qmamba.images import MAX_PIXELS
 
-Kind: TypeAlias = Literal["grid", "random", "whole"]
+Kind: TypeAlias = Literal["grid", "random", "whole", "scales"]
 Window: TypeAlias = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LEAST = 64  # pixels of the shorter side of an image that is seen whole at one of `sides`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +38,21 @@ class Protocol:
     * `random`: `n_crops` square crops at uniformly random places, drawn anew for each image from a generator
       of its own that is seeded with `seed`. Two images of one size get the same places.
     * `whole`: the full image in one pass.
+    * `scales`: the image brought to each of `sides`, that is to about side² pixels with its aspect ratio kept,
+      whether it is larger or smaller. At the first of them it is cut into a grid of no more than `max_crops`
+      crops, at the others it is seen whole. Each scale counts the same. What size a picture was saved at hardly
+      matters then, and neither crops of a huge picture nor a thumbnail are judged at pixels nobody looks at.
 
-    An image with a side shorter than `crop` is enlarged first: see `fit_side`.
+    An image with a side shorter than `crop` is enlarged first, see `fit_side`; for `scales` one brought to its
+    first size.
 
     Attributes:
-        kind: "grid", "random" or "whole".
+        kind: "grid", "random", "whole" or "scales".
         crop: side of a crop in pixels, at least 32.
         max_crops: the most crops of a grid, at least 1.
         n_crops: the number of random crops, at least 1.
         seed: seed of the random crops, at least 0.
+        sides: at least one size of `scales`, each the square root of a number of pixels, at least 32.
 
     Raises:
         CheckpointError: for an unknown kind, or a number out of its range.
@@ -59,6 +67,7 @@ class Protocol:
     max_crops: int = 25
     n_crops: int = 10
     seed: int = 0
+    sides: tuple[int, ...] = (512, 256)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -69,10 +78,15 @@ class Protocol:
                 raise CheckpointError(
                     f"protocol: {name} must be an integer of at least {least}, not {value!r}"
                 )
+        if not isinstance(self.sides, (tuple, list)) or not self.sides:
+            raise CheckpointError(f"protocol: sides must list at least one size, not {self.sides!r}")
+        if any(type(side) is not int or not 32 <= side <= 2**13 for side in self.sides):
+            raise CheckpointError(f"protocol: sides must be integers from 32 to 8192, not {self.sides!r}")
+        object.__setattr__(self, "sides", tuple(self.sides))  # JSON knows lists only
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "sides": list(self.sides)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
@@ -80,7 +94,7 @@ class Protocol:
 
         Examples:
             >>> Protocol.from_dict(Protocol(kind="random").to_dict())
-            Protocol(kind='random', crop=224, max_crops=25, n_crops=10, seed=0)
+            Protocol(kind='random', crop=224, max_crops=25, n_crops=10, seed=0, sides=(512, 256))
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, Mapping):
@@ -93,8 +107,48 @@ class Protocol:
         return cls(**fields)
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The image at one size, and the windows of it that the network sees.
+
+    Attributes:
+        height, width: of the whole image at this size, in pixels.
+        windows: in pixels of this size.
+    """
+
+    height: int
+    width: int
+    windows: tuple[Window, ...]
+
+    def in_image(self, window: Window, height: int, width: int) -> Window:
+        """A window in pixels of an image of this height and width, as near as whole pixels allow."""
+        tall, wide = height / self.height, width / self.width
+        top, left, h, w = window
+        return round(top * tall), round(left * wide), max(1, round(h * tall)), max(1, round(w * wide))
+
+
+def views(height: int, width: int, protocol: Protocol) -> list[View]:
+    """What the network sees of an image of this size. A score is the mean of its views' means.
+
+    Examples:
+        >>> [(v.height, v.width, len(v.windows)) for v in views(3000, 4000, Protocol("scales", max_crops=4))]
+        [(443, 591, 4), (222, 296, 1)]
+    """
+    if protocol.kind != "scales":
+        height, width = _fitted(height, width, protocol.crop)
+        return [View(height, width, tuple(windows(height, width, protocol)))]
+    found = []
+    for place, side in enumerate(protocol.sides):
+        ratio = math.sqrt(side * side / (height * width))
+        h, w = (max(1, round(length * ratio)) for length in (height, width))
+        h, w = _fitted(h, w, protocol.crop if place == 0 else LEAST)
+        cut = windows(h, w, protocol) if place == 0 else [(0, 0, h, w)]
+        found.append(View(h, w, tuple(cut)))
+    return found
+
+
 def windows(height: int, width: int, protocol: Protocol) -> list[Window]:
-    """The crops of an image of this size, in a fixed order.
+    """The crops of an image of this size, in a fixed order; for `scales` at the first of its sizes.
 
     Args:
         height: rows of pixels, at least `protocol.crop` unless the kind is "whole".
@@ -184,12 +238,47 @@ def fit_side(
         torch.Size([3, 224, 336])
     """
     height, width = image.shape[-2:]
+    return resize(image, *_fitted(height, width, crop), max_pixels=max_pixels, name=name)
+
+
+def _fitted(height: int, width: int, least: int) -> tuple[int, int]:
+    """The size with a shorter side of at least ``least``."""
     shorter = min(height, width)
-    if shorter >= crop:
+    if shorter >= least:
+        return height, width
+    h, w = (
+        least if side == shorter else (side * least + shorter // 2) // shorter for side in (height, width)
+    )
+    return h, w
+
+
+def resize(
+    image: torch.Tensor, height: int, width: int, *, max_pixels: int = MAX_PIXELS, name: str = "image"
+) -> torch.Tensor:
+    """An image brought to a size; bilinear, over all pixels that fall together where it shrinks.
+
+    Args:
+        image: (…, H, W), uint8, or float in [0, 1].
+        height, width: of the result.
+        max_pixels: the most pixels, height × width, that an enlarged image may have.
+        name: what an error calls the image.
+
+    Returns:
+        The image itself when it has that size, and otherwise a float32 copy in [0, 1], differentiable to a
+        float input.
+
+    Raises:
+        ImageError: when the enlarged image would exceed `max_pixels`.
+    """
+    given = int(image.shape[-2]), int(image.shape[-1])
+    if given == (height, width):
         return image
-    check_size(height, width, max_pixels, name)
-    size = [crop if side == shorter else (side * crop + shorter // 2) // shorter for side in (height, width)]
-    check_size(size[0], size[1], max_pixels, f"{name}: {height} × {width}, enlarged to a side of {crop}")
-    planes = unit(image).reshape(1, -1, height, width)
-    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-    return resized.reshape(*image.shape[:-2], *size)
+    if height > given[0] or width > given[1]:
+        check_size(given[0], given[1], max_pixels, name)
+        check_size(height, width, max_pixels, f"{name}: {given[0]} × {given[1]}, enlarged for its crops")
+    planes = unit(image).reshape(1, -1, *given)
+    shrinks = height < given[0] or width < given[1]
+    resized = F.interpolate(
+        planes, size=(height, width), mode="bilinear", align_corners=False, antialias=shrinks
+    )
+    return resized.reshape(*image.shape[:-2], height, width)

@@ -15,12 +15,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qmamba._scoring import Decoded, ScoreOptions, check_batch, decode_ahead, located, pixel_limit, with_bar
+from qmamba._scoring import (
+    CropScores,
+    Decoded,
+    ScoreOptions,
+    check_batch,
+    decode_ahead,
+    located,
+    pixel_limit,
+    with_bar,
+)
 from qmamba.errors import BackendError, ImageError
 from qmamba.images import as_list, decode, iterate, label
 from qmamba.model_config import ModelConfig
 from qmamba.ops.precision import without_autocast
-from qmamba.protocol import Kind, Protocol, Window, fit_side, unit, windows
+from qmamba.protocol import Kind, Protocol, Window, resize, unit, views
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -100,10 +109,13 @@ class Scorer(nn.Module):
         check_batch(batch)
         if batch.shape[0] == 0:
             return batch.to(torch.float32).sum((1, 2, 3))
-        batch = fit_side(batch.to(torch.float32), self.protocol.crop, name="batch")
-        boxes = windows(batch.shape[-2], batch.shape[-1], self.protocol)
-        crops = torch.stack([_cut(batch, box) for box in boxes], dim=1)
-        return self._rate(crops.flatten(0, 1)).view(-1, len(boxes)).mean(dim=1)
+        batch = batch.to(torch.float32)
+        means = []
+        for view in views(batch.shape[-2], batch.shape[-1], self.protocol):
+            whole = resize(batch, view.height, view.width, name="batch")
+            crops = torch.stack([_cut(whole, box) for box in view.windows], dim=1)
+            means.append(self._rate(crops.flatten(0, 1)).view(-1, len(view.windows)).mean(dim=1))
+        return torch.stack(means).mean(dim=0)
 
     def _rate(self, crops: torch.Tensor) -> torch.Tensor:
         """(N, 3, h, w) float32 in [0, 1], to N calibrated scores in float32."""
@@ -116,10 +128,8 @@ class Scorer(nn.Module):
         return self.config.calibration(raw[:, 0].to(torch.float32))
 
     @torch.inference_mode()
-    def crop_scores(
-        self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None
-    ) -> tuple[list[Window], torch.Tensor]:
-        """The parts of an image's score, which is their mean.
+    def crop_scores(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> CropScores:
+        """The parts that an image's score is made of: Σ weight · score.
 
         Args:
             image: one image of any kind that `qmamba.images.decode` takes.
@@ -127,8 +137,7 @@ class Scorer(nn.Module):
             max_pixels: as for `score`.
 
         Returns:
-            (top, left, height, width) of each crop, in pixels of the image (after enlargement, if a side was
-            shorter than a crop), and their calibrated scores (n,), float32 on the CPU.
+            Where each crop lies in the image, its score and its weight.
 
         Raises:
             ImageError: when the image cannot be scored.
@@ -136,21 +145,27 @@ class Scorer(nn.Module):
         limit = pixel_limit(batch_size, max_pixels)
         return self._crop_scores(decode(image, max_pixels=limit), label(image), batch_size, limit)
 
-    def _crop_scores(
-        self, pixels: torch.Tensor, name: str, batch_size: int, max_pixels: int
-    ) -> tuple[list[Window], torch.Tensor]:
-        pixels = fit_side(pixels, self.protocol.crop, max_pixels=max_pixels, name=name)
-        boxes = windows(pixels.shape[-2], pixels.shape[-1], self.protocol)
+    def _crop_scores(self, pixels: torch.Tensor, name: str, batch_size: int, max_pixels: int) -> CropScores:
         device = next(self.network.parameters()).device
         if device.type == "meta":
             raise BackendError("a scorer on the device 'meta' has no weights: load it on another")
-        scores = []
+        height, width = pixels.shape[-2:]
+        seen, scores = views(height, width, self.protocol), []
         # Crops of one image, no autocast: nothing but the image and the weights decides a score's bits.
         with without_autocast(device):
-            for start in range(0, len(boxes), batch_size):
-                crops = torch.stack([_cut(pixels, box) for box in boxes[start : start + batch_size]])
-                scores.append(self._rate(unit(crops.to(device))))
-        return boxes, torch.cat(scores).cpu()
+            for view in seen:
+                whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
+                for start in range(0, len(view.windows), batch_size):
+                    boxes = view.windows[start : start + batch_size]
+                    crops = torch.stack([_cut(whole, box) for box in boxes])
+                    scores.append(self._rate(unit(crops.to(device))))
+        return CropScores(
+            [view.in_image(box, height, width) for view in seen for box in view.windows],
+            torch.cat(scores).cpu(),
+            torch.tensor(
+                [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows], device="cpu"
+            ),
+        )
 
     # Images to scores
 
@@ -173,6 +188,7 @@ class Scorer(nn.Module):
         batch_size: int = 32,
         progress: bool = False,
         max_pixels: int | None = None,
+        return_std: bool = False,
     ) -> Any:
         """Score one image, or each of a sequence.
 
@@ -184,10 +200,12 @@ class Scorer(nn.Module):
             batch_size: crops per forward pass, at least 1. Fewer take less memory; scores move by under 1e-6.
             progress: show a bar on stderr.
             max_pixels: refuse images of more pixels, also after enlargement; 50,000,000 by default.
+            return_std: say also how far the scores of an image's parts lie apart, as a standard deviation: a
+                photograph that is sharp in one corner only has a large one.
 
         Returns:
             A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU. All in
-            `score_range`, higher is better.
+            `score_range`, higher is better. With `return_std` a pair of these: scores, deviations.
 
         Raises:
             ImageError: (MissingImageError for a path that names no file) with on_error="raise", at the first
@@ -198,14 +216,15 @@ class Scorer(nn.Module):
         if on_error not in ("raise", "nan"):
             raise ImageError(f'on_error must be "raise" or "nan", not {on_error!r}')
         items, single = as_list(images)
-        scores = torch.full((len(items),), math.nan, dtype=torch.float32, device="cpu")
-        results = self.iter_scores(items, batch_size=batch_size, max_pixels=max_pixels)
+        found = torch.full((2, len(items)), math.nan, dtype=torch.float32, device="cpu")
+        results = self._stream(iter(items), batch_size, pixel_limit(batch_size, max_pixels))
         for index, result in with_bar(results, len(items)) if progress else results:
             if not isinstance(result, ImageError):
-                scores[index] = result
+                found[0, index], found[1, index] = result.mean, result.std
             elif on_error == "raise":
-                raise result if single else located(result, index, scores)
-        return float(scores[0]) if single else scores
+                raise result if single else located(result, index, found[0])
+        scores, deviations = (float(row[0]) if single else row for row in found)
+        return (scores, deviations) if return_std else scores
 
     def iter_scores(
         self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None
@@ -224,22 +243,23 @@ class Scorer(nn.Module):
             (index, score), with an ImageError in place of the score of an image that cannot be scored.
         """
         limit = pixel_limit(batch_size, max_pixels)
-        return self._stream(iterate(images)[0], batch_size, limit)
+        results = self._stream(iterate(images)[0], batch_size, limit)
+        return ((i, parts if isinstance(parts, ImageError) else parts.mean) for i, parts in results)
 
     def _stream(
         self, images: Iterator[Any], batch_size: int, max_pixels: int
-    ) -> Iterator[tuple[int, float | ImageError]]:
+    ) -> Iterator[tuple[int, CropScores | ImageError]]:
         for index, decoded in enumerate(decode_ahead(images, max_pixels)):
             yield index, self._score_or_error(decoded, batch_size, max_pixels)
 
     @torch.inference_mode()
     def _score_or_error(
         self, decoded: Decoded | ImageError, batch_size: int, max_pixels: int
-    ) -> float | ImageError:
+    ) -> CropScores | ImageError:
         if isinstance(decoded, ImageError):
             return decoded
         try:
-            return float(self._crop_scores(*decoded, batch_size, max_pixels)[1].mean())
+            return self._crop_scores(*decoded, batch_size, max_pixels)
         except ImageError as error:
             return error
 
@@ -318,7 +338,7 @@ def load(
         device: where to put the weights; the CPU by default.
         dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
         local_files_only: for a Hub id, take it from the cache and never use the network.
-        protocol: "grid", "random", "whole", or a `Protocol`, in place of the checkpoint's own. A word keeps
+        protocol: "grid", "random", "whole", "scales", or a `Protocol`, in place of the checkpoint's own. A word keeps
             the checkpoint's other numbers. Measured results hold for the checkpoint's own protocol only.
         cache_dir: in place of the standard Hub cache.
         token: in place of the token that is logged in to the Hub.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .recipe import Phase, Recipe, list_recipes, load_recipe
+from .pretrain import pretrain
+from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
 from .trainer import train
 
-__all__ = ["Phase", "Recipe", "list_recipes", "load_recipe", "train"]
+__all__ = ["Phase", "PretrainRecipe", "Recipe", "list_recipes", "load_recipe", "pretrain", "train"]

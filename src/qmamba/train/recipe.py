@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from .._toml import parse_toml
+from ..data.photos import CROP
 from ..errors import RecipeError
 
 
@@ -39,33 +40,20 @@ class Phase:
             raise RecipeError(f"a phase's mos and distil are weights of at least 0, not both 0: {weights}")
 
 
-_LEAST = {
-    "images": 2, "weight_decay": 0, "beta": 0, "plcc": 0, "ranking": 0, "margin": 0,
-    "calibration_images": 2, "validate_every": 1, "seed": 0,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every recipe has.
 
     Attributes:
         name: of the model that comes out.
         arch: architecture, as ``create_model`` takes it.
         overrides: keyword arguments of ``create_model``.
-        data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
         phases: crop sizes and steps, one after the other.
-        images: rated photographs a step, one random crop each; at least 2.
-        ranked: how many of them come with two degraded copies that must rank below, mild above strong.
-        lr: peak learning rate; a linear warm-up over ``warmup`` of all steps, then a cosine to zero.
+        lr: peak learning rate, reached by a linear warm-up over ``warmup`` of all steps and left by a cosine
+            to zero over the last ``cooldown`` of them; by default that is all the rest.
         weight_decay: of AdamW; none on norms, biases, A_log and D.
         clip: largest norm of the gradient.
         ema: decay of the running mean of the weights, which is what is evaluated and saved.
-        beta: of the smooth-L1 loss on MOS.
-        plcc, ranking: weights of the two other losses.
-        margin: by which a score should fall with each level of degradation.
-        calibration_images: training photographs that the calibration is fitted on.
-        validate_every: steps between two looks at the val fold.
         seed: of everything random.
         licence, limits: for the model card.
     """
@@ -73,21 +61,13 @@ class Recipe:
     name: str
     arch: str
     phases: tuple[Phase, ...]
-    data: str = "biq2021"
     overrides: dict[str, Any] = field(default_factory=dict)
-    images: int = 24
-    ranked: int = 4
     lr: float = 1e-3
     warmup: float = 0.05
+    cooldown: float | None = None
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.999
-    beta: float = 0.1
-    plcc: float = 0.5
-    ranking: float = 0.5
-    margin: float = 0.03
-    calibration_images: int = 600
-    validate_every: int = 500
     seed: int = 0
     licence: str = "unknown"
     limits: str = ""
@@ -95,11 +75,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.phases:
             raise RecipeError("a recipe needs at least one phase, with crop and steps")
-        if not 0 <= self.ranked <= self.images:
-            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
-        for key, least in _LEAST.items():
-            if not least <= getattr(self, key) < math.inf:  # written so that NaN fails
-                raise RecipeError(f"a recipe's {key} is at least {least}, not {getattr(self, key)}")
+        self._at_least(weight_decay=0, seed=0)
         for key in ("lr", "clip"):
             if not 0 < getattr(self, key) < math.inf:
                 raise RecipeError(f"a recipe's {key} is above 0, not {getattr(self, key)}")
@@ -107,8 +83,13 @@ class Recipe:
             raise RecipeError(
                 f"warmup and ema are at least 0 and below 1, not warmup = {self.warmup}, ema = {self.ema}"
             )
-        if self.data not in ("biq2021", "manifest"):
-            raise RecipeError(f"a recipe's data is 'biq2021' or 'manifest', not {self.data!r}")
+        if self.cooldown is not None and not 0 <= self.cooldown <= 1 - self.warmup:
+            raise RecipeError(f"cooldown is at least 0 and at most 1 - warmup, not {self.cooldown}")
+
+    def _at_least(self, **least: float) -> None:
+        for key, value in least.items():
+            if not value <= getattr(self, key) < math.inf:  # written so that NaN fails
+                raise RecipeError(f"a recipe's {key} is at least {value}, not {getattr(self, key)}")
 
     @property
     def steps(self) -> int:
@@ -122,10 +103,75 @@ class Recipe:
             step -= phase.steps
         return self.phases[-1]
 
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Plan):
+    """Learning opinion scores.
+
+    Attributes:
+        data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
+        images: rated photographs a step, one random crop each; at least 2.
+        ranked: how many of them come with two degraded copies that must rank below, mild above strong.
+        beta: of the smooth-L1 loss on MOS.
+        plcc, ranking: weights of the two other losses.
+        margin: by which a score should fall with each level of degradation.
+        calibration_images: training photographs that the calibration is fitted on.
+        validate_every: steps between two looks at the val fold.
+    """
+
+    data: str = "biq2021"
+    images: int = 24
+    ranked: int = 4
+    beta: float = 0.1
+    plcc: float = 0.5
+    ranking: float = 0.5
+    margin: float = 0.03
+    calibration_images: int = 600
+    validate_every: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
+        if not 0 <= self.ranked <= self.images:
+            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
+        if self.data not in ("biq2021", "manifest"):
+            raise RecipeError(f"a recipe's data is 'biq2021', 'manifest' or 'photos', not {self.data!r}")
+
     @property
     def distils(self) -> bool:
         """Whether any phase needs a teacher."""
         return any(phase.distil > 0 for phase in self.phases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Plan):
+    """Learning to see: a teacher's features, distortions, and what ratings there are among the crops.
+
+    Attributes:
+        data: "photos", packed by ``qmamba photos``.
+        crops: crops a step, as packed.
+        damaged: how many of them come with two distorted copies, a mild one and a strong one of one kind.
+        features, mos, kind, level, ranking: weights of the losses, see :mod:`qmamba.train.pretrain`.
+        margin: by which a score should fall with each level of a distortion that only degrades.
+    """
+
+    data: str = "photos"
+    crops: int = 24
+    damaged: int = 6
+    features: float = 1.0
+    mos: float = 0.3
+    kind: float = 0.1
+    level: float = 0.5
+    ranking: float = 0.5
+    margin: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(crops=2, features=0, mos=0, kind=0, level=0, ranking=0, margin=0)
+        if not 0 <= self.damaged <= self.crops:
+            raise RecipeError(f"damaged ({self.damaged}) is at most crops ({self.crops}), and at least 0")
+        if any(phase.crop > CROP for phase in self.phases):
+            raise RecipeError(f"a phase's crop is at most {CROP} pixels, the size of the packed ones")
 
 
 def list_recipes() -> list[str]:
@@ -134,8 +180,11 @@ def list_recipes() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name: str | Path) -> Recipe:
+def load_recipe(name: str | Path) -> Any:
     """A recipe from a TOML file, or one of :func:`list_recipes` by name.
+
+    Returns:
+        A :class:`PretrainRecipe` where ``data`` is "photos", and otherwise a :class:`Recipe`.
 
     Raises:
         RecipeError: no such recipe, not TOML, a key that a recipe does not have, or a value it cannot have.
@@ -158,13 +207,14 @@ def _read(path: Path) -> str:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
 
 
-def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, where: str = "recipe") -> Any:
     """A recipe from TOML text; unknown keys and wrong types are refused."""
     try:
         values = parse_toml(text)
     except ValueError as error:
         raise RecipeError(f"{where} is not valid TOML: {error}") from error
-    known = {f.name for f in dataclasses.fields(Recipe)}
+    kind = PretrainRecipe if values.get("data") == "photos" else Recipe
+    known = {f.name for f in dataclasses.fields(kind)}
     unknown, missing = sorted(values.keys() - known), {"name", "arch", "phases"} - values.keys()
     if unknown or missing:
         what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {sorted(missing)[0]!r}"
@@ -173,10 +223,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         phases = tuple(Phase(**phase) for phase in values.pop("phases"))
     except TypeError as error:
         raise RecipeError(f"{where}: each of [[phases]] has crop and steps, two integers: {error}") from error
-    hints = get_type_hints(Recipe)
+    hints = get_type_hints(kind)
     for key, value in values.items():
-        kind = get_origin(hints[key]) or hints[key]
-        fits = isinstance(value, kind) or (kind is float and type(value) is int)
-        if not fits or (isinstance(value, bool) and kind is not bool):
-            raise RecipeError(f"{where}: {key} should be of type {kind.__name__}, not {value!r}")
-    return Recipe(phases=phases, **values)
+        wanted = get_origin(hints[key]) or hints[key]
+        wanted = float if key == "cooldown" else wanted
+        fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise RecipeError(f"{where}: {key} should be of type {wanted.__name__}, not {value!r}")
+    return kind(phases=phases, **values)

@@ -1,0 +1,248 @@
+"""What every training has in common: steps, learning rate, running mean of the weights, state on disk."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_checkpoint
+from ..errors import BackendError, QMambaError, RecipeError
+from ..model_config import Preprocessing
+from ..models import QMamba, create_model
+from .parallel import Team
+from .recipe import Plan
+
+Report = Callable[[dict[str, Any]], None]
+SAVE_EVERY = 100  # steps between two states that a run can go on from
+B = TypeVar("B")
+
+
+class Learner(ABC, Generic[B]):
+    """What changes while training: weights, their running mean, the optimiser, the step.
+
+    Args:
+        plan: the recipe.
+        device: of the network.
+        init: weights to start from; random ones without.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, init: Mapping[str, Tensor] | None = None) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.device, self.step = plan, device, 0
+        self.network = _create(plan).to(device).train()
+        if init is None:
+            _start(self.network)
+        else:
+            self.network.load_state_dict(init)
+        self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.heads = self.make_heads().to(device)
+        groups = _groups(self.network, plan.weight_decay)
+        groups.append({"params": list(self.heads.parameters()), "weight_decay": 0.0})
+        self.optimiser = torch.optim.AdamW(groups, lr=plan.lr)
+        stats = Preprocessing()
+        self._mean = torch.tensor(stats.mean, device=device).view(3, 1, 1) * 255
+        self._std = torch.tensor(stats.std, device=device).view(3, 1, 1) * 255
+
+    def make_heads(self) -> nn.Module:
+        """Modules that train along with the network and are not kept."""
+        return nn.ModuleList()
+
+    @abstractmethod
+    def losses(self, batch: B) -> dict[str, Tensor]:
+        """All losses of a batch by name, and their weighted sum as ``loss``."""
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0…255 as the network takes them."""
+        return (pixels - self._mean) / self._std
+
+    def lr(self) -> float:
+        """Linear warm-up, a plateau, and a cosine to zero over the last part."""
+        p, progress = self.plan, (self.step + 1) / self.plan.steps
+        if progress <= p.warmup:
+            return p.lr * progress / p.warmup
+        cooldown = 1 - p.warmup if p.cooldown is None else p.cooldown
+        if progress <= 1 - cooldown:
+            return p.lr
+        return p.lr * 0.5 * (1 + math.cos(math.pi * (progress - (1 - cooldown)) / cooldown))
+
+    def learn(self, batch: B, team: Team) -> dict[str, float]:
+        """One step of the optimiser; returns the losses of this process."""
+        torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 64 + team.rank)  # drop-path
+        losses = self.losses(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(losses["loss"]):
+            raise RecipeError(
+                f"training has diverged at step {self.step + 1}: lower lr or clip in the recipe"
+            )
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        team.average_(gradients)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr()
+        self.optimiser.step()
+        self._follow()
+        self.step += 1
+        return {name: round(loss.item(), 5) for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        means, weights = self.mean_network.parameters(), self.network.parameters()
+        torch._foreach_lerp_(list(means), list(weights), 1 - decay)
+
+    def save(self, out: Path) -> None:
+        """Write what :meth:`restore` reads."""
+        state = {
+            "recipe": self._fingerprint(), "step": self.step,
+            "network": self.network.state_dict(), "mean": self.mean_network.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "heads": self.heads.state_dict(),
+        }  # fmt: skip
+        torch.save(state, out / "state.tmp")
+        (out / "state.tmp").replace(out / "state.pt")  # never a half-written state
+
+    def restore(self, out: Path) -> None:
+        """Go on from the state in ``out``, if there is one."""
+        if not (out / "state.pt").exists():
+            return
+        try:
+            state = torch.load(out / "state.pt", map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise RecipeError(f"{out / 'state.pt'} is damaged: choose another folder") from error
+        if state["recipe"] != self._fingerprint():
+            raise RecipeError(f"{out} holds a run of another recipe: choose another folder")
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.mean_network.load_state_dict(state["mean"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.heads.load_state_dict(state["heads"])
+
+    def _fingerprint(self) -> str:
+        return json.dumps(asdict(self.plan), sort_keys=True)
+
+
+def run_steps(
+    learner: Learner[B],
+    batches: Iterable[B],
+    out: Path,
+    team: Team,
+    report: Report | None,
+    look: Callable[[], dict[str, Any] | None],
+) -> None:
+    """Learn from every batch, with a log, reports, and states on disk now and then.
+
+    ``look`` is called after each step, by all processes; what it finds is told as well.
+    """
+    if team.rank == 0:
+        _shorten_log(out, learner.step)
+    for batch in batches:
+        began, lr = time.monotonic(), learner.lr()
+        losses = learner.learn(batch, team)
+        if team.rank == 0:
+            losses["seconds"] = round(time.monotonic() - began, 3)
+            event = {"step": learner.step, "steps": learner.plan.steps, "lr": lr, **losses}
+            _tell(learner, out, report, event)
+        found = look()
+        if team.rank == 0:
+            if found:
+                _tell(learner, out, report, {"step": learner.step, **found})
+            if learner.step % SAVE_EVERY == 0 or learner.step == learner.plan.steps:
+                learner.save(out)
+
+
+def start_from(folder: str | Path, plan: Plan) -> dict[str, Tensor]:
+    """The weights of a checkpoint, for a recipe of the same architecture.
+
+    Raises:
+        CheckpointError: there is no good checkpoint.
+        RecipeError: it is of another architecture.
+    """
+    network, config = load_checkpoint(folder)
+    if (config.arch, config.overrides.get("widths")) != (plan.arch, plan.overrides.get("widths")):
+        raise RecipeError(f"{folder} holds a {config.arch}, and the recipe is for {plan.arch}")
+    return dict(network.float().state_dict())
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder with an unfinished run that should not go on; make the folder."""
+    if (out / "state.pt").exists() and not resume:
+        raise RecipeError(f"{out} holds an unfinished run: resume it, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise BackendError for a device that cannot be used here."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error
+
+
+def _create(plan: Plan) -> QMamba:
+    try:
+        return create_model(plan.arch, **plan.overrides)
+    except ValueError as error:
+        if isinstance(error, QMambaError):
+            raise
+        raise RecipeError(f"the recipe's overrides do not fit: {error}") from error
+
+
+def _start(network: QMamba) -> None:
+    """A start for short trainings from nothing.
+
+    Linears are drawn with a deviation of fan_in^-½: 0.02 leaves the branches of a narrow network almost
+    silent. The head gives one answer for all: random differences are best lowered by features that do not
+    differ, and the network collapses into that.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+    nn.init.zeros_(network.head.fc.weight)
+    nn.init.constant_(network.head.fc.bias, 0.5)  # the middle of the MOS scale
+
+
+def _groups(network: QMamba, weight_decay: float) -> list[dict[str, Any]]:
+    still = network.no_weight_decay()
+    named = list(network.named_parameters())
+    return [
+        {"params": [p for n, p in named if n not in still], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n in still], "weight_decay": 0.0},
+    ]
+
+
+def _tell(learner: Learner[B], out: Path, report: Report | None, event: dict[str, Any]) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(event) + "\n")
+    if report is not None:
+        try:
+            report(event)
+        except BaseException:  # whoever watches may stop the run, with Ctrl-C say: then no step is lost
+            learner.save(out)
+            raise
+
+
+def _shorten_log(out: Path, steps: int) -> None:
+    """Take the steps out of the log that will be done again."""
+    log = out / "log.jsonl"
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            kept += [line] * (json.loads(line)["step"] <= steps)
+        except ValueError:  # the last line, half-written
+            break
+    log.write_text("".join(kept), encoding="utf-8")
