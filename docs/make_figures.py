@@ -16,8 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
-from qmamba.data import DEGRADATIONS, DISTORTIONS, Distortion, degrade
-from qmamba.images import decode
+from qmamba.data import DISTORTIONS, Distortion
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "docs" / "assets"
@@ -32,7 +31,8 @@ LABEL = 190  # pixels: width of the column with the names
 INK, FAINT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
 
 
-VERSIONS = (("original", None, 0), *((f"{kind}, level 4", kind, 4) for kind in DEGRADATIONS))
+SHOWN = ("gaussian_blur", "white_noise", "jpeg", "pixelate")
+VERSIONS = (("original", None), *((f"{kind.replace('_', ' ')}, level 4", kind) for kind in SHOWN))
 
 
 def tile(image: Image.Image) -> Image.Image:
@@ -47,13 +47,11 @@ def tile(image: Image.Image) -> Image.Image:
 
 def strip(photograph: Image.Image) -> Image.Image:
     """The versions side by side, each with its name and its score under it."""
-    pixels = decode(photograph)
-    damaged = [pixels if kind is None else degrade(pixels, kind, level) for _, kind, level in VERSIONS]
-    images = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in damaged]
+    images = [photograph if kind is None else qmamba.distort(photograph, kind, 4) for _, kind in VERSIONS]
     scores = qmamba.score(images).tolist()
     canvas = Image.new("RGB", (len(images) * (TILE + GAP) - GAP, TILE + CAPTION), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for index, ((name, _, _), image, value) in enumerate(zip(VERSIONS, images, scores, strict=True)):
+    for index, ((name, _), image, value) in enumerate(zip(VERSIONS, images, scores, strict=True)):
         left = index * (TILE + GAP)
         canvas.paste(tile(image), (left, 0))
         middle = left + TILE // 2

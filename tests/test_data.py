@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 import csv
-import random
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from qmamba.data import DEGRADATIONS, Rated, degrade, read_biq2021, read_manifest
+from qmamba.data import Rated, read_biq2021, read_manifest
 from qmamba.data import ratings as readers
-from qmamba.errors import ImageError, RecipeError
-from qmamba.images import decode
+from qmamba.errors import RecipeError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTOS = sorted(p for p in EXAMPLES.rglob("*") if p.suffix in (".jpg", ".png"))
-
-
-def textured(height: int = 96, width: int = 112, seed: int = 0) -> torch.Tensor:
-    """Colours that change slowly, edges, and fine grain, as photographs have them."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), np.uint8)).resize((width, height))
-    pixels = np.asarray(coarse) * 0.8 + rng.integers(0, 20, (height, width, 1))
-    pixels[:, ::16] += 30
-    return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
-
-
-def error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.float()).square().mean())
-
-
-@pytest.mark.parametrize("kind", DEGRADATIONS)
-@pytest.mark.parametrize("photo", ["textured", *(p.name for p in PHOTOS[:3])])
-def test_each_level_is_further_from_the_original(kind: str, photo: str) -> None:
-    paths = {p.name: p for p in PHOTOS}
-    image = textured() if photo == "textured" else decode(paths[photo])[:, :256, :256]
-    errors = [error(image, degrade(image, kind, level)) for level in range(1, 6)]
-    assert errors[0] > 0.5
-    assert all(stronger > 1.05 * weaker for weaker, stronger in pairwise(errors)), errors
-
-
-@pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_degrading_is_deterministic_and_leaves_its_input_alone(kind: str) -> None:
-    image = textured(41, 53)
-    before = image.clone()
-    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
-    first, second = degrade(image, kind, 3, seed=5), degrade(image, kind, 3, seed=5)
-    assert first.dtype == torch.uint8 and first.shape == image.shape and first.is_contiguous()
-    assert torch.equal(first, second)
-    assert torch.equal(image, before)
-    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
-    assert states[2] == str(np.random.get_state())
-
-
-def test_the_seed_is_of_the_noise() -> None:
-    image = textured(32, 32)
-    assert not torch.equal(degrade(image, "noise", 2, seed=1), degrade(image, "noise", 2, seed=2))
-    grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-    assert float(degrade(grey, "noise", 3).float().std()) == pytest.approx(20.0, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("image", "kind", "level", "says"),
-    [
-        (torch.zeros(3, 8, 8), "blur", 1, "uint8"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), "blur", 1, r"\(1, 8, 8\)"),
-        (torch.zeros(8, 8, dtype=torch.uint8), "blur", 1, r"\(8, 8\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "fog", 1, "'fog'.*blur, noise, jpeg, shrink"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "blur", 0, "1 to 5, not 0"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "blur", 6, "1 to 5, not 6"),
-    ],
-)
-def test_degrading_refuses(image: torch.Tensor, kind: str, level: int, says: str) -> None:
-    with pytest.raises(ImageError, match=says):
-        degrade(image, kind, level)
 
 
 # BIQ2021, in the layout of its repository

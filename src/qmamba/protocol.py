@@ -38,13 +38,13 @@ class Protocol:
     * `random`: `n_crops` square crops at uniformly random places, drawn anew for each image from a generator
       of its own that is seeded with `seed`. Two images of one size get the same places.
     * `whole`: the full image in one pass.
-    * `scales`: the image brought to each of `sides`, that is to about side² pixels with its aspect ratio kept,
-      whether it is larger or smaller. At the first of them it is cut into a grid of no more than `max_crops`
-      crops, at the others it is seen whole. Each scale counts the same. What size a picture was saved at hardly
-      matters then, and neither crops of a huge picture nor a thumbnail are judged at pixels nobody looks at.
+    * `scales`: the image brought to each of `sides`, that is to about side² pixels with its aspect ratio
+      kept, whether it is larger or smaller. At the first of them it is cut into a grid of no more than
+      `max_crops` crops, at the others it is seen whole. Each scale counts the same. So it hardly matters at
+      what size a picture was saved.
 
-    An image with a side shorter than `crop` is enlarged first, see `fit_side`; for `scales` one brought to its
-    first size.
+    An image with a side shorter than `crop` is enlarged first, see `fit_side`; for `scales` after it has been
+    brought to its first size.
 
     Attributes:
         kind: "grid", "random", "whole" or "scales".

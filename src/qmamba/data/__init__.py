@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .degradations import DEGRADATIONS, degrade
 from .distortions import DISTORTIONS, Distortion
 from .ratings import Rated, read_biq2021, read_manifest
 
-__all__ = ["DEGRADATIONS", "DISTORTIONS", "Distortion", "Rated", "degrade", "read_biq2021", "read_manifest"]
+__all__ = ["DISTORTIONS", "Distortion", "Rated", "read_biq2021", "read_manifest"]

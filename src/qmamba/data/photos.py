@@ -1,8 +1,8 @@
 """Photographs for pretraining: read out of git repositories, cut into crops, packed into shards.
 
-A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside the shards
-lies ``mos.npy``, the rating of each crop where there is one. Repositories are read through git itself, so that
-a bare clone serves as well as a checkout.
+A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them
+lies ``mos.npy``, the rating of each crop where it has one. Repositories are read through git itself, so that a
+bare clone serves as well as a checkout.
 """
 
 from __future__ import annotations
@@ -60,14 +60,15 @@ def list_sources() -> list[Source]:
 
 
 def _source(entry: dict[str, Any]) -> Source:
-    return Source(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    return Source(**fields)
 
 
 # --- git ----------------------------------------------------------------------------------------------------
 
 
 def find_clone(source: Source, folder: Path) -> Path | None:
-    """A clone of a repository in a folder: ``owner/name``, ``owner+name`` or ``name``, bare ones with .git."""
+    """A clone of a repository in a folder: ``owner/name``, ``owner+name``, ``name`` or ``name.git``."""
     owner, name = source.repository.split("/")
     for place in (f"{owner}/{name}", f"{owner}+{name}", name, f"{name}.git"):
         if (folder / place).is_dir() and _git(folder / place, "rev-parse", "--git-dir", check=False):

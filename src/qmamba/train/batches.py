@@ -1,10 +1,11 @@
-"""Batches: which photographs, which crops, which degraded copies.
+"""Batches: which photographs, which views of them, which damaged copies.
 
 A batch is a function of (seed, step, rank), so an interrupted run goes on with the batches it would have had.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..data import DEGRADATIONS, Rated, degrade
+from ..data import DISTORTIONS, Rated
 from ..images import decode
-from ..protocol import fit_side
+from ..protocol import resize
 from .recipe import Recipe
+
+DEGRADING = tuple(name for name, distortion in DISTORTIONS.items() if distortion.degrades)
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Batch:
     """What one process computes in one step.
 
     Attributes:
-        crops: (n + 2t, 3, S, S) uint8: n rated crops, then t mildly and t strongly degraded copies.
+        crops: (n + 2t, 3, S, S) uint8: n rated views, then t mildly and t strongly damaged copies.
         mos: (n,) float32 of the rated crops.
-        originals: (t,) int64, which rated crop each degraded pair was made from.
+        originals: (t,) int64, which rated view each damaged pair was made from.
         levels: (2, t) float32, levels of the mild and the strong copy.
     """
 
@@ -49,7 +52,7 @@ def choose(count: int, recipe: Recipe, step: int) -> list[int]:
 
 
 def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-    """Every ``ranks``-th photograph of a step, decoded, cropped, flipped, and some of them degraded.
+    """Every ``ranks``-th photograph of a step, decoded, cut or shrunk, flipped, and some of them damaged.
 
     Raises:
         ImageError: a photograph cannot be decoded; the message names it.
@@ -57,20 +60,21 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
     g = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
     mine = [ratings[i] for i in choose(len(ratings), recipe, step)[rank::ranks]]
     crop = recipe.phase_at(step).crop
-    crops = [_random_crop(decode(r.path), crop, g) for r in mine]
+    crops = [_random_view(decode(r.path), crop, recipe, g) for r in mine]
     mos = torch.tensor([r.mos for r in mine])
 
-    # Degrading a photograph that is bad already changes little: the best of the batch teach the order.
+    # Damaging a photograph that is bad already changes little: the best of the batch teach the order.
     ranked = mos.argsort(descending=True)[: recipe.ranked // ranks]
     copies: list[list[Tensor]] = [[], []]
     levels = torch.empty(2, len(ranked))
     for t, i in enumerate(ranked.tolist()):
-        kind = list(DEGRADATIONS)[_draw(len(DEGRADATIONS), g)]
+        damage = DISTORTIONS[DEGRADING[_draw(len(DEGRADING), g)]]
+        pixels, seed = crops[i].permute(1, 2, 0).contiguous().numpy(), _draw(2**31, g)
         mild = 1 + _draw(4, g)
         strong = mild + 1 + _draw(5 - mild, g)
         levels[0, t], levels[1, t] = mild, strong
         for row, level in zip(copies, (mild, strong), strict=True):
-            row.append(degrade(crops[i], kind, level, seed=_draw(2**31, g)))
+            row.append(torch.from_numpy(damage(pixels, level, seed=seed)).permute(2, 0, 1))
     return Batch(torch.stack([*crops, *copies[0], *copies[1]]), mos, ranked, levels)
 
 
@@ -92,11 +96,17 @@ def _draw(below: int, g: torch.Generator) -> int:
     return int(torch.randint(below, (1,), generator=g))
 
 
-def _random_crop(image: Tensor, size: int, g: torch.Generator) -> Tensor:
-    if image.dtype != torch.uint8:
-        image = (image * 255).round().byte()
-    if min(image.shape[1:]) < size:
-        image = (fit_side(image, size) * 255).round().byte()
-    top, left = _draw(image.shape[1] - size + 1, g), _draw(image.shape[2] - size + 1, g)
-    crop = image[:, top : top + size, left : left + size]
-    return (crop.flip(2) if _draw(2, g) else crop).contiguous()
+def _random_view(image: Tensor, size: int, recipe: Recipe, g: torch.Generator) -> Tensor:
+    """(3, size, size) uint8: in the share ``whole`` of cases as much as possible of the photograph, shrunk,
+    and otherwise a crop, at the size at which the checkpoint's protocol will cut crops."""
+    height, width = image.shape[1:]
+    ratio = recipe.sides[0] / math.sqrt(height * width) if recipe.sides else 1.0
+    if recipe.whole and float(torch.rand((), generator=g)) < recipe.whole:
+        ratio = 0.0
+    ratio = max(ratio, size / min(height, width))
+    scaled = resize(image, max(size, round(height * ratio)), max(size, round(width * ratio)))
+    if scaled.dtype != torch.uint8:
+        scaled = (scaled * 255).round().byte()
+    top, left = _draw(scaled.shape[1] - size + 1, g), _draw(scaled.shape[2] - size + 1, g)
+    view = scaled[:, top : top + size, left : left + size]
+    return (view.flip(2) if _draw(2, g) else view).contiguous()

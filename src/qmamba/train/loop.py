@@ -87,8 +87,10 @@ class Learner(ABC, Generic[B]):
             )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
-        gradients = [p.grad for p in trained if p.grad is not None]
-        team.average_(gradients)
+        for p in trained:
+            if p.grad is None:  # a loss that this process's part of the batch did not have
+                p.grad = torch.zeros_like(p)
+        team.average_([p.grad for p in trained if p.grad is not None])
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr()

@@ -111,10 +111,12 @@ class Recipe(Plan):
     Attributes:
         data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
         images: rated photographs a step, one random crop each; at least 2.
-        ranked: how many of them come with two degraded copies that must rank below, mild above strong.
+        ranked: how many of them come with two damaged copies that must rank below, mild above strong.
+        whole: share of the photographs that are seen whole, shrunk to the crop's size, and not as a crop.
+        sides: of the protocol of scales that the checkpoint gets; without, it gets the default grid.
         beta: of the smooth-L1 loss on MOS.
         plcc, ranking: weights of the two other losses.
-        margin: by which a score should fall with each level of degradation.
+        margin: by which a score should fall with each level of damage.
         calibration_images: training photographs that the calibration is fitted on.
         validate_every: steps between two looks at the val fold.
     """
@@ -122,6 +124,8 @@ class Recipe(Plan):
     data: str = "biq2021"
     images: int = 24
     ranked: int = 4
+    whole: float = 0.0
+    sides: tuple[int, ...] = ()
     beta: float = 0.1
     plcc: float = 0.5
     ranking: float = 0.5
@@ -132,6 +136,9 @@ class Recipe(Plan):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
+        object.__setattr__(self, "sides", tuple(self.sides))  # TOML knows lists only
+        if not 0 <= self.whole <= 1:
+            raise RecipeError(f"whole is a share from 0 to 1, not {self.whole}")
         if not 0 <= self.ranked <= self.images:
             raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
         if self.data not in ("biq2021", "manifest"):
@@ -226,7 +233,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
     hints = get_type_hints(kind)
     for key, value in values.items():
         wanted = get_origin(hints[key]) or hints[key]
-        wanted = float if key == "cooldown" else wanted
+        wanted = {"cooldown": float, "sides": list}.get(key, wanted)
         fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise RecipeError(f"{where}: {key} should be of type {wanted.__name__}, not {value!r}")

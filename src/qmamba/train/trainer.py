@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class _Tuner(Learner[Batch]):
         # The config now, so that a name it refuses is known before hours are spent.
         self.config = ModelConfig(
             name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=(recipe.data,),
-            licence=recipe.licence, limits=recipe.limits, dtype="float16",
+            licence=recipe.licence, limits=recipe.limits, dtype="float16", protocol=protocol_of(recipe),
         )  # fmt: skip
         super().__init__(recipe, device, init)
         self.teacher = Teacher().to(device) if recipe.distils else None
@@ -153,6 +153,11 @@ class _Tuner(Learner[Batch]):
         return Scorer(copy.deepcopy(self.mean_network), self.config.replace(training=training))
 
 
+def protocol_of(recipe: Recipe) -> Protocol:
+    """The protocol of the checkpoint that a recipe makes."""
+    return Protocol("scales", max_crops=4, sides=recipe.sides) if recipe.sides else Protocol()
+
+
 def _losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
     count = batch.mos.numel()
     rated, mos = raw[:count], batch.mos.to(raw.device)
@@ -171,7 +176,8 @@ def _losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
 
 def validate(scorer: Scorer, ratings: Sequence[Rated], team: Team, max_crops: int = 4) -> dict[str, float]:
     """SRCC and PLCC on a fold with at most four crops an image, shared among the processes."""
-    quick = Scorer(scorer.network, scorer.config.replace(protocol=Protocol(max_crops=max_crops)))
+    protocol = replace(scorer.protocol, max_crops=max_crops)
+    quick = Scorer(scorer.network, scorer.config.replace(protocol=protocol))
     mine = list(ratings[team.rank :: team.size])
     scores = quick.score([r.path for r in mine])
     parts = team.collect((scores.tolist(), [r.mos for r in mine]))
