@@ -1,0 +1,50 @@
+/* Which of the compiled variants this processor can run, and the library's few exported functions. */
+#include <stddef.h>
+
+#include "scan.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define ABI 2 /* raised whenever the structure or a function changes; whoever loads the library checks it */
+
+extern const qm_scan_functions qm_scan_baseline;
+#if defined(__x86_64__)
+extern const qm_scan_functions qm_scan_avx2, qm_scan_avx512;
+#endif
+
+/* The variants, best first. */
+static const struct {
+    const char *name;
+    const qm_scan_functions *scan;
+} VARIANTS[] = {
+#if defined(__x86_64__)
+    {"avx512", &qm_scan_avx512},
+    {"avx2", &qm_scan_avx2},
+#endif
+    {"baseline", &qm_scan_baseline},
+};
+#define COUNT ((int)(sizeof VARIANTS / sizeof VARIANTS[0]))
+
+EXPORT int qm_abi(void) { return ABI; }
+
+EXPORT int64_t qm_scan_size(void) { return (int64_t)sizeof(qm_scan); }
+
+/* The name of variant i, best first, or NULL where there is none. */
+EXPORT const char *qm_variant(int i) { return i >= 0 && i < COUNT ? VARIANTS[i].name : NULL; }
+
+/* Whether this processor can run variant i. */
+EXPORT int qm_runs(int i) {
+    if (i < 0 || i >= COUNT) return 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (i == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
+    if (i == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return 1;
+}
+
+EXPORT int64_t qm_scan_scratch(int i, const qm_scan *s) { return VARIANTS[i].scan->scratch(s); }
+EXPORT void qm_scan_forward(int i, qm_scan *s, float *scratch) { VARIANTS[i].scan->forward(s, scratch); }
+EXPORT void qm_scan_backward(int i, qm_scan *s, float *scratch) { VARIANTS[i].scan->backward(s, scratch); }

@@ -1,0 +1,225 @@
+"""The selective scan in C: the fastest on a CPU, where its library has been built.
+
+Here are its arguments, as the library wants them, and the sums that are left over tasks. Results have the
+same bits in every run and for any number of threads: the tasks are fixed by the shapes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import native
+from ..native import pool
+from ..routes import Route
+from .torch import LOG2E, selective_scan_torch
+
+BLOCK = 64  # channels; QM_BLOCK in scan.h
+TASKS = 8  # that there should be, where the shapes allow it
+ALONE = 2**15  # elements (images, positions, channels, routes) that are not worth a second thread
+
+_NUMBERS = ("images", "length", "channels", "routes", "rank", "states", "merge", "image_groups",
+            "channel_groups", "route_groups", "next", *(f"{v}_{s}" for v in ("dt", "B", "C")
+                                        for s in ("image", "position", "route")))  # fmt: skip
+_ARRAYS = ("order", "x", "dt", "B", "C", "dt_weight", "dt_bias", "A", "D", "y", "gy",
+           "g_x", "g_dt", "g_B", "g_C", "g_weight", "g_bias", "g_A", "g_D")  # fmt: skip
+
+
+class _Arguments(ctypes.Structure):
+    """``qm_scan`` of scan.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    ]
+
+
+def usable(tensors: Sequence[Tensor]) -> bool:
+    """Whether the native scan can take these arguments here and now: plain CPU tensors that nobody traces,
+    of any floating dtype but float64, and a library that is there."""
+    x = tensors[0]
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _dispatched():
+        return False
+    return native.available() and all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors
+    )
+
+
+def _dispatched() -> bool:
+    """Whether a mode (a tracer, a counter of operations) wants to see every operation."""
+    depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return bool(depth is not None and depth())
+
+
+def selective_scan_native(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[Route],
+    merge: bool = True,
+) -> Tensor:
+    """See :func:`qmamba.ops.selective_scan`; float64, and what is not plain CPU tensors, go to torch's."""
+    tensors = (x, dt, B, C, dt_weight, dt_bias, A, D)
+    native.load()
+    if not x.numel() or not usable(tensors):
+        return selective_scan_torch(
+            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=merge
+        )
+    y: Tensor = _NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _NativeScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, (routes, merge) = args[:8], args[8:]
+        ctx.save_for_backward(*tensors)
+        ctx.routes, ctx.merge = routes, merge
+        p = _Problem.of(tensors, routes, merge)
+        shape = tensors[0].shape if merge else (p.grid[0], len(routes), *tensors[0].shape[1:])
+        y = p.x.new_empty(shape)
+        p.call("forward", y=y)
+        return y.to(tensors[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        p = _Problem.of(tensors, ctx.routes, ctx.merge)
+        grads = p.gradients(gy.to(torch.float32).contiguous())
+        return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The arguments of the op, in float32 and with strides that the library takes."""
+
+    x: Tensor  # (B, H, W, D), contiguous
+    dt: Tensor  # (B, H, W, K, R)
+    B: Tensor  # (B, H, W, K, N)
+    C: Tensor  # (B, H, W, K, N)
+    dt_weight: Tensor  # (K, R, D)
+    dt_bias: Tensor  # (K, D)
+    A: Tensor  # (K, N, D), times log2 e
+    D: Tensor  # (K, D)
+    routes: tuple[Route, ...]
+    merge: bool
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...], merge: bool) -> _Problem:
+        x, dt, B, C, weight, bias, A, D = (t.detach().to(torch.float32) for t in tensors)
+        return cls(
+            x.contiguous(), _rows(dt), _rows(B), _rows(C), weight.transpose(1, 2).contiguous(),
+            bias.contiguous(), (A.transpose(1, 2) * LOG2E).contiguous(), D.contiguous(), routes, merge,
+        )  # fmt: skip
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        batch, height, width = self.x.shape[:3]
+        return batch, height, width
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """images, length, channels, routes, rank, states."""
+        batch, height, width = self.grid
+        K, R, D = self.dt_weight.shape
+        return batch, height * width, D, K, R, self.B.shape[-1]
+
+    def call(self, direction: str, **outputs: Tensor) -> None:
+        """Run ``"forward"`` or ``"backward"`` over all tasks, with its cotangent and what it writes to."""
+        sizes = self.sizes
+        groups = _backward_groups(*sizes) if direction == "backward" else _forward_groups(*sizes, self.merge)
+        order = _orders(self.routes, *self.grid[1:])
+        strides = [s for v in (self.dt, self.B, self.C) for s in (v.stride(0), v.stride(2), v.stride(3))]
+        arguments = _Arguments(*sizes, int(self.merge), *groups, 0, *strides)
+        arguments.order = order.ctypes.data
+        inputs = {name: getattr(self, name) for name in _ARRAYS[1:9]}
+        for name, tensor in (inputs | outputs).items():
+            setattr(arguments, name, tensor.data_ptr())
+        library = native.load()
+        assert library.functions.qm_scan_size() == ctypes.sizeof(_Arguments)
+        variant, address = library.variant(), ctypes.addressof(arguments)
+        kernel = getattr(library.functions, f"qm_scan_{direction}")
+        floats = library.functions.qm_scan_scratch(variant, address)
+        batch, length, channels, routes = sizes[:4]
+        tasks = math.prod(groups) if batch * length * channels * routes > ALONE else 1
+        pool.run(lambda: kernel(variant, address, pool.scratch(floats)), tasks)
+
+    def gradients(self, gy: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
+        batch, length, D, K, R, N = self.sizes
+        images, channels, _ = _backward_groups(batch, length, D, K, R, N)
+        grid = self.x.shape[:3]
+        new = self.x.new_empty
+        parts = {
+            "g_x": new(self.x.shape),
+            "g_dt": new(channels, *grid, K, R), "g_B": new(channels, *grid, K, N),
+            "g_C": new(channels, *grid, K, N), "g_weight": new(images, K, R, D),
+            "g_bias": new(images, K, D), "g_A": new(images, K, N, D), "g_D": new(images, K, D),
+        }  # fmt: skip
+        self.call("backward", gy=gy, **parts)
+        g_x, *rest = parts.values()
+        g_dt, g_B, g_C, g_weight, g_bias, g_A, g_D = (v[0] if len(v) == 1 else v.sum(0) for v in rest)
+        return g_x, g_dt, g_B, g_C, g_weight.transpose(1, 2), g_bias, g_A.transpose(1, 2), g_D
+
+
+def _rows(v: Tensor) -> Tensor:
+    """v (B, H, W, K, ·) with neighbouring last elements and positions one stride apart."""
+    tidy = v.stride(4) == 1 and v.stride(1) == v.stride(2) * v.shape[2]
+    return v if tidy else v.contiguous()
+
+
+@lru_cache(maxsize=256)
+def _forward_groups(
+    images: int, length: int, channels: int, routes: int, rank: int, states: int, merge: bool
+) -> tuple[int, int, int]:
+    """Into how many groups the images, the channels and the routes are divided to make tasks."""
+    image_groups = min(images, TASKS)
+    channel_groups = min(-(-channels // BLOCK), -(-TASKS // image_groups))
+    route_groups = 1 if merge else min(routes, -(-TASKS // (image_groups * channel_groups)))
+    return image_groups, channel_groups, route_groups
+
+
+@lru_cache(maxsize=256)
+def _backward_groups(
+    images: int, length: int, channels: int, routes: int, rank: int, states: int
+) -> tuple[int, int, int]:
+    """The same for the backward, where a group of routes would write to another's gradient of x.
+
+    Of the divisions with enough tasks, the one whose partial sums are the smallest: every group of channels
+    has gradients of dt, B and C of its own, and every group of images those of the weights.
+    """
+    blocks = -(-channels // BLOCK)
+    enough = min(TASKS, images * blocks)
+
+    def cost(groups: tuple[int, int, int]) -> int:
+        per_channels = groups[1] * images * length * routes * (rank + 2 * states)
+        return per_channels + groups[0] * routes * channels * (rank + states + 2)
+
+    choices = [(i, c, 1) for i in range(1, images + 1) for c in range(1, blocks + 1) if i * c >= enough]
+    return min(choices, key=cost)
+
+
+@lru_cache(maxsize=256)
+def _orders(routes: tuple[Route, ...], height: int, width: int) -> np.ndarray:
+    """(K, L) int32: the position that each route visits at each step."""
+    orders = np.stack([route.visits(height, width) for route in routes]).astype(np.int32)
+    orders.flags.writeable = False
+    return orders
