@@ -339,7 +339,7 @@ def load(
         dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
         local_files_only: for a Hub id, take it from the cache and never use the network.
         protocol: "grid", "random", "whole", "scales", or a `Protocol`, in place of the checkpoint's own. A
-            word keeps the checkpoint's other numbers. Measured results hold for the checkpoint's own protocol only.
+            word keeps the checkpoint's other numbers. Measured results hold for its own protocol only.
         cache_dir: in place of the standard Hub cache.
         token: in place of the token that is logged in to the Hub.
 

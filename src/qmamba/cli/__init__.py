@@ -12,6 +12,8 @@ from qmamba.cli.distort import distort
 from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from qmamba.cli.evaluate import evaluate
 from qmamba.cli.models import models
+from qmamba.cli.photos import EPILOG as PHOTOS_EPILOG
+from qmamba.cli.photos import photos
 from qmamba.cli.score import EPILOG, score
 from qmamba.cli.train import EPILOG as TRAIN_EPILOG
 from qmamba.cli.train import train
@@ -48,6 +50,7 @@ def _build() -> typer.Typer:
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
+    application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
     return application
 

@@ -1,8 +1,8 @@
 """Photographs for pretraining: read out of git repositories, cut into crops, packed into shards.
 
-A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them
-lies ``mos.npy``, the rating of each crop where it has one. Repositories are read through git itself, so that a
-bare clone serves as well as a checkout.
+A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them lies
+``mos.npy``, the rating of each crop where it has one. Repositories are read through git itself, so that a bare
+clone serves as well as a checkout.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Shards:
         folder = Path(folder)
         files = sorted(folder.glob("crops-*.npy"))
         if not files or not (folder / "mos.npy").is_file():
-            raise RecipeError(f"no shards of photographs in {folder}: make them with qmamba data photos")
+            raise RecipeError(f"no shards of photographs in {folder}: make them with qmamba photos")
         self._arrays = [np.load(file, mmap_mode="r") for file in files]
         self._starts = np.cumsum([0, *(len(a) for a in self._arrays)])
         self.mos: np.ndarray = np.load(folder / "mos.npy")

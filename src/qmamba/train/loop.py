@@ -172,9 +172,13 @@ def start_from(folder: str | Path, plan: Plan) -> dict[str, Tensor]:
         RecipeError: it is of another architecture.
     """
     network, config = load_checkpoint(folder)
-    if (config.arch, config.overrides.get("widths")) != (plan.arch, plan.overrides.get("widths")):
-        raise RecipeError(f"{folder} holds a {config.arch}, and the recipe is for {plan.arch}")
-    return dict(network.float().state_dict())
+    weights, wanted = dict(network.float().state_dict()), _create(plan).state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+        raise RecipeError(
+            f"{folder} holds a {config.arch} with {config.overrides or 'no overrides'}, "
+            f"and the recipe is for {plan.arch} with {plan.overrides or 'none'}"
+        )
+    return weights
 
 
 def check_folder(out: Path, resume: bool) -> None:

@@ -1,0 +1,128 @@
+"""How well scores agree with people: our model beside its peers, on the same images, in one run.
+
+    pip install "qmamba[train,distil,benchmarks]" brisque
+    python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json
+
+Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
+bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val fold is
+measured by default; its test fold only with --test, once per released model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qmamba
+from peers import Peer, brisque, lite0_ridge
+from qmamba.data import Rated, read_biq2021, read_manifest
+from qmamba.metrics import plcc, srcc
+
+RESAMPLES = 1000
+
+
+def ours(model: str) -> Peer:
+    scorer = qmamba.load(model)
+    return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
+
+
+def peers(args: argparse.Namespace) -> dict[str, Peer]:
+    """Those that can be had here; the reason for what is missing is printed."""
+    found: dict[str, Peer] = {Path(model).name or model: ours(model) for model in args.model}
+    makers = {"brisque": brisque}
+    if args.biq2021 is not None:
+        train, val = (read_biq2021(args.biq2021, [fold]) for fold in ("train", "val"))
+        makers["lite0-ridge"] = lambda: lite0_ridge(train, val, args.cache)
+    for name, make in makers.items():
+        if name in args.without:
+            continue
+        try:
+            found[name] = make()
+        except ImportError as error:
+            print(f"without {name}: {error}")
+    return found
+
+
+def sets(args: argparse.Namespace) -> dict[str, list[Rated]]:
+    found: dict[str, list[Rated]] = {}
+    if args.biq2021 is not None:
+        fold = "test" if args.test else "val"
+        whole = read_biq2021(args.biq2021, [fold])
+        found[f"biq2021 {fold}"] = whole
+        for part in ("ss01", "ss02", "ss03"):
+            found[f"  {part}"] = [r for r in whole if r.path.name.startswith(part)]
+    for entry in args.data:
+        name, _, path = entry.rpartition("=")
+        found[name or Path(path).stem] = read_manifest(path)
+    return found
+
+
+def intervals(scores: dict[str, np.ndarray], mos: np.ndarray, base: str | None) -> dict[str, Any]:
+    """Metrics of each peer with intervals, and the paired difference in SRCC from ``base``."""
+    rng = np.random.default_rng(0)
+    draws: dict[str, list[tuple[float, float]]] = {name: [] for name in scores}
+    for _ in range(RESAMPLES):
+        pick = rng.integers(len(mos), size=len(mos))
+        for name, values in scores.items():
+            draws[name].append((srcc(values[pick], mos[pick]), plcc(values[pick], mos[pick])))
+    rows: dict[str, Any] = {}
+    for name, values in scores.items():
+        drawn = np.array(draws[name])
+        low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        rows[name] = {
+            "srcc": srcc(values, mos), "srcc_low": low[0], "srcc_high": high[0],
+            "plcc": plcc(values, mos), "plcc_low": low[1], "plcc_high": high[1],
+        }  # fmt: skip
+        if base is not None and name != base:
+            gain = drawn[:, 0] - np.array(draws[base])[:, 0]
+            bounds = np.nanpercentile(gain, [2.5, 97.5])
+            rows[name] |= {"gain": np.nanmean(gain), "gain_low": bounds[0], "gain_high": bounds[1]}
+    return {name: {key: round(float(v), 4) for key, v in row.items()} for name, row in rows.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--biq2021", type=Path, help="folder with the data set; the ridge is fitted on it")
+    parser.add_argument("--data", action="append", default=[], metavar="[NAME=]MANIFEST")
+    parser.add_argument(
+        "--model", action="append", default=[], help="name, folder or Hub id; may be repeated"
+    )
+    parser.add_argument("--without", action="append", default=[], metavar="PEER")
+    parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
+    parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    args.model = args.model or ["lqmamba-n"]
+    chosen, report = peers(args), {}
+    base = "lite0-ridge" if "lite0-ridge" in chosen else None
+    known: dict[tuple[str, Path], float] = {}
+    for title, rated in sets(args).items():
+        paths = [r.path for r in rated]
+        for name, peer in chosen.items():
+            new = [p for p in paths if (name, p) not in known]  # parts of a set are not scored again
+            known |= {(name, p): v for p, v in zip(new, peer(new) if new else [], strict=True)}
+        scores = {name: np.array([known[name, p] for p in paths]) for name in chosen}
+        report[title] = {"n": len(rated), **intervals(scores, np.array([r.mos for r in rated]), base)}
+        print(f"{title} ({len(rated)})")
+        for name in chosen:
+            row = report[title][name]
+            line = f"  {name:14s} SRCC {row['srcc']:.3f} [{row['srcc_low']:.3f}, {row['srcc_high']:.3f}]"
+            line += f"  PLCC {row['plcc']:.3f} [{row['plcc_low']:.3f}, {row['plcc_high']:.3f}]"
+            if "gain" in row:
+                line += (
+                    f"  from the ridge {row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
+                )
+            print(line, flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
