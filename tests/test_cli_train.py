@@ -170,6 +170,37 @@ def test_evaluate_measures_what_the_library_measures(folder: Path, tmp_path: Pat
     assert {row["error"] for row in rows} == {""}
 
 
+def test_a_run_in_short_legs(folder: Path, tmp_path: Path) -> None:
+    legs = 0
+    while (result := train(folder, tmp_path / "run", "--minutes", "0", "--threads", "1")).exit_code == 3:
+        legs += 1
+        assert f"time is up at step {legs} of 8" in result.stderr
+    assert result.exit_code == 0 and legs == 7
+    want, got = (f / "checkpoint" / "model.safetensors" for f in (folder / "run", tmp_path / "run"))
+    assert want.read_bytes() == got.read_bytes()
+
+
+def test_another_architecture(folder: Path, tmp_path: Path) -> None:
+    toml = (
+        (folder / "tiny.toml")
+        .read_text()
+        .replace('"tiny"', '"lqmamba-n-x"')
+        .replace("steps = 8", "steps = 1")
+    )
+    (folder / "one.toml").write_text(toml)
+    result = run(
+        "train",
+        folder / "one.toml",
+        "-d",
+        folder / "ratings.csv",
+        "-o",
+        tmp_path / "run",
+        "--arch",
+        "qmamba-x",
+    )
+    assert result.exit_code == 2 and "qmamba-x" in result.stderr
+
+
 def test_the_table(folder: Path) -> None:
     pytest.importorskip("scipy")
     result = evaluate(folder, "--data", folder / "ratings.csv", "--fold", "all", "--protocol", "whole")

@@ -19,7 +19,7 @@ import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
 from qmamba.train import Phase, Recipe, list_recipes, load_recipe, loop, train
-from qmamba.train.batches import choose, make_batch, prefetch
+from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.recipe import parse_recipe
 from rated_photos import RECIPE, TOML, rated_photos
@@ -150,10 +150,10 @@ def test_batches_are_a_function_of_seed_step_and_rank(photos: list[Rated]) -> No
         make_batch(photos, dataclasses.replace(RECIPE, seed=1), 3),
     ]
     assert not any(torch.equal(one.crops[:3], other.crops[:3]) for other in others)
-    ahead = list(prefetch(photos, RECIPE, 3))
+    ahead = list(loop.made_ahead(lambda step: make_batch(photos, RECIPE, step), 3, RECIPE.steps, workers=3))
     assert len(ahead) == RECIPE.steps - 3 and torch.equal(ahead[0].crops, one.crops)
     assert torch.equal(ahead[-1].crops, make_batch(photos, RECIPE, RECIPE.steps - 1).crops)
-    assert list(prefetch(photos, RECIPE, RECIPE.steps)) == []
+    assert list(loop.made_ahead(lambda step: step, 5, 5)) == []
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from qmamba.data import Rated
     from qmamba.train import PretrainRecipe, Recipe
 
+UNFINISHED = 3
 EPILOG = """\
 \b
 Examples:
@@ -30,6 +33,7 @@ Examples:
 Exit code:
   0    the checkpoint is there, and its folder is on stdout
   2    nothing was trained: a wrong recipe, missing photographs, a wrong option
+  3    --minutes are over; the same command goes on from there
   130  ended by Ctrl-C; the same command goes on from there
 """
 
@@ -65,6 +69,15 @@ def train(
         Path | None,
         typer.Option(help="Checkpoint folder to start from. Default: random weights."),
     ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Stop after so long, with exit code 3; the same command goes on."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
     ] = True,
@@ -84,12 +97,14 @@ def train(
         from qmamba.train import load_recipe
 
         plan = load_recipe(recipe)
+        if arch is not None:
+            plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
         options = {"processes": processes, "device": device, "init": init, "resume": resume}
-        with _Watch(plan.steps, progress) as watch:
+        with _Watch(plan.steps, progress, minutes) as watch:
             folder = _train(watch, plan, data, out, **options)
         typer.echo(str(folder))
 
@@ -111,6 +126,10 @@ def _train(watch: _Watch, recipe: Recipe | PretrainRecipe, data: Path, out: Path
         ratings = _ratings(recipe, data)
         with watch.ctrl_c():
             return tune(recipe, ratings, out, report=watch, **options)
+    except _TimeIsUpError:
+        watch.bar.close()
+        note(f"time is up at step {watch.step} of {recipe.steps}; give the same command again to go on")
+        raise typer.Exit(UNFINISHED) from None
     except KeyboardInterrupt:
         watch.bar.close()
         where = f"step {watch.step}" if watch.step and watch.stopping == 1 else "the last step that was saved"
@@ -119,11 +138,16 @@ def _train(watch: _Watch, recipe: Recipe | PretrainRecipe, data: Path, out: Path
         raise
 
 
+class _TimeIsUpError(Exception):
+    """The time that a run was given is over."""
+
+
 class _Watch:
     """What is seen of a run: a bar with the loss and the last SRCC on the val fold; how Ctrl-C ends it."""
 
-    def __init__(self, steps: int, progress: bool | None) -> None:
+    def __init__(self, steps: int, progress: bool | None, minutes: float | None) -> None:
         self.step = 0
+        self.until = None if minutes is None else time.monotonic() + 60 * minutes
         self.stopping = 0
         self.shown: dict[str, str] = {}
         self.bar = bar_of(steps, progress, unit=" steps", smoothing=0.05)
@@ -147,6 +171,8 @@ class _Watch:
         self.step = event["step"]
         if self.stopping:
             raise KeyboardInterrupt
+        if self.until is not None and time.monotonic() > self.until and self.step < event.get("steps", 0):
+            raise _TimeIsUpError
 
     @contextmanager
     def ctrl_c(self) -> Iterator[None]:

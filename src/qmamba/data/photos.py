@@ -1,8 +1,8 @@
 """Photographs for pretraining: read out of git repositories, cut into crops, packed into shards.
 
-A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them lies
-``mos.npy``, the rating of each crop where it has one. Repositories are read through git itself, so that a bare
-clone serves as well as a checkout.
+A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them
+``mos.npy`` has the rating of each crop where there is one. Repositories are read through git itself, so that
+a bare clone serves as well as a checkout.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ A batch is a function of (seed, step, rank), so an interrupted run goes on with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,20 +75,6 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
         for row, level in zip(copies, (mild, strong), strict=True):
             row.append(torch.from_numpy(damage(pixels, level, seed=seed)).permute(2, 0, 1))
     return Batch(torch.stack([*crops, *copies[0], *copies[1]]), mos, ranked, levels)
-
-
-def prefetch(
-    ratings: Sequence[Rated], recipe: Recipe, first: int, rank: int = 0, ranks: int = 1
-) -> Iterator[Batch]:
-    """Batches from step ``first`` to the recipe's last, made in a thread while the last one is used."""
-    if first >= recipe.steps:
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="qmamba-batches") as pool:
-        ahead = pool.submit(make_batch, ratings, recipe, first, rank, ranks)
-        for step in range(first + 1, recipe.steps):
-            batch, ahead = ahead.result(), pool.submit(make_batch, ratings, recipe, step, rank, ranks)
-            yield batch
-        yield ahead.result()
 
 
 def _draw(below: int, g: torch.Generator) -> int:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pickle
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -162,6 +165,23 @@ def run_steps(
                 _tell(learner, out, report, {"step": learner.step, **found})
             if learner.step % SAVE_EVERY == 0 or learner.step == learner.plan.steps:
                 learner.save(out)
+
+
+def made_ahead(make: Callable[[int], B], first: int, steps: int, workers: int = 1) -> Iterator[B]:
+    """``make(step)`` for the steps from ``first`` to ``steps`` - 1, in order, made in threads beforehand."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="qmamba-batches") as pool:
+        ahead: deque[Future[B]] = deque()
+        for step in range(first, steps):
+            ahead.append(pool.submit(make, step))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def batch_workers(device: torch.device) -> int:
+    """Threads that make batches: one beside a processor that is busy anyway, most of them for a GPU."""
+    return 1 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 2)
 
 
 def start_from(folder: str | Path, plan: Plan) -> dict[str, Tensor]:

@@ -13,8 +13,7 @@ a mild and a strong copy with a distortion of one kind. Five losses:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,16 @@ from ..model_config import ModelConfig
 from ..models import QMamba
 from ..scorer import Scorer
 from .distil import Distiller, Teacher
-from .loop import Learner, Report, check_device, check_folder, run_steps, start_from
+from .loop import (
+    Learner,
+    Report,
+    batch_workers,
+    check_device,
+    check_folder,
+    made_ahead,
+    run_steps,
+    start_from,
+)
 from .losses import plcc_loss, ranking_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import PretrainRecipe
@@ -111,18 +119,6 @@ def _cut(crop: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     top, left = rng.integers(crop.shape[0] - size + 1), rng.integers(crop.shape[1] - size + 1)
     cut = crop[top : top + size, left : left + size]
     return np.ascontiguousarray(cut[:, ::-1] if rng.integers(2) else cut)
-
-
-def _prefetch(shards: Shards, recipe: PretrainRecipe, first: int, team: Team) -> Iterator[PretrainBatch]:
-    """Batches from step ``first`` on, made in a thread while the last one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="qmamba-batches") as pool:
-        ahead = None
-        for step in range(first, recipe.steps):
-            ready, ahead = ahead, pool.submit(make_pretrain_batch, shards, recipe, step, team.rank, team.size)
-            if ready is not None:
-                yield ready.result()
-        if ahead is not None:
-            yield ahead.result()
 
 
 class Heads(nn.Module):
@@ -274,5 +270,11 @@ def _run(
             pupil.scorer().save_pretrained(checkpoint)
         return None
 
-    run_steps(pupil, _prefetch(Shards(shards), recipe, pupil.step, team), out, team, report, look)
+    crops = Shards(shards)
+
+    def batch(step: int) -> PretrainBatch:
+        return make_pretrain_batch(crops, recipe, step, team.rank, team.size)
+
+    batches = made_ahead(batch, pupil.step, recipe.steps, batch_workers(pupil.device))
+    run_steps(pupil, batches, out, team, report, look)
     return checkpoint

@@ -18,9 +18,18 @@ from ..metrics import plcc, srcc
 from ..model_config import ModelConfig
 from ..protocol import Protocol
 from ..scorer import Scorer
-from .batches import Batch, prefetch
+from .batches import Batch, make_batch
 from .distil import Distiller, Teacher
-from .loop import Learner, Report, check_device, check_folder, run_steps, start_from
+from .loop import (
+    Learner,
+    Report,
+    batch_workers,
+    check_device,
+    check_folder,
+    made_ahead,
+    run_steps,
+    start_from,
+)
 from .losses import plcc_loss, ranking_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import Recipe
@@ -111,7 +120,10 @@ def _run(
             return None
         return validate(learner.scorer(), folds["val"], team)
 
-    batches = prefetch(folds["train"], recipe, learner.step, team.rank, team.size)
+    def batch(step: int) -> Batch:
+        return make_batch(folds["train"], recipe, step, team.rank, team.size)
+
+    batches = made_ahead(batch, learner.step, recipe.steps, batch_workers(learner.device))
     run_steps(learner, batches, out, team, report, look)
     scorer = calibrated(learner.scorer(), folds["train"], recipe, team)
     if team.rank == 0:
