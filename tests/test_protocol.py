@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmamba.errors import CheckpointError, ImageError
-from qmamba.protocol import KINDS, Protocol, fit_side, windows
+from qmamba.protocol import KINDS, Protocol, View, fit_side, resize, views, windows
 
 SIZES = st.integers(224, 9000)
 
@@ -189,3 +190,52 @@ def test_limit() -> None:
     with pytest.raises(ImageError):
         fit_side(torch.zeros(3, 100, 100), 224, max_pixels=224 * 224 - 1)
     assert fit_side(torch.zeros(3, 100, 100), 224, max_pixels=224 * 224).shape == (3, 224, 224)
+
+
+# Scales
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (100, 150), (3000, 4000), (64, 64), (480, 270)])
+def test_scales_bring_every_image_to_the_same_areas(height: int, width: int) -> None:
+    first, second = views(height, width, Protocol("scales", max_crops=4, sides=(512, 256)))
+    for view, side in ((first, 512), (second, 256)):
+        assert view.height * view.width == pytest.approx(side**2, rel=0.02)
+        assert view.height / view.width == pytest.approx(height / width, rel=0.02)
+    assert first.windows == tuple(windows(first.height, first.width, Protocol(max_crops=4)))
+    assert 2 <= len(first.windows) <= 4
+    assert second.windows == ((0, 0, second.height, second.width),)
+
+
+def test_scales_of_a_very_long_image_hold_a_crop() -> None:
+    first, second = views(10, 2000, Protocol("scales"))
+    assert (first.height, second.height) == (224, 64)
+    assert first.width == pytest.approx(200 * 224, rel=0.1)
+
+
+def test_windows_of_a_view_in_the_image() -> None:
+    view = View(256, 512, ((0, 0, 256, 512), (32, 288, 224, 224)))
+    assert view.in_image(view.windows[0], 1000, 2000) == (0, 0, 1000, 2000)
+    assert view.in_image(view.windows[1], 1000, 2000) == (125, 1125, 875, 875)
+
+
+def test_shrinking_takes_every_pixel_into_account() -> None:
+    board = (torch.arange(400)[:, None] + torch.arange(400)) % 2 * torch.ones(3, 1, 1)
+    assert torch.allclose(resize(board, 100, 100), torch.tensor(0.5), atol=0.02)
+    pixels = torch.rand(1, 3, 90, 60, requires_grad=True)
+    resize(pixels, 30, 20).sum().backward()
+    assert pixels.grad is not None and (pixels.grad > 0).all()
+    assert resize(pixels, 90, 60) is pixels
+    with pytest.raises(ImageError, match="enlarged"):
+        resize(board, 800, 800, max_pixels=200_000)
+    assert resize(board, 300, 500, max_pixels=160_000).shape == (3, 300, 500)
+
+
+@pytest.mark.parametrize("sides", [(), (16,), (512.0,), "512", (True,), (10_000,)])
+def test_sides_are_checked(sides: Any) -> None:
+    with pytest.raises(CheckpointError, match="sides"):
+        Protocol("scales", sides=sides)
+
+
+def test_sides_survive_json() -> None:
+    protocol = Protocol("scales", sides=(384, 200))
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol

@@ -143,6 +143,30 @@ def test_score_is_the_mean_of_its_calibrated_crops(scorer: Scorer) -> None:
         assert float(part) == pytest.approx(1 / (1 + math.exp(-(0.5 * float(raw) + 0.1))), abs=1e-5)
 
 
+def test_deviations_of_the_parts(scorer: Scorer) -> None:
+    images = [photo(150, 100), photo(64, 64), photo(70, 200, seed=3)]
+    scores, deviations = scorer.score(images, return_std=True)
+    assert torch.equal(scores, scorer.score(images))
+    for image, deviation in zip(images, deviations.tolist(), strict=True):
+        parts = scorer.crop_scores(image)
+        assert deviation == pytest.approx(float(parts.scores.std(correction=0)), abs=1e-6)
+        assert scorer.score(image, return_std=True) == pytest.approx((parts.mean, deviation), abs=1e-6)
+    assert deviations[1] == 0 < deviations[0]
+    scores, deviations = scorer.score([images[0], b"no image"], return_std=True, on_error="nan")
+    assert scores.isnan().tolist() == deviations.isnan().tolist() == [False, True]
+
+
+def test_scales_count_the_same(scorer: Scorer) -> None:
+    scales = with_protocol(scorer, kind="scales", sides=(128, 64))
+    image = photo(100, 130)
+    boxes, parts, weights = scales.crop_scores(image)
+    assert len(boxes) == 5 and weights.tolist() == [0.125] * 4 + [0.5]
+    assert boxes[4] == (0, 0, 100, 130)
+    assert scales.score(image) == pytest.approx(float(parts[:4].mean() + parts[4]) / 2, abs=1e-6)
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    assert float(scales(batch)) == pytest.approx(scales.score(image), abs=1e-5)
+
+
 def test_batch_size_changes_no_more_than_rounding(scorer: Scorer) -> None:
     image = photo(150, 200)
     scores = [scorer.score(image, batch_size=size) for size in (1, 3, 32)]
