@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...errors import BackendError
 
-ABI = 2  # of dispatch.c
+ABI = 3  # of dispatch.c
 HOW_TO_GET_IT = "run `python -m qmamba.ops.native.build`, which needs a C compiler"
 
 
@@ -99,4 +99,6 @@ def _open(path: Path) -> Library | str:
     for function in (functions.qm_scan_forward, functions.qm_scan_backward):
         function.restype = None
         function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    functions.qm_gate_run.restype = None
+    functions.qm_gate_run.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     return Library(functions, path, tuple(variants), tuple(indices))

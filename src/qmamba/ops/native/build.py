@@ -25,7 +25,7 @@ X86_VARIANTS = {
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     "avx2": ("-mavx2", "-mfma"),
 }
-KERNELS = ("scan.c",)  # compiled once for each variant
+KERNELS = ("scan.c", "gate.c")  # compiled once for each variant
 COMMON = ("dispatch.c",)  # and once
 
 

@@ -1,32 +1,37 @@
 /* Which of the compiled variants this processor can run, and the library's few exported functions. */
 #include <stddef.h>
 
+#include "gate.h"
 #include "scan.h"
 
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 2 /* raised whenever the structure or a function changes; whoever loads the library checks it */
+#define ABI 3 /* raised whenever a structure or a function changes; whoever loads the library checks it */
 
 extern const qm_scan_functions qm_scan_baseline;
+extern const qm_gate_function qm_gate_baseline;
 #if defined(__x86_64__)
 extern const qm_scan_functions qm_scan_avx2, qm_scan_avx512;
+extern const qm_gate_function qm_gate_avx2, qm_gate_avx512;
 #endif
 
 /* The variants, best first. */
 static const struct {
     const char *name;
     const qm_scan_functions *scan;
+    const qm_gate_function *gate;
 } VARIANTS[] = {
 #if defined(__x86_64__)
-    {"avx512", &qm_scan_avx512},
-    {"avx2", &qm_scan_avx2},
+    {"avx512", &qm_scan_avx512, &qm_gate_avx512},
+    {"avx2", &qm_scan_avx2, &qm_gate_avx2},
 #endif
-    {"baseline", &qm_scan_baseline},
+    {"baseline", &qm_scan_baseline, &qm_gate_baseline},
 };
 #define COUNT ((int)(sizeof VARIANTS / sizeof VARIANTS[0]))
 
 EXPORT int qm_abi(void) { return ABI; }
 
 EXPORT int64_t qm_scan_size(void) { return (int64_t)sizeof(qm_scan); }
+EXPORT int64_t qm_gate_size(void) { return (int64_t)sizeof(qm_gate); }
 
 /* The name of variant i, best first, or NULL where there is none. */
 EXPORT const char *qm_variant(int i) { return i >= 0 && i < COUNT ? VARIANTS[i].name : NULL; }
@@ -48,3 +53,4 @@ EXPORT int qm_runs(int i) {
 EXPORT int64_t qm_scan_scratch(int i, const qm_scan *s) { return VARIANTS[i].scan->scratch(s); }
 EXPORT void qm_scan_forward(int i, qm_scan *s, float *scratch) { VARIANTS[i].scan->forward(s, scratch); }
 EXPORT void qm_scan_backward(int i, qm_scan *s, float *scratch) { VARIANTS[i].scan->backward(s, scratch); }
+EXPORT void qm_gate_run(int i, qm_gate *s, int pass) { (*VARIANTS[i].gate)(s, pass); }

@@ -7,12 +7,6 @@
 #include "scan.h"
 #include "simd.h"
 
-#ifndef QM_SUFFIX
-#error "compile with -DQM_SUFFIX=name"
-#endif
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-
 #define NV 4            /* vectors that are worked on together: enough to hide what each waits for */
 #define LANES (NV * VL) /* channels of a block */
 #define STEPS 64        /* steps of a chunk in the forward: Δ stays in the nearest cache */

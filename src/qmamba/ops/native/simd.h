@@ -1,4 +1,4 @@
-/* A vector of float32 lanes as wide as the target has, and the few functions of it that the scan needs.
+/* A vector of float32 lanes as wide as the target has, and the few functions of it that the kernels need.
  *
  * GCC and Clang vector extensions throughout; intrinsics only where C has no operator. Nothing here may be
  * compiled with -ffast-math: the rounding trick and the handling of NaN depend on IEEE semantics. */
@@ -20,6 +20,13 @@
 #define VL 4
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+/* What a variant exports ends in its name. */
+#ifndef QM_SUFFIX
+#error "compile with -DQM_SUFFIX=name"
+#endif
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
 
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));

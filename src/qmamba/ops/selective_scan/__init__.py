@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ...errors import BackendError
+from ..backend import choose
 from ..routes import Route
-from .native import selective_scan_native, usable
+from .native import selective_scan_native
 from .reference import selective_scan_reference
 from .torch import selective_scan_torch
 
@@ -77,16 +76,11 @@ def selective_scan(
     [1.0, 1.368, 1.503]
     """
     _check_shapes(x, dt, B, C, dt_weight, dt_bias, A, D, routes)
-    name = os.environ.get("QMAMBA_BACKEND", "auto") if backend == "auto" else backend
-    if name != "auto" and name not in _BACKENDS:
-        known = ", ".join(["auto", *_BACKENDS])
-        raise BackendError(f"unknown scan backend {name!r}: choose one of {known}")
+    name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
     if x.is_meta:  # shapes without data: what counting and planning need
         batch, height, width, channels = x.shape
         shape = (batch, height, width, channels) if merge else (batch, len(routes), height, width, channels)
         return x.new_empty(shape)
-    if name == "auto":
-        name = "native" if usable((x, dt, B, C, dt_weight, dt_bias, A, D)) else "torch"
     return _BACKENDS[name](
         x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
     )

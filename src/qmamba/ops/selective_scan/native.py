@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import native
+from ..backend import usable
 from ..native import pool
 from ..routes import Route
 from .torch import LOG2E, selective_scan_torch
@@ -41,25 +42,6 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _NUMBERS),
         *((name, ctypes.c_void_p) for name in _ARRAYS),
     ]
-
-
-def usable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the native scan can take these arguments here and now: plain CPU tensors that nobody traces,
-    of any floating dtype but float64, and a library that is there."""
-    x = tensors[0]
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return False
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _dispatched():
-        return False
-    return native.available() and all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors
-    )
-
-
-def _dispatched() -> bool:
-    """Whether a mode (a tracer, a counter of operations) wants to see every operation."""
-    depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
-    return bool(depth is not None and depth())
 
 
 def selective_scan_native(

@@ -1,0 +1,89 @@
+"""The route gate's passes over all routes, in C; the small network between them is torch's.
+
+Sums over positions are made in chunks of a fixed size and added up in a fixed order, so that results have the
+same bits in every run and for any number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import load, pool
+
+CHUNK = 256  # positions
+ALONE = 2**17  # numbers of all routes that are not worth a second thread
+
+MOMENTS, OUT, G_GATES, ADD_UP, G_Y = range(5)  # the passes, as gate.h has them
+
+_NUMBERS = ("images", "routes", "length", "channels", "chunk", "next")
+_ARRAYS = ("y", "mean", "rstd", "sums", "gates", "out", "g_out", "g_norm", "g_y")
+
+
+class _Arguments(ctypes.Structure):
+    """``qm_gate`` of gate.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    ]
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and 1/σ over the channels (B, K, L) of routes (B, K, L, D), and the mean over positions of the
+    routes so normalised (B, K, D)."""
+    B, K, L, D = y.shape
+    mean, sums = y.new_empty(B, K, L), y.new_empty(B, -(-L // CHUNK), K, D)
+    rstd = torch.empty_like(mean)
+    _run((MOMENTS, ADD_UP), y, mean=mean, rstd=rstd, sums=sums)
+    return mean, rstd, sums[:, 0] / L
+
+
+def gated_sum(y: Tensor, gates: Tensor) -> Tensor:
+    """Routes (B, K, L, D) times their gates (B, K, D), summed: (B, L, D)."""
+    B, _, L, D = y.shape
+    out = y.new_empty(B, L, D)
+    _run((OUT,), y, gates=gates, out=out)
+    return out
+
+
+def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
+    """(B, K, D): the products of routes (B, K, L, D) and cotangent (B, L, D), summed over positions."""
+    B, K, L, D = y.shape
+    sums = y.new_empty(B, -(-L // CHUNK), K, D)
+    _run((G_GATES, ADD_UP), y, g_out=g_out, sums=sums)
+    return sums[:, 0]
+
+
+def routes_gradient(
+    y: Tensor, mean: Tensor, rstd: Tensor, gates: Tensor, g_out: Tensor, g_norm: Tensor
+) -> Tensor:
+    """The gradient of the routes (B, K, L, D), where the normalised row of every position of a route has the
+    same cotangent ``g_norm`` (B, K, D)."""
+    g_y = torch.empty_like(y)
+    # A constant in the cotangent has no effect on a normalised row.
+    g_norm = g_norm - g_norm.mean(-1, keepdim=True)
+    _run((G_Y,), y, mean=mean, rstd=rstd, gates=gates, g_out=g_out, g_norm=g_norm, g_y=g_y)
+    return g_y
+
+
+def _run(passes: tuple[int, ...], y: Tensor, **tensors: Tensor) -> None:
+    library = load()
+    assert library.functions.qm_gate_size() == ctypes.sizeof(_Arguments)
+    variant = library.variant()
+    B, K, L, D = y.shape
+    arguments = _Arguments(B, K, L, D, CHUNK)
+    for name, tensor in {"y": y, **tensors}.items():
+        assert tensor.is_contiguous() and tensor.dtype == torch.float32
+        setattr(arguments, name, tensor.data_ptr())
+    tasks = B * -(-L // CHUNK) if y.numel() > ALONE else 1
+    for which in passes:
+        arguments.next = 0
+        pool.run(_work(library.functions, variant, arguments, which), 1 if which == ADD_UP else tasks)
+
+
+def _work(functions: ctypes.CDLL, variant: int, arguments: _Arguments, which: int) -> Callable[[], None]:
+    return lambda: functions.qm_gate_run(variant, ctypes.addressof(arguments), which)
