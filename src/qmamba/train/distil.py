@@ -40,11 +40,14 @@ class Teacher(nn.Module):
         state = torch.load(Weights.get_model_file_path(), map_location="cpu", weights_only=True)
         self.network.load_state_dict(state, strict=True)
         self.eval().requires_grad_(False)
+        # Processors convolve faster over channels that lie side by side.
+        self.network.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [0, 1] → features (B, C, H/r, W/r), r = 4, 8, 16, 32."""
         net = self.network
+        images = images.contiguous(memory_format=torch.channels_last)
         x = net._swish(net._bn0(net._conv_stem((images - 0.5) / 0.5)))
         features: list[Tensor] = []
         for block in net._blocks:

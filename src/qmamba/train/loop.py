@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ from .recipe import Plan
 Report = Callable[[dict[str, Any]], None]
 SAVE_EVERY = 100  # steps between two states that a run can go on from
 B = TypeVar("B")
+
+
+class Looks(NamedTuple):
+    """Raw quality (B,), features per stage (B, C, H, W), and the teacher's, empty without one."""
+
+    raw: Tensor
+    features: list[Tensor]
+    targets: list[Tensor]
 
 
 class Learner(ABC, Generic[B]):
@@ -65,9 +73,17 @@ class Learner(ABC, Generic[B]):
     def losses(self, batch: B) -> dict[str, Tensor]:
         """All losses of a batch by name, and their weighted sum as ``loss``."""
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels in 0…255 as the network takes them."""
-        return (pixels - self._mean) / self._std
+    def look_at(self, pixels: Tensor, teacher: nn.Module | None = None) -> Looks:
+        """What the network, and a teacher if there is one, make of pixels (B, 3, S, S) in 0…255.
+
+        In the recipe's precision; float32 comes out.
+        """
+        pixels = pixels.to(self.device).float()
+        fast = self.plan.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+            raw, features = self.network.forward_with_features((pixels - self._mean) / self._std)
+            targets = [] if teacher is None else teacher(pixels / 255)
+        return Looks(raw[:, 0].float(), [f.float() for f in features], [t.float() for t in targets])
 
     def lr(self) -> float:
         """Linear warm-up, a plateau, and a cosine to zero over the last part."""

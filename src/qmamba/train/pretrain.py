@@ -158,11 +158,10 @@ class _Pupil(Learner[PretrainBatch]):
         return Heads(self.network)
 
     def losses(self, batch: PretrainBatch) -> dict[str, Tensor]:
-        r, crops = self.plan, batch.crops.to(self.device).float()
-        raw, features = self.network.forward_with_features(self.normalised(crops))
-        losses = {"features": self.heads.teacher_features(features, self.teacher(crops / 255))}
-        losses |= _damage_losses(*self.heads.damage(features), batch)
-        losses |= _score_losses(raw[:, 0], batch, r.margin)
+        r, seen = self.plan, self.look_at(batch.crops, self.teacher)
+        losses = {"features": self.heads.teacher_features(seen.features, seen.targets)}
+        losses |= _damage_losses(*self.heads.damage(seen.features), batch)
+        losses |= _score_losses(seen.raw, batch, r.margin)
         weights = {
             "features": r.features, "kind": r.kind, "level": r.level, "ranking": r.ranking, "mos": r.mos
         }  # fmt: skip

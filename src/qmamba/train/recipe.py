@@ -54,6 +54,8 @@ class Plan:
         weight_decay: of AdamW; none on norms, biases, A_log and D.
         clip: largest norm of the gradient.
         ema: decay of the running mean of the weights, which is what is evaluated and saved.
+        precision: "float32", or "bfloat16" for the products in the network and the teacher while training:
+            faster where the processor has instructions for it.
         seed: of everything random.
         licence, limits: for the model card.
     """
@@ -68,6 +70,7 @@ class Plan:
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.999
+    precision: str = "float32"
     seed: int = 0
     licence: str = "unknown"
     limits: str = ""
@@ -83,6 +86,8 @@ class Plan:
             raise RecipeError(
                 f"warmup and ema are at least 0 and below 1, not warmup = {self.warmup}, ema = {self.ema}"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise RecipeError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
         if self.cooldown is not None and not 0 <= self.cooldown <= 1 - self.warmup:
             raise RecipeError(f"cooldown is at least 0 and at most 1 - warmup, not {self.cooldown}")
 

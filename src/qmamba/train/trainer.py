@@ -150,12 +150,11 @@ class _Tuner(Learner[Batch]):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         phase = self.plan.phase_at(self.step)
-        crops = batch.crops.to(self.device).float()
-        raw, features = self.network.forward_with_features(self.normalised(crops))
-        losses = _losses(raw[:, 0], batch, self.plan)
+        seen = self.look_at(batch.crops, self.teacher if phase.distil > 0 else None)
+        losses = _losses(seen.raw, batch, self.plan)
         losses["loss"] = phase.mos * losses["loss"]
-        if phase.distil > 0 and self.teacher is not None:
-            losses["distil"] = self.heads(features, self.teacher(crops / 255))
+        if seen.targets:
+            losses["distil"] = self.heads(seen.features, seen.targets)
             losses["loss"] = losses["loss"] + phase.distil * losses["distil"]
         return losses
 
