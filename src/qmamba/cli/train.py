@@ -74,9 +74,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="Stop after so long, with exit code 3; the same command goes on."
-        ),
+        typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")

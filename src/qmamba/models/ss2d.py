@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..ops import Route, gate_routes, selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+AT_ONCE = 2**20  # elements of x that are scanned together on a processor, when no gradient is wanted
 
 
 class RouteGate(nn.Module):
@@ -98,8 +99,9 @@ class SS2D(nn.Module):
         x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
         x = F.silu(self.conv(x)).permute(0, 2, 3, 1)  # (B, H, W, D)
         if x.device.type == "cpu" and x.shape[0] > 1 and not torch.is_grad_enabled():
-            # One image at a time: K routes of a whole batch would not fit a cache, nor always the memory.
-            y = torch.cat([self.scan(image[None]) for image in x])
+            # A few images at a time: K routes of a whole batch would not fit a cache, nor always the memory.
+            images = max(1, AT_ONCE // x[0].numel())
+            y = torch.cat([self.scan(part) for part in torch.split(x, images)])
         else:
             y = self.scan(x)
         out: Tensor = self.out_proj(self.norm(y))

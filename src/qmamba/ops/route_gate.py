@@ -18,6 +18,7 @@ from . import native
 from .backend import choose, usable
 from .native import gate as passes
 from .precision import without_autocast
+from .scratch import Scratch
 
 EPS = 1e-5
 
@@ -74,7 +75,7 @@ class _GateRoutes(torch.autograd.Function):
         routes = y.to(dtype).flatten(2, 3)  # (B, K, L, D)
         mean = routes.new_empty(B, K, H * W)
         rstd, pooled = torch.empty_like(mean), routes.new_empty(B, K, D)
-        centred = routes.new_empty(H * W, D)
+        centred = Scratch(routes)("gate", (H * W, D))
         out = routes.new_empty(B, H * W, D)
         with without_autocast(y.device):
             for b in range(B):
@@ -98,7 +99,7 @@ class _GateRoutes(torch.autograd.Function):
         B, K, H, W, D = y.shape
         L, dtype = H * W, mean.dtype
         routes, g_out = y.to(dtype).flatten(2, 3), g_out.to(dtype).reshape(B, L, D)
-        g_y, block = torch.empty_like(routes), routes.new_empty(L, D)
+        g_y, block = torch.empty_like(routes), Scratch(routes)("gate", (L, D))
         with without_autocast(y.device):
             g_gates = torch.stack([
                 torch.stack([torch.mul(g_out[b], routes[b, k], out=block).sum(0) for k in range(K)])

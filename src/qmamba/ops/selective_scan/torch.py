@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..precision import without_autocast
 from ..routes import Route
+from ..scratch import Scratch
 from .recurrence import Slots, recur_, slot_index, slots_of
 
 LOG2E = math.log2(math.e)
@@ -62,29 +63,13 @@ def _tiles(batch: int, elements: int) -> Iterator[slice]:
 # --- one route of one tile --------------------------------------------------------------------------------
 
 
-class _Scratch:
-    """Buffers that a call of the op reuses over tiles and routes: fresh memory costs more than the sums."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._buffers: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
-        """An uninitialised buffer of this name and shape, valid until the name is asked for again."""
-        size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = self._like.new_empty(size)
-        return buffer[:size].view(shape)
-
-
 @dataclass(frozen=True)
 class _Walk:
     """What one route of one tile is computed from, in slots."""
 
     slots: Slots
     reverse: bool
-    scratch: _Scratch
+    scratch: Scratch
     x: Tensor  # (G, T·S, D)
     dt: Tensor  # (G, T·S, R)
     B: Tensor  # (G, T·S, N)
@@ -267,7 +252,7 @@ class _Problem:
         tame = _tame(dt_, weight, bias)
         return cls(x_, dt_, B_, C_, weight, bias, A, D, routes, x.shape[1], x.shape[2], tame)
 
-    def walk(self, k: int, tile: slice, x: Tensor, to_position: Tensor, scratch: _Scratch) -> _Walk:
+    def walk(self, k: int, tile: slice, x: Tensor, to_position: Tensor, scratch: Scratch) -> _Walk:
         dt, B, C = (v[tile, :, k].index_select(1, to_position) for v in (self.dt, self.B, self.C))
         slots = slots_of(self.height * self.width)
         reverse = self.routes[k].reverse
@@ -287,7 +272,7 @@ def _tame(dt: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return bool(bound.amax() < EXP2_LIMIT)  # NaN is not
 
 
-def _gather(v: Tensor, index: Tensor, scratch: _Scratch, name: str) -> Tensor:
+def _gather(v: Tensor, index: Tensor, scratch: Scratch, name: str) -> Tensor:
     """v (G, n, D) at the positions (or slots) of an index, in a scratch buffer."""
     out = scratch(name, (v.shape[0], index.numel(), v.shape[2]))
     return torch.index_select(v, 1, index, out=out)
@@ -295,7 +280,7 @@ def _gather(v: Tensor, index: Tensor, scratch: _Scratch, name: str) -> Tensor:
 
 def _forward(p: _Problem, merge: bool) -> Tensor:
     batch, length, channels = p.x.shape
-    scratch = _Scratch(p.x)
+    scratch = Scratch(p.x)
     shape = (batch, length, channels) if merge else (batch, len(p.routes), length, channels)
     out = p.x.new_empty(shape)
     for tile in _tiles(batch, length * channels):
@@ -319,7 +304,7 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
     """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
     gy = gy.to(p.x.dtype).flatten(-3, -2)  # (B, L, D), or (B, K, L, D) without merge
     batch, length, channels = p.x.shape
-    scratch = _Scratch(p.x)
+    scratch = Scratch(p.x)
     g_x, g_dt, g_B, g_C = (
         torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in (p.x, p.dt, p.B, p.C)
     )
@@ -349,7 +334,7 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
     return (*on_grid, g_weight, g_bias, g_A, g_D)
 
 
-def _cotangent(gy: Tensor, to_position: Tensor, length: int, scratch: _Scratch) -> Tensor:
+def _cotangent(gy: Tensor, to_position: Tensor, length: int, scratch: Scratch) -> Tensor:
     """gy (G, L, D) laid out in slots, with zeros in the spare ones."""
     laid = _gather(gy, to_position, scratch, "gy")
     slots = slots_of(length)

@@ -1,0 +1,40 @@
+"""Buffers that operations use again and again: on a processor fresh memory often costs more than the sums."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+KEPT = 2**21  # elements of the largest buffer that is kept between calls
+
+
+class Scratch:
+    """Buffers by name, for one call of an operation; on a processor small ones stay for the thread."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        plain = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
+        self._kept = _kept(like.dtype) if plain else {}
+        self._own: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
+        """An uninitialised buffer of this name and shape, valid until the name is asked for again."""
+        size = math.prod(shape)
+        buffers = self._kept if size <= KEPT else self._own
+        buffer = buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            with torch.inference_mode(False):  # outside of it, tensors made in it cannot be written to
+                buffer = buffers[name] = self._like.new_empty(size)
+        return buffer[:size].view(shape)
+
+
+_local = threading.local()
+
+
+def _kept(dtype: torch.dtype) -> dict[str, Tensor]:
+    by_type: dict[torch.dtype, dict[str, Tensor]] = _local.__dict__.setdefault("buffers", {})
+    return by_type.setdefault(dtype, {})
