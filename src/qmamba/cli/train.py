@@ -66,8 +66,8 @@ def train(
         int | None, typer.Option(min=1, help="Threads of all processes together. Default: one a core.")
     ] = None,
     init: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint folder to start from. Default: random weights."),
+        str | None,
+        typer.Option(help="Checkpoint to start from: folder, name or Hub id. Default: random weights."),
     ] = None,
     arch: Annotated[
         str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")

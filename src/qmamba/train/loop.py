@@ -23,6 +23,7 @@ from ..checkpoint import load_checkpoint
 from ..errors import BackendError, QMambaError, RecipeError
 from ..model_config import Preprocessing
 from ..models import QMamba, create_model
+from ..registry import resolve
 from .parallel import Team
 from .recipe import Plan
 
@@ -200,18 +201,18 @@ def batch_workers(device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 2)
 
 
-def start_from(folder: str | Path, plan: Plan) -> dict[str, Tensor]:
-    """The weights of a checkpoint, for a recipe of the same architecture.
+def start_from(name: str | Path, plan: Plan) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by any name that ``qmamba.load`` takes, for a recipe of its architecture.
 
     Raises:
-        CheckpointError: there is no good checkpoint.
+        UnknownModelError, CheckpointError, HubError: there is no good checkpoint.
         RecipeError: it is of another architecture.
     """
-    network, config = load_checkpoint(folder)
+    network, config = load_checkpoint(resolve(name))
     weights, wanted = dict(network.float().state_dict()), _create(plan).state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
         raise RecipeError(
-            f"{folder} holds a {config.arch} with {config.overrides or 'no overrides'}, "
+            f"{name} holds a {config.arch} with {config.overrides or 'no overrides'}, "
             f"and the recipe is for {plan.arch} with {plan.overrides or 'none'}"
         )
     return weights

@@ -59,7 +59,8 @@ def train(
             what makes a run repeatable. More than one need the caller's file to be importable: call from
             under ``if __name__ == "__main__":``.
         device: of the network.
-        init: folder of a checkpoint of the same architecture to start from, one that was pretrained, say.
+        init: checkpoint of the same architecture to start from, one that was pretrained, say: a folder, or
+            any name that ``qmamba.load`` takes.
         resume: go on from ``out/state.pt`` if it is there; otherwise such a folder is refused. A run that has
             ended already is left as it is.
         report: called with ``{"step", "steps", "lr", "loss", …}`` at every step and ``{"step", "val_srcc",
