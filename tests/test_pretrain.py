@@ -19,8 +19,8 @@ from qmamba.data.distortions import DISTORTIONS
 from qmamba.data.photos import CROP, Shards
 from qmamba.errors import RecipeError
 from qmamba.train import Phase, PretrainRecipe, load_recipe, pretrain, train
-from qmamba.train.distil import Teacher
 from qmamba.train.loop import start_from
+from qmamba.train.teacher import Lesson, Teacher
 from rated_photos import RECIPE, rated_photos
 
 module = importlib.import_module("qmamba.train.pretrain")
@@ -34,9 +34,14 @@ PLAN = PretrainRecipe(
 class ColourTeacher(nn.Module):
     """Local means of the three colours, in as many channels as the teacher has."""
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def __init__(self, tuned: Path | None = None) -> None:
+        super().__init__()
+        self.rates = tuned is not None
+
+    def forward(self, images: Tensor) -> Lesson:
         pooled = [F.avg_pool2d(images, r, ceil_mode=True) for r in (4, 8, 16, 32)]
-        return [p.repeat(1, w // 3 + 1, 1, 1)[:, :w] for p, w in zip(pooled, Teacher.widths, strict=True)]
+        features = [p.repeat(1, w // 3 + 1, 1, 1)[:, :w] for p, w in zip(pooled, Teacher.widths, strict=True)]
+        return Lesson(features, images.mean((1, 2, 3)) if self.rates else None)
 
 
 @pytest.fixture(autouse=True)

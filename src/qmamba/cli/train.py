@@ -69,6 +69,10 @@ def train(
         str | None,
         typer.Option(help="Checkpoint to start from: folder, name or Hub id. Default: random weights."),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Weights of a teacher that rates, made by the recipe `teacher`. Default: none."),
+    ] = None,
     arch: Annotated[
         str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")
     ] = None,
@@ -101,7 +105,13 @@ def train(
             import torch
 
             torch.set_num_threads(threads)
-        options = {"processes": processes, "device": device, "init": init, "resume": resume}
+        options = {
+            "processes": processes,
+            "device": device,
+            "init": init,
+            "teacher": teacher,
+            "resume": resume,
+        }
         with _Watch(plan.steps, progress, minutes) as watch:
             folder = _train(watch, plan, data, out, **options)
         typer.echo(str(folder))

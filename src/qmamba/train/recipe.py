@@ -18,13 +18,15 @@ from ..errors import RecipeError
 class Phase:
     """A stretch of training at one crop size, in optimiser steps.
 
-    ``mos`` weighs the losses on opinion scores and ranks, ``distil`` the one on a teacher's features.
+    ``mos`` weighs the losses on opinion scores and ranks, ``distil`` the one on a teacher's features,
+    ``scores`` the one on its scores, if it rates.
     """
 
     crop: int
     steps: int
     mos: float = 1.0
     distil: float = 0.0
+    scores: float = 0.0
 
     def __post_init__(self) -> None:
         whole = type(self.crop) is int and type(self.steps) is int
@@ -33,11 +35,13 @@ class Phase:
                 "a phase needs a crop of at least 32 and at least one step, both integers, "
                 f"not crop = {self.crop!r}, steps = {self.steps!r}"
             )
-        weights = (self.mos, self.distil)
+        weights = (self.mos, self.distil, self.scores)
         if any(isinstance(w, bool) or not isinstance(w, (int, float)) for w in weights) or not (
             all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf
         ):
-            raise RecipeError(f"a phase's mos and distil are weights of at least 0, not both 0: {weights}")
+            raise RecipeError(
+                f"a phase's mos, distil and scores are weights of at least 0, not all 0: {weights}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,7 @@ class Recipe(Plan):
     @property
     def distils(self) -> bool:
         """Whether any phase needs a teacher."""
-        return any(phase.distil > 0 for phase in self.phases)
+        return any(phase.distil > 0 or phase.scores > 0 for phase in self.phases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +167,7 @@ class PretrainRecipe(Plan):
         data: "photos", packed by ``qmamba photos``.
         crops: crops a step, as packed.
         damaged: how many of them come with two distorted copies, a mild one and a strong one of one kind.
-        features, mos, kind, level, ranking: weights of the losses, see :mod:`qmamba.train.pretrain`.
+        features, scores, mos, kind, level, ranking: weights of the losses, see :mod:`qmamba.train.pretrain`.
         margin: by which a score should fall with each level of a distortion that only degrades.
     """
 
@@ -171,6 +175,7 @@ class PretrainRecipe(Plan):
     crops: int = 24
     damaged: int = 6
     features: float = 1.0
+    scores: float = 0.0
     mos: float = 0.3
     kind: float = 0.1
     level: float = 0.5
@@ -179,7 +184,7 @@ class PretrainRecipe(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(crops=2, features=0, mos=0, kind=0, level=0, ranking=0, margin=0)
+        self._at_least(crops=2, features=0, scores=0, mos=0, kind=0, level=0, ranking=0, margin=0)
         if not 0 <= self.damaged <= self.crops:
             raise RecipeError(f"damaged ({self.damaged}) is at most crops ({self.crops}), and at least 0")
         if any(phase.crop > CROP for phase in self.phases):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..calibration import Calibration
@@ -16,10 +17,11 @@ from ..data import Rated
 from ..errors import RecipeError
 from ..metrics import plcc, srcc
 from ..model_config import ModelConfig
+from ..models import QMamba
 from ..protocol import Protocol
 from ..scorer import Scorer
 from .batches import Batch, make_batch
-from .distil import Distiller, Teacher
+from .distil import Distiller
 from .loop import (
     Learner,
     Report,
@@ -33,6 +35,8 @@ from .loop import (
 from .losses import plcc_loss, ranking_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import Recipe
+from .teacher import ARCH as TEACHER
+from .teacher import Teacher, Trainee
 
 MAX_PROCESSES = 64  # seeds of batches leave room for so many
 
@@ -45,6 +49,7 @@ def train(
     processes: int = 1,
     device: str | torch.device = "cpu",
     init: str | Path | None = None,
+    teacher: str | Path | None = None,
     resume: bool = True,
     report: Report | None = None,
 ) -> Path:
@@ -61,13 +66,15 @@ def train(
         device: of the network.
         init: checkpoint of the same architecture to start from, one that was pretrained, say: a folder, or
             any name that ``qmamba.load`` takes.
+        teacher: weights of a teacher that rates, which a recipe for the teacher made; without, a recipe that
+            distils has one that knows features only.
         resume: go on from ``out/state.pt`` if it is there; otherwise such a folder is refused. A run that has
             ended already is left as it is.
         report: called with ``{"step", "steps", "lr", "loss", …}`` at every step and ``{"step", "val_srcc",
             "val_plcc"}`` at times. What it raises ends the run, which can go on from that very step.
 
     Returns:
-        The folder of the checkpoint, calibrated on the train fold.
+        The folder of the checkpoint, calibrated on the train fold; for the teacher the file of its weights.
 
     Raises:
         RecipeError: the ratings lack a fold or leave [0, 1], ``out`` belongs to another recipe, or the
@@ -81,7 +88,10 @@ def train(
     _check(recipe, folds, processes)
     check_device(device)
     check_folder(out, resume)
-    args = (recipe, folds, out, str(device), None if init is None else str(init))
+    if any(phase.scores > 0 for phase in recipe.phases) and teacher is None:
+        raise RecipeError("this recipe learns a teacher's scores: give the weights of one that rates")
+    start, rater = (None if name is None else str(name) for name in (init, teacher))
+    args = (recipe, folds, out, str(device), start, rater)
     with torch.random.fork_rng(), team_of(processes, _run, args) as team:
         return _run(team, *args, report=report)
 
@@ -108,13 +118,16 @@ def _run(
     out: Path,
     device: str,
     init: str | None,
+    teacher: str | None,
     report: Report | None = None,
 ) -> Path:
     weights = None if init is None else start_from(init, recipe)
-    learner, checkpoint = _Tuner(recipe, torch.device(device), weights), out / "checkpoint"
+    learner, checkpoint = _Tuner(recipe, torch.device(device), weights, teacher), out / "checkpoint"
     learner.restore(out)
-    if learner.step == recipe.steps and (checkpoint / "config.json").exists():
-        return checkpoint
+    rates = out / "teacher.safetensors"
+    for result in (checkpoint / "config.json", rates):
+        if learner.step == recipe.steps and result.exists():
+            return result if result == rates else checkpoint
 
     def look() -> dict[str, Any] | None:
         if learner.step % recipe.validate_every and learner.step != recipe.steps:
@@ -126,6 +139,12 @@ def _run(
 
     batches = made_ahead(batch, learner.step, recipe.steps, batch_workers(learner.device))
     run_steps(learner, batches, out, team, report, look)
+    if recipe.arch == TEACHER:
+        if team.rank == 0:
+            assert isinstance(learner.mean_network, Trainee)
+            tuned = learner.mean_network.teacher.state_dict()
+            save_file({name: value.contiguous() for name, value in tuned.items()}, rates)
+        return rates
     scorer = calibrated(learner.scorer(), folds["train"], recipe, team)
     if team.rank == 0:
         scorer.save_pretrained(checkpoint)
@@ -137,26 +156,39 @@ class _Tuner(Learner[Batch]):
 
     plan: Recipe
 
-    def __init__(self, recipe: Recipe, device: torch.device, init: Mapping[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        init: Mapping[str, Tensor] | None,
+        teacher: str | None,
+    ) -> None:
         # The config now, so that a name it refuses is known before hours are spent.
         self.config = ModelConfig(
             name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=(recipe.data,),
             licence=recipe.licence, limits=recipe.limits, dtype="float16", protocol=protocol_of(recipe),
         )  # fmt: skip
         super().__init__(recipe, device, init)
-        self.teacher = Teacher().to(device) if recipe.distils else None
+        self.teacher = Teacher(teacher).to(device) if recipe.distils else None
 
     def make_heads(self) -> nn.Module:
-        return Distiller(self.network) if self.plan.distils else super().make_heads()
+        if not self.plan.distils:
+            return super().make_heads()
+        assert isinstance(self.network, QMamba)
+        return Distiller(self.network)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         phase = self.plan.phase_at(self.step)
-        seen = self.look_at(batch.crops, self.teacher if phase.distil > 0 else None)
+        learns = phase.distil > 0 or phase.scores > 0
+        seen = self.look_at(batch.crops, self.teacher if learns else None)
         losses = _losses(seen.raw, batch, self.plan)
         losses["loss"] = phase.mos * losses["loss"]
         if seen.targets:
             losses["distil"] = self.heads(seen.features, seen.targets)
             losses["loss"] = losses["loss"] + phase.distil * losses["distil"]
+        if seen.scores is not None:
+            losses["scores"] = smooth_l1(seen.raw, seen.scores) + 0.5 * plcc_loss(seen.raw, seen.scores)
+            losses["loss"] = losses["loss"] + phase.scores * losses["scores"]
         return losses
 
     def scorer(self) -> Scorer:
