@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json
 
 Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
-bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val fold
-is measured by default; its test fold only with --test, once per released model.
+bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
+fold is measured by default; its test fold only with --test, once per released model.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/robustness.py examples/*.jpg --out robustness.json
 
 Printed are, for each of the 25 distortions, the Spearman correlation between level and score, undamaged
-included, mean over the photographs (-1: every level scores below the one before), and the
-mean over the 17 that only degrade; then the scores of each photograph shrunk to several lengths of its longer side.
+included, mean over the photographs (-1: every level scores below the one before), and the mean over the 17
+that only degrade; then the scores of each photograph shrunk to several lengths of its longer side.
 """
 
 from __future__ import annotations
