@@ -22,6 +22,7 @@ from qmamba.train import Phase, Recipe, list_recipes, load_recipe, loop, train
 from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.recipe import parse_recipe
+from qmamba.train.teacher import ARCH as TEACHER
 from rated_photos import RECIPE, TOML, rated_photos
 
 # Losses
@@ -56,7 +57,7 @@ def test_shipped_recipes() -> None:
     assert "lqmamba-n-biq2021" in list_recipes()
     for name in list_recipes():
         recipe = load_recipe(name)
-        assert recipe.steps > 0 and recipe.arch in qmamba.list_archs()
+        assert recipe.steps > 0 and recipe.arch in [*qmamba.list_archs(), TEACHER]
 
 
 def test_recipe_from_a_file(tmp_path: Path) -> None:
