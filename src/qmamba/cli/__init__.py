@@ -1,4 +1,4 @@
-"""The command line: `qmamba score`, `models`, `evaluate`, `train` and `distort`."""
+"""The command line: `qmamba score`, `models`, `evaluate`, `train`, `photos` and `distort`."""
 
 from __future__ import annotations
 

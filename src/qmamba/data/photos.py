@@ -102,12 +102,14 @@ def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[s
         (path, entry.split()[2]) for entry, _, path in (e.partition("\t") for e in listing) if path
     )
     chosen = _spread([item for item in found if source.takes(item[0])], source.most)
-    chosen = [item for item in chosen if not (item[1] in seen or seen.add(item[1]))]  # type: ignore[func-returns-value]
     with subprocess.Popen(
         ["git", "-C", str(place), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         for path, name in chosen:
+            if name in seen:
+                continue
+            seen.add(name)
             process.stdin.write(f"{name}\n".encode())
             process.stdin.flush()
             header = process.stdout.readline().split()
@@ -155,8 +157,7 @@ def crops_of(image: Image.Image, count: int, shrink: float, rng: np.random.Gener
         width, height = (max(CROP, round(side * scale)) for side in image.size)
         # `reducing_gap` lets a much larger picture be shrunk in two steps, for speed.
         small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        left, top = int(rng.integers(width - CROP + 1)), int(rng.integers(height - CROP + 1))
-        crops.append(np.asarray(small.crop((left, top, left + CROP, top + CROP))))
+        crops.append(_random_crop(small, rng))
     return crops
 
 
@@ -170,14 +171,14 @@ def rated_crops(image: Image.Image, rng: np.random.Generator) -> list[np.ndarray
     for shrink in (2.0, 1.0):
         scale = max(1 / shrink, CROP / min(image.size))
         width, height = (max(CROP, round(side * scale)) for side in image.size)
-        sized = (
-            image
-            if (width, height) == image.size
-            else image.resize((width, height), Image.Resampling.BICUBIC)
-        )
-        left, top = int(rng.integers(width - CROP + 1)), int(rng.integers(height - CROP + 1))
-        views.append(np.asarray(sized.crop((left, top, left + CROP, top + CROP))))
+        sized = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy where it has that size
+        views.append(_random_crop(sized, rng))
     return views
+
+
+def _random_crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    left, top = int(rng.integers(image.width - CROP + 1)), int(rng.integers(image.height - CROP + 1))
+    return np.asarray(image.crop((left, top, left + CROP, top + CROP)))
 
 
 # --- shards -------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def rated_crops(image: Image.Image, rng: np.random.Generator) -> list[np.ndarray
 
 class _Writer:
     def __init__(self, out: Path) -> None:
-        self.out, self.count, self._waiting = out, 0, list[np.ndarray]()
+        self.out, self._waiting = out, list[np.ndarray]()
         self.mos: list[float] = []
         self.shards = 0
 

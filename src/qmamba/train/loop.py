@@ -30,6 +30,7 @@ from .teacher import ARCH as TEACHER
 from .teacher import Lesson, Trainee
 
 Report = Callable[[dict[str, Any]], None]
+MAX_PROCESSES = 64  # seeds of batches leave room for so many
 SAVE_EVERY = 100  # steps between two states that a run can go on from
 B = TypeVar("B")
 
@@ -229,6 +230,22 @@ def check_folder(out: Path, resume: bool) -> None:
     if (out / "state.pt").exists() and not resume:
         raise RecipeError(f"{out} holds an unfinished run: resume it, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def check_processes(processes: int, recipe: Plan, *shared: str) -> None:
+    """Refuse a number of processes that the numbers of the recipe with these names cannot be shared by."""
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise RecipeError(f"processes is 1 to {MAX_PROCESSES}, not {processes}")
+    numbers = {name: getattr(recipe, name) for name in shared}
+    if any(number % processes for number in numbers.values()):
+        named = " and ".join(f"{name} ({number})" for name, number in numbers.items())
+        raise RecipeError(f"{named} must divide by processes ({processes})")
+
+
+def check_teacher(wanted: bool, teacher: str | Path | None) -> None:
+    """Refuse a recipe that learns a teacher's scores without a teacher that rates."""
+    if wanted and teacher is None:
+        raise RecipeError("this recipe learns a teacher's scores: give the weights of one that rates")
 
 
 def check_device(device: str | torch.device) -> None:

@@ -25,6 +25,11 @@ def plcc_loss(pred: Tensor, mos: Tensor, floor: float = 0.1) -> Tensor:
     return (1 - correlation) / 2
 
 
+def score_loss(pred: Tensor, scores: Tensor) -> Tensor:
+    """How far predictions lie from a teacher's scores, in value and in correlation."""
+    return smooth_l1(pred, scores) + 0.5 * plcc_loss(pred, scores)
+
+
 def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float) -> Tensor:
     """Hinge: each ``better`` should exceed its ``worse`` by ``margin``."""
     loss: Tensor = torch.relu(margin - (better - worse)).mean()

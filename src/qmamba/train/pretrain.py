@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from ..data.distortions import DISTORTIONS
 from ..data.photos import Shards
-from ..errors import RecipeError
 from ..model_config import ModelConfig
 from ..models import QMamba
 from ..scorer import Scorer
@@ -37,15 +36,16 @@ from .loop import (
     batch_workers,
     check_device,
     check_folder,
+    check_processes,
+    check_teacher,
     made_ahead,
     run_steps,
     start_from,
 )
-from .losses import plcc_loss, ranking_loss, smooth_l1
+from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import PretrainRecipe
 from .teacher import Teacher
-from .trainer import MAX_PROCESSES
 
 KINDS = tuple(DISTORTIONS)
 CLEAN = len(KINDS)
@@ -166,7 +166,7 @@ class _Pupil(Learner[PretrainBatch]):
         r, seen = self.plan, self.look_at(batch.crops, self.teacher)
         losses = {"features": self.heads.teacher_features(seen.features, seen.targets)}
         if seen.scores is not None:
-            losses["scores"] = smooth_l1(seen.raw, seen.scores) + 0.5 * plcc_loss(seen.raw, seen.scores)
+            losses["scores"] = score_loss(seen.raw, seen.scores)
         losses |= _damage_losses(*self.heads.damage(seen.features), batch)
         losses |= _score_losses(seen.raw, batch, r.margin)
         weights = {
@@ -247,17 +247,11 @@ def pretrain(
         BackendError: a device that cannot be used here, or a process that could not be started.
     """
     out = Path(out)
-    if not 1 <= processes <= MAX_PROCESSES:
-        raise RecipeError(f"processes is 1 to {MAX_PROCESSES}, not {processes}")
-    if recipe.crops % processes or recipe.damaged % processes:
-        raise RecipeError(
-            f"crops ({recipe.crops}) and damaged ({recipe.damaged}) must divide by processes ({processes})"
-        )
+    check_processes(processes, recipe, "crops", "damaged")
     Shards(shards)
     check_device(device)
     check_folder(out, resume)
-    if recipe.scores > 0 and teacher is None:
-        raise RecipeError("this recipe learns a teacher's scores: give the weights of one that rates")
+    check_teacher(recipe.scores > 0, teacher)
     start, rater = (None if name is None else str(name) for name in (init, teacher))
     args = (recipe, str(shards), out, str(device), start, rater)
     with torch.random.fork_rng(), team_of(processes, _run, args) as team:

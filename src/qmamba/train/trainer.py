@@ -28,17 +28,17 @@ from .loop import (
     batch_workers,
     check_device,
     check_folder,
+    check_processes,
+    check_teacher,
     made_ahead,
     run_steps,
     start_from,
 )
-from .losses import plcc_loss, ranking_loss, smooth_l1
+from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .parallel import Team, team_of
 from .recipe import Recipe
 from .teacher import ARCH as TEACHER
 from .teacher import Teacher, Trainee
-
-MAX_PROCESSES = 64  # seeds of batches leave room for so many
 
 
 def train(
@@ -88,8 +88,7 @@ def train(
     _check(recipe, folds, processes)
     check_device(device)
     check_folder(out, resume)
-    if any(phase.scores > 0 for phase in recipe.phases) and teacher is None:
-        raise RecipeError("this recipe learns a teacher's scores: give the weights of one that rates")
+    check_teacher(any(phase.scores > 0 for phase in recipe.phases), teacher)
     start, rater = (None if name is None else str(name) for name in (init, teacher))
     args = (recipe, folds, out, str(device), start, rater)
     with torch.random.fork_rng(), team_of(processes, _run, args) as team:
@@ -103,12 +102,7 @@ def _check(recipe: Recipe, folds: dict[str, list[Rated]], processes: int) -> Non
             raise RecipeError(f"training needs photographs of the fold {fold!r}, and {number} given")
         if not all(0.0 <= r.mos <= 1.0 for r in rated):
             raise RecipeError("training needs MOS in [0, 1], higher is better: rescale the ratings first")
-    if not 1 <= processes <= MAX_PROCESSES:
-        raise RecipeError(f"processes is 1 to {MAX_PROCESSES}, not {processes}")
-    if recipe.images % processes or recipe.ranked % processes:
-        raise RecipeError(
-            f"images ({recipe.images}) and ranked ({recipe.ranked}) must divide by processes ({processes})"
-        )
+    check_processes(processes, recipe, "images", "ranked")
 
 
 def _run(
@@ -187,7 +181,7 @@ class _Tuner(Learner[Batch]):
             losses["distil"] = self.heads(seen.features, seen.targets)
             losses["loss"] = losses["loss"] + phase.distil * losses["distil"]
         if seen.scores is not None:
-            losses["scores"] = smooth_l1(seen.raw, seen.scores) + 0.5 * plcc_loss(seen.raw, seen.scores)
+            losses["scores"] = score_loss(seen.raw, seen.scores)
             losses["loss"] = losses["loss"] + phase.scores * losses["scores"]
         return losses
 

@@ -1,9 +1,8 @@
 """The optional native kernels: found and loaded on first use, absent without harm.
 
-They are C without dependencies, compiled by ``python -m qmamba.ops.native.build`` (seconds, any C compiler)
-or at install time with ``QMAMBA_NATIVE=1``. The library holds a variant for each instruction set and the
-best that the processor can run is taken; ``QMAMBA_NATIVE_ISA`` (``avx512``, ``avx2``, ``baseline``) picks
-another.
+They are C without dependencies, compiled by ``python -m qmamba.ops.native.build`` (seconds, any C compiler).
+The library holds a variant for each instruction set and the best that the processor can run is taken;
+``QMAMBA_NATIVE_ISA`` (``avx512``, ``avx2``, ``baseline``) picks another.
 """
 
 from __future__ import annotations
