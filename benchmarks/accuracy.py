@@ -1,7 +1,8 @@
-"""How well scores agree with people: our model beside its peers, on the same images, in one run.
+r"""How well scores agree with people: our model beside its peers, on the same images, in one run.
 
     pip install "qmamba[train,distil,benchmarks]" brisque
-    python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json
+    python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json \
+        --teacher runs/teacher/teacher.safetensors
 
 Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
 bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import qmamba
-from peers import Peer, brisque, lite0_ridge
+from peers import Peer, brisque, lite0_ridge, lite0_tuned
 from qmamba.data import Rated, read_biq2021, read_manifest
 from qmamba.metrics import plcc, srcc
 
@@ -38,6 +39,8 @@ def peers(args: argparse.Namespace) -> dict[str, Peer]:
     if args.biq2021 is not None:
         train, val = (read_biq2021(args.biq2021, [fold]) for fold in ("train", "val"))
         makers["lite0-ridge"] = lambda: lite0_ridge(train, val, args.cache)
+    if args.teacher is not None:
+        makers["lite0-tuned"] = lambda: lite0_tuned(args.teacher)
     for name, make in makers.items():
         if name in args.without:
             continue
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", action="append", default=[], help="name, folder or Hub id; may be repeated"
     )
     parser.add_argument("--without", action="append", default=[], metavar="PEER")
+    parser.add_argument("--teacher", type=Path, help="teacher.safetensors, to measure it as well")
     parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
     parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
     parser.add_argument("--out", type=Path)

@@ -1,8 +1,9 @@
 """Other ways to judge a photograph, measured beside ours: each is a function of paths to scores.
 
-Only such as can be had without a download at run time: BRISQUE from the PyPI package ``brisque``, and a ridge
-regression on the frozen features of EfficientNet-Lite0, fitted to the training fold of BIQ2021. NIQE is left
-out: no package on PyPI ships its parameters without fetching them.
+Only such as can be had without a download at run time: BRISQUE from the PyPI package ``brisque``, a ridge
+regression on the frozen features of EfficientNet-Lite0, fitted to the training fold of BIQ2021, and the same
+network fine-tuned on that fold. NIQE is left out: no package on PyPI ships its parameters without fetching
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from qmamba import Scorer
 from qmamba.data import Rated
+from qmamba.model_config import ModelConfig
 
 Peer = Callable[[Sequence[Path]], np.ndarray]
 SIDE = 320
@@ -57,6 +60,19 @@ def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Pe
     fits = [np.linalg.solve(gram + strength * np.eye(len(gram)), moment) for strength in STRENGTHS]
     best = max(fits, key=lambda w: np.corrcoef(watched @ w, wanted)[0, 1])
     return lambda paths: (features(paths) - mean) / std @ best + centre
+
+
+def lite0_tuned(weights: Path) -> Peer:
+    """EfficientNet-Lite0 fine-tuned by ``qmamba train teacher``, with the protocol of its recipe."""
+    from qmamba.train import load_recipe
+    from qmamba.train.teacher import Trainee
+    from qmamba.train.trainer import protocol_of
+
+    config = ModelConfig(
+        name="lite0-tuned", arch="efficientnet-lite0", protocol=protocol_of(load_recipe("teacher"))
+    )
+    scorer = Scorer(Trainee(weights).eval(), config)
+    return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
 
 
 def _lite0_features() -> Callable[[Sequence[Path]], np.ndarray]:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from qmamba.cli import app
 from qmamba.errors import RecipeError
 from qmamba.models import create_model
 from qmamba.train import Phase, load_recipe, train
@@ -113,6 +115,40 @@ def test_a_teacher_is_taught_to_rate_and_then_teaches_scores(extra, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(RecipeError, match="cannot be read"):
         Teacher(tmp_path / "bad.safetensors")
+
+
+def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path, monkeypatch):
+    photos = rated_photos(tmp_path / "photos")
+    lesson = dataclasses.replace(
+        RECIPE, arch="efficientnet-lite0", overrides={}, phases=(Phase(32, 3),), images=4, validate_every=3
+    )
+    pupil = dataclasses.replace(RECIPE, phases=(Phase(32, 2, scores=1.0),), validate_every=2)
+    recipes = {"teacher": lesson, "pupil": pupil}
+    monkeypatch.setattr("qmamba.train.load_recipe", recipes.__getitem__)
+    monkeypatch.setattr(sys.modules["qmamba.cli.train"], "_ratings", lambda *_: photos)
+    command = [
+        "train",
+        "pupil",
+        "--data",
+        "x.csv",
+        "--out",
+        str(tmp_path / "run"),
+        "--teacher",
+        str(tmp_path),
+    ]
+    codes = []
+    while not codes or codes[-1] == 3:
+        result = CliRunner().invoke(app, [*command, "--minutes", "0"])
+        codes.append(result.exit_code)
+    assert codes == [3] * 3 + [0], result.output  # the last step of each is not interrupted
+    assert result.stdout == f"{tmp_path / 'run' / 'checkpoint'}\n"
+    rates = tmp_path / "run" / "teacher" / "teacher.safetensors"
+    assert f"the teacher that rates is {rates}" in result.stderr
+    Teacher(rates)
+    again = train(pupil, photos, tmp_path / "again", teacher=rates)
+    assert (again / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "checkpoint" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_teacher_in_training_keeps_its_batch_statistics(extra):

@@ -18,7 +18,7 @@ import torch
 import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
-from qmamba.train import Phase, Recipe, list_recipes, load_recipe, loop, train
+from qmamba.train import Phase, Recipe, batches, list_recipes, load_recipe, loop, train
 from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.recipe import parse_recipe
@@ -99,6 +99,7 @@ PHASE = "[[phases]]\ncrop = 32\nsteps = 1\n"
         (HEAD + "lr = 0\n" + PHASE, "lr is above 0"),
         (HEAD + "lr = nan\n" + PHASE, "lr is above 0"),
         (HEAD + "clip = inf\n" + PHASE, "clip is above 0"),
+        (HEAD + 'optimiser = "sgd"\n' + PHASE, "'adamw' or 'muon', not 'sgd'"),
         (HEAD + "warmup = 1.0\n" + PHASE, "below 1"),
         (HEAD + "ema = 1.0\n" + PHASE, "below 1"),
         (HEAD + "validate_every = 0\n" + PHASE, "validate_every is at least 1"),
@@ -187,6 +188,20 @@ def test_photographs_smaller_than_a_crop_are_enlarged(photos: list[Rated]) -> No
     assert batch.crops.shape[2:] == (128, 128) and batch.crops.float().std() > 10
 
 
+def test_with_sides_crops_are_cut_at_random_scales() -> None:
+    ramp = torch.arange(256.0).expand(3, 256, 256).byte()  # brightness tells where a column was
+    recipe = dataclasses.replace(RECIPE, sides=(64, 128))
+    g = torch.Generator().manual_seed(0)
+    spans = []
+    for _ in range(300):
+        row = batches._random_view(ramp, 32, recipe, g)[0, 0].float()
+        spans.append(float(row.max() - row.min()) / 256)  # of the photograph's width
+    # From all of it to a crop of it at 128 pixels; the ends of a ramp are a bit flattened by shrinking.
+    assert 0.2 < min(spans) < 0.3 and 0.9 < max(spans) <= 1
+    sizes = [32 / span for span in spans]
+    assert sum(size < 80 for size in sizes) / 300 == pytest.approx(0.5, abs=0.1)
+
+
 # Whole runs
 
 
@@ -273,6 +288,38 @@ def test_stopped_by_its_watcher_and_resumed_gives_the_same_bits(
     assert events[0]["step"] == 8
     assert weights(tmp_path / "checkpoint") == weights(whole / "checkpoint")
     assert qmamba.load(tmp_path / "checkpoint").config == qmamba.load(whole / "checkpoint").config
+
+
+def test_muon_has_the_matrices_within_and_goes_on_with_the_same_bits(
+    photos: list[Rated], tmp_path: Path
+) -> None:
+    recipe = changed(optimiser="muon", weight_decay=0.0)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["step"] == 7:
+            raise KeyboardInterrupt
+
+    train(recipe, photos, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, photos, tmp_path / "parts", report=stop)
+    train(recipe, photos, tmp_path / "parts")
+    assert weights(tmp_path / "parts" / "checkpoint") == weights(tmp_path / "whole" / "checkpoint")
+
+    network = qmamba.create_model("lqmamba-n", **recipe.overrides)
+    adamw, muon = loop._optimisers(network, torch.nn.Linear(2, 3), recipe)
+    names = {id(p): name for name, p in network.named_parameters()}
+    turned = [names.pop(id(p)) for group in muon.param_groups for p in group["params"]]
+    rest = [names.pop(id(p), "heads") for group in adamw.param_groups for p in group["params"]]
+    assert not names and rest.count("heads") == 2
+    assert len(turned) == 4 * 7 and all(name.endswith(".weight") for name in turned)
+    assert {"head.fc.weight", "stages.0.blocks.0.ss2d.conv.weight", "stages.0.blocks.0.ss2d.A_log"} < {*rest}
+    # An orthogonal step: all singular values of a matrix's change are alike.
+    weight = network.get_parameter("stages.3.blocks.0.mlp.fc1.weight")
+    before = weight.detach().clone()
+    weight.grad = torch.randn_like(weight)
+    muon.step()
+    change = torch.linalg.svdvals(weight.detach() - before)
+    assert change.max() / change.min() < 2.5
 
 
 def test_a_crash_between_two_saves_gives_the_same_bits(

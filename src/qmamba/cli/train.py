@@ -71,7 +71,10 @@ def train(
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="Weights of a teacher that rates, made by the recipe `teacher`. Default: none."),
+        typer.Option(
+            help="Weights of a teacher that rates, or a folder with BIQ2021, to make one from it in OUT. "
+            "Default: none."
+        ),
     ] = None,
     arch: Annotated[
         str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")
@@ -105,15 +108,15 @@ def train(
             import torch
 
             torch.set_num_threads(threads)
-        options = {
-            "processes": processes,
-            "device": device,
-            "init": init,
-            "teacher": teacher,
-            "resume": resume,
-        }
-        with _Watch(plan.steps, progress, minutes) as watch:
-            folder = _train(watch, plan, data, out, **options)
+        options = {"processes": processes, "device": device, "resume": resume}
+        until = None if minutes is None else time.monotonic() + 60 * minutes
+        if teacher is not None and teacher.is_dir():
+            lessons = load_recipe("teacher")
+            with _Watch(lessons.steps, progress, until) as watch:
+                teacher = _train(watch, lessons, teacher, out / "teacher", **options)
+            note(f"the teacher that rates is {teacher}")
+        with _Watch(plan.steps, progress, until) as watch:
+            folder = _train(watch, plan, data, out, init=init, teacher=teacher, **options)
         typer.echo(str(folder))
 
 
@@ -153,9 +156,9 @@ class _TimeIsUpError(Exception):
 class _Watch:
     """What is seen of a run: a bar with the loss and the last SRCC on the val fold; how Ctrl-C ends it."""
 
-    def __init__(self, steps: int, progress: bool | None, minutes: float | None) -> None:
+    def __init__(self, steps: int, progress: bool | None, until: float | None) -> None:
         self.step = 0
-        self.until = None if minutes is None else time.monotonic() + 60 * minutes
+        self.until = until  # as time.monotonic() tells it
         self.stopping = 0
         self.shown: dict[str, str] = {}
         self.bar = bar_of(steps, progress, unit=" steps", smoothing=0.05)

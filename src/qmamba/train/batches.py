@@ -82,13 +82,14 @@ def _draw(below: int, g: torch.Generator) -> int:
 
 
 def _random_view(image: Tensor, size: int, recipe: Recipe, g: torch.Generator) -> Tensor:
-    """(3, size, size) uint8: in the share ``whole`` of cases as much as possible of the photograph, shrunk,
-    and otherwise a crop, at the size at which the checkpoint's protocol will cut crops."""
+    """(3, size, size) uint8: a crop of the photograph as it is, or, if the checkpoint's protocol has sides,
+    of the photograph at a random size, from where the crop is all of it to the largest of the sides."""
     height, width = image.shape[1:]
-    ratio = recipe.sides[0] / math.sqrt(height * width) if recipe.sides else 1.0
-    if recipe.whole and float(torch.rand((), generator=g)) < recipe.whole:
-        ratio = 0.0
-    ratio = max(ratio, size / min(height, width))
+    least, ratio = size / min(height, width), 1.0
+    if recipe.sides:
+        most = max(least, max(recipe.sides) / math.sqrt(height * width))
+        ratio = least + (most - least) * float(torch.rand((), generator=g))
+    ratio = max(ratio, least)
     scaled = resize(image, max(size, round(height * ratio)), max(size, round(width * ratio)))
     if scaled.dtype != torch.uint8:
         scaled = (scaled * 255).round().byte()

@@ -63,9 +63,7 @@ class Learner(ABC, Generic[B]):
             _start(self.network)
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.heads = self.make_heads().to(device)
-        groups = _groups(self.network, plan.weight_decay)
-        groups.append({"params": list(self.heads.parameters()), "weight_decay": 0.0})
-        self.optimiser = torch.optim.AdamW(groups, lr=plan.lr)
+        self.optimisers = _optimisers(self.network, self.heads, plan)
         stats = Preprocessing()
         self._mean = torch.tensor(stats.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(stats.std, device=device).view(3, 1, 1) * 255
@@ -107,21 +105,24 @@ class Learner(ABC, Generic[B]):
         """One step of the optimiser; returns the losses of this process."""
         torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 64 + team.rank)  # drop-path
         losses = self.losses(batch)
-        self.optimiser.zero_grad(set_to_none=True)
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        trained = [p for group in groups for p in group["params"] if p.requires_grad]
+        for p in trained:
+            p.grad = None
         if not torch.isfinite(losses["loss"]):
             raise RecipeError(
                 f"training has diverged at step {self.step + 1}: lower lr or clip in the recipe"
             )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
-        trained = [p for group in self.optimiser.param_groups for p in group["params"] if p.requires_grad]
         for p in trained:
             if p.grad is None:  # a loss that this process's part of the batch did not have
                 p.grad = torch.zeros_like(p)
         team.average_([p.grad for p in trained if p.grad is not None])
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
-        for group in self.optimiser.param_groups:
+        for group in groups:
             group["lr"] = self.lr()
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self._follow()
         self.step += 1
         return {name: round(loss.item(), 5) for name, loss in losses.items()}
@@ -137,7 +138,7 @@ class Learner(ABC, Generic[B]):
         state = {
             "recipe": self._fingerprint(), "step": self.step,
             "network": self.network.state_dict(), "mean": self.mean_network.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "heads": self.heads.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers], "heads": self.heads.state_dict(),
         }  # fmt: skip
         torch.save(state, out / "state.tmp")
         (out / "state.tmp").replace(out / "state.pt")  # never a half-written state
@@ -155,7 +156,8 @@ class Learner(ABC, Generic[B]):
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.mean_network.load_state_dict(state["mean"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.heads.load_state_dict(state["heads"])
 
     def _fingerprint(self) -> str:
@@ -282,13 +284,31 @@ def _start(network: QMamba) -> None:
     nn.init.constant_(network.head.fc.bias, 0.5)  # the middle of the MOS scale
 
 
-def _groups(network: QMamba | Trainee, weight_decay: float) -> list[dict[str, Any]]:
+def _optimisers(network: QMamba | Trainee, heads: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices within the network and AdamW for the rest."""
     still = network.no_weight_decay()
-    named = list(network.named_parameters())
-    return [
-        {"params": [p for n, p in named if n not in still], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if n in still], "weight_decay": 0.0},
+    matrices: set[str] = set()
+    if plan.optimiser == "muon":
+        linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        matrices = {f"{name}.weight" for name in linears if not name.startswith("head.")}
+    decays: list[nn.Parameter] = []
+    rests: list[nn.Parameter] = []
+    turned: list[nn.Parameter] = []
+    for name, p in network.named_parameters():
+        (turned if name in matrices else rests if name in still else decays).append(p)
+    groups = [
+        {"params": decays, "weight_decay": plan.weight_decay},
+        {"params": rests, "weight_decay": 0.0},
+        {"params": list(heads.parameters()), "weight_decay": 0.0},
     ]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.lr)]
+    if turned:
+        optimisers.append(
+            torch.optim.Muon(
+                turned, lr=plan.lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimisers
 
 
 def _tell(learner: Learner[B], out: Path, report: Report | None, event: dict[str, Any]) -> None:

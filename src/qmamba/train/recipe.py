@@ -55,7 +55,8 @@ class Plan:
         phases: crop sizes and steps, one after the other.
         lr: peak learning rate, reached by a linear warm-up over ``warmup`` of all steps and left by a cosine
             to zero over the last ``cooldown`` of them; by default that is all the rest.
-        weight_decay: of AdamW; none on norms, biases, A_log and D.
+        optimiser: "adamw", or "muon" for the matrices within the network, with AdamW for the rest.
+        weight_decay: none on norms, biases, A_log and D.
         clip: largest norm of the gradient.
         ema: decay of the running mean of the weights, which is what is evaluated and saved.
         precision: "float32", or "bfloat16" for the products in the network and the teacher while training:
@@ -71,6 +72,7 @@ class Plan:
     lr: float = 1e-3
     warmup: float = 0.05
     cooldown: float | None = None
+    optimiser: str = "adamw"
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.999
@@ -92,6 +94,8 @@ class Plan:
             )
         if self.precision not in ("float32", "bfloat16"):
             raise RecipeError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
+        if self.optimiser not in ("adamw", "muon"):
+            raise RecipeError(f"optimiser is 'adamw' or 'muon', not {self.optimiser!r}")
         if self.cooldown is not None and not 0 <= self.cooldown <= 1 - self.warmup:
             raise RecipeError(f"cooldown is at least 0 and at most 1 - warmup, not {self.cooldown}")
 
@@ -121,8 +125,9 @@ class Recipe(Plan):
         data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
         images: rated photographs a step, one random crop each; at least 2.
         ranked: how many of them come with two damaged copies that must rank below, mild above strong.
-        whole: share of the photographs that are seen whole, shrunk to the crop's size, and not as a crop.
-        sides: of the protocol of scales that the checkpoint gets; without, it gets the default grid.
+        sides: of the protocol of scales that the checkpoint gets, and of crops, which are then cut at random
+            scales up to the largest of them; without, it gets the default grid, and crops are of photographs
+            as they are.
         beta: of the smooth-L1 loss on MOS.
         plcc, ranking: weights of the two other losses.
         margin: by which a score should fall with each level of damage.
@@ -133,7 +138,6 @@ class Recipe(Plan):
     data: str = "biq2021"
     images: int = 24
     ranked: int = 4
-    whole: float = 0.0
     sides: tuple[int, ...] = ()
     beta: float = 0.1
     plcc: float = 0.5
@@ -146,8 +150,6 @@ class Recipe(Plan):
         super().__post_init__()
         self._at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
         object.__setattr__(self, "sides", tuple(self.sides))  # TOML knows lists only
-        if not 0 <= self.whole <= 1:
-            raise RecipeError(f"whole is a share from 0 to 1, not {self.whole}")
         if not 0 <= self.ranked <= self.images:
             raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
         if self.data not in ("biq2021", "manifest"):

@@ -87,11 +87,11 @@ class Teacher(nn.Module):
 
 
 class Trainee(nn.Module):
-    """A teacher that is being taught to rate, behind the interface of our networks."""
+    """A teacher that is being taught to rate, or was, behind the interface of our networks."""
 
-    def __init__(self) -> None:
+    def __init__(self, tuned: str | Path | None = None) -> None:
         super().__init__()
-        self.teacher = Teacher()
+        self.teacher = Teacher(tuned)
         self.teacher.requires_grad_(True)
         net = self.teacher.network
         for part in (net._conv_stem, net._bn0, *net._blocks[:KEPT]):
