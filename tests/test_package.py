@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import qmamba
+from qmamba.ops.native import build
 
 SOURCE = Path(qmamba.__file__).parents[1]
 ROOT = SOURCE.parent
@@ -76,18 +77,25 @@ print(before == state())
     assert python(code) == "True"
 
 
-def test_a_wheel(tmp_path: Path) -> None:
+def build_wheel(folder: Path, **environment: str) -> Path:
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("the sources are not here: this is an installed package")
     pytest.importorskip("hatchling", reason="the build backend is not installed")
+    plain = {name: value for name, value in os.environ.items() if name != "QMAMBA_NATIVE"}
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
+        env=plain | environment,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+def test_a_wheel(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path)
     assert wheel.name.endswith("-py3-none-any.whl"), "the wheel must be pure Python"
     assert wheel.stat().st_size <= 12 * 2**20
     with zipfile.ZipFile(wheel) as archive:
@@ -102,6 +110,28 @@ def test_a_wheel(tmp_path: Path) -> None:
     for model in models:
         for file in ("config.json", "model.safetensors", "README.md"):
             assert f"qmamba/weights/{model}/{file}" in names
+
+
+def test_a_wheel_with_the_native_kernels(tmp_path: Path) -> None:
+    if build.compiler() is None:
+        pytest.skip("no C compiler here")
+    wheel = build_wheel(tmp_path / "dist", QMAMBA_NATIVE="1")
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    assert wheel.stat().st_size <= 12 * 2**20
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path / "installed")!r})
+import os, torch, qmamba
+from qmamba.ops import native
+assert native.load().path.parent.is_relative_to({str(tmp_path / "installed")!r})
+os.environ["QMAMBA_BACKEND"] = "native"
+image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
+fast = qmamba.score(image)
+os.environ["QMAMBA_BACKEND"] = "torch"
+print(abs(fast - qmamba.score(image)) < 1e-5)
+"""
+    assert python(code) == "True"
 
 
 def test_version_is_stated_once() -> None:

@@ -289,6 +289,8 @@ def _optimisers(network: QMamba | Trainee, heads: nn.Module, plan: Plan) -> list
     still = network.no_weight_decay()
     matrices: set[str] = set()
     if plan.optimiser == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise RecipeError(f"optimiser 'muon' needs torch 2.9 or later, and this is {torch.__version__}")
         linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
         matrices = {f"{name}.weight" for name in linears if not name.startswith("head.")}
     decays: list[nn.Parameter] = []
