@@ -13,7 +13,7 @@ import torch
 
 from qmamba.errors import BackendError
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, native, selective_scan
-from qmamba.ops.native import build
+from qmamba.ops.native import build, pool
 from test_selective_scan import assert_same, make_inputs, run
 
 ROUTES = {
@@ -116,6 +116,25 @@ def test_huge_step_sizes_give_finite_gradients():
     assert_same(got, run(truth, routes, "torch", merge=True), 2e-5)
 
 
+def test_given_memory_is_used_where_no_gradient_is_wanted():
+    routes = local_scan_routes(2)
+    inputs = make_inputs(5, 6, routes, channels=20, dtype=torch.float32)
+    plain = {name: t.detach() for name, t in inputs.items()}
+    shape = (2, len(routes), 5, 6, 20)
+    out = torch.full(shape, float("nan"))
+    with torch.no_grad():
+        y = selective_scan(**plain, routes=routes, merge=False, backend="native", out=out)
+    assert y.data_ptr() == out.data_ptr() and not y.isnan().any()
+    assert torch.equal(y, selective_scan(**plain, routes=routes, merge=False, backend="native"))
+    for backend in ("native", "torch"):
+        unused = torch.full(shape, float("nan"))
+        y = selective_scan(**inputs, routes=routes, merge=False, backend=backend, out=unused)
+        assert y.requires_grad and unused.isnan().all()
+    for wrong in (out[:1], out.double(), out.transpose(2, 3)):
+        with pytest.raises(ValueError, match="out should be contiguous"):
+            selective_scan(**plain, routes=routes, merge=False, out=wrong)
+
+
 def test_nan_in_is_nan_out():
     routes = cross_scan_routes()
     for name in ("x", "dt", "B", "C"):
@@ -125,9 +144,18 @@ def test_nan_in_is_nan_out():
         assert y[0, 1, 1].isnan().all() and not y[1].isnan().any()
 
 
+@pytest.fixture(params=["torch's", "python's"])
+def team(request, monkeypatch):
+    """Whose threads do the work."""
+    if request.param == "python's":
+        monkeypatch.setattr(pool, "_team", lambda: None)
+    elif pool._team() is None:
+        pytest.skip("torch's threads cannot be used here")
+
+
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "stacked"])
 @pytest.mark.parametrize("batch", [1, 3, 12])
-def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threads):
+def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threads, team):
     routes = local_scan_routes(2)
     inputs = make_inputs(16, 16, routes, batch=batch, channels=200, dtype=torch.float32)
     threads(1)
@@ -138,7 +166,7 @@ def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threa
         assert all(torch.equal(got[name], want[name]) for name in want), count
 
 
-def test_several_callers_at_once(threads):
+def test_several_callers_at_once(threads, team):
     threads(2)
     routes = local_scan_routes(2)
     problems = [make_inputs(16, 16, routes, channels=70 + i, dtype=torch.float32, seed=i) for i in range(4)]

@@ -12,6 +12,7 @@ from ..ops import cross_scan_routes, local_scan_routes
 from .layers import Block, Downsample, Stem
 
 MIN_SIDE = 32
+AT_ONCE = 4 * 224 * 224  # pixels that go through the network together on a processor
 # Far above any use: a stranger's config must not keep the machine busy before it is refused.
 MAX_WIDTH, MAX_BLOCKS, MAX_MLP_RATIO = 2**16, 1000, 64
 
@@ -120,13 +121,24 @@ class QMamba(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → raw quality (B, 1)."""
-        out: Tensor = self.head(self._walk(images)[-1][1])
-        return out
+        _check_images(images)
+        parts = _parts(images)
+        raw = [self.head(self._walk(part)[-1][1]) for part in parts]
+        return raw[0] if len(raw) == 1 else torch.cat(raw)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that an optimiser should not decay: norms, biases, A_log and D."""
         names = {name for name, p in self.named_parameters() if p.ndim <= 1}
         return names | {n for n, _ in self.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
+
+
+def _parts(images: Tensor) -> Sequence[Tensor]:
+    """A few images at a time on a processor when no gradient is wanted: the features of a whole batch would
+    fit no cache, and fresh memory for them costs more than a small batch does."""
+    if images.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (images,)
+    at_once = max(1, AT_ONCE // (images.shape[2] * images.shape[3]))
+    return torch.tensor_split(images, max(1, -(-images.shape[0] // at_once)))
 
 
 def _init_linear(module: nn.Module) -> None:

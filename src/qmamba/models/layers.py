@@ -19,6 +19,17 @@ def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return y
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that nobody else has: in place, unless a backward will want it as it was."""
+    out: Tensor = F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+    return out
+
+
+def plus(branch: Tensor, x: Tensor) -> Tensor:
+    """A residual sum, in the memory of its branch where no gradient is wanted."""
+    return branch + x if branch.requires_grad or branch.dtype != x.dtype else branch.add_(x)
+
+
 class Stem(nn.Module):
     """Image (B, 3, H, W) → features (B, ⌈H/4⌉, ⌈W/4⌉, C): two strided convolutions with LayerNorms."""
 
@@ -31,7 +42,7 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv1(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        x = F.gelu(self.norm1(x))
+        x = gelu(self.norm1(x))
         out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
         return out
 
@@ -58,7 +69,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(gelu(self.fc1(x)))
         return out
 
 
@@ -94,6 +105,5 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.ss2d(self.norm1(x)))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return out
+        x = plus(self.drop_path(self.ss2d(self.norm1(x))), x)
+        return plus(self.drop_path(self.mlp(self.norm2(x))), x)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route, gate_routes, selective_scan
+from ..ops.scratch import Scratch
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 AT_ONCE = 2**20  # elements of x that are scanned together on a processor, when no gradient is wanted
@@ -97,7 +98,8 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""
         x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
-        x = F.silu(self.conv(x)).permute(0, 2, 3, 1)  # (B, H, W, D)
+        x = self.conv(x)
+        x = F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1)  # (B, H, W, D)
         if x.device.type == "cpu" and x.shape[0] > 1 and not torch.is_grad_enabled():
             # A few images at a time: K routes of a whole batch would not fit a cache, nor always the memory.
             images = max(1, AT_ONCE // x[0].numel())
@@ -111,6 +113,10 @@ class SS2D(nn.Module):
         """(B, H, W, D) → the sum of its routes (B, H, W, D)."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
         dt, B, C = self.x_proj(x).unflatten(-1, (len(self.routes), -1)).split(self.splits, dim=-1)
+        merge, out = self.gate is None, None
+        if not merge and x.dtype == torch.float32 and not torch.is_grad_enabled():
+            # All routes of an image are many numbers, soon summed: the same memory serves every block.
+            out = Scratch(x)("routes", (x.shape[0], len(self.routes), *x.shape[1:]))
         y = selective_scan(
             x,
             dt,  # (B, H, W, K, R)
@@ -121,6 +127,7 @@ class SS2D(nn.Module):
             A=-self.A_log.float().exp(),
             D=self.D,
             routes=self.routes,
-            merge=self.gate is None,
+            merge=merge,
+            out=out,
         )
         return y if self.gate is None else self.gate(y)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import BackendError
 
-ABI = 3  # of dispatch.c
+ABI = 4  # of dispatch.c
 HOW_TO_GET_IT = "run `python -m qmamba.ops.native.build`, which needs a C compiler"
 
 
@@ -95,9 +95,8 @@ def _open(path: Path) -> Library | str:
         i += 1
     functions.qm_scan_scratch.restype = ctypes.c_int64
     functions.qm_scan_scratch.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    for function in (functions.qm_scan_forward, functions.qm_scan_backward):
-        function.restype = None
-        function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-    functions.qm_gate_run.restype = None
-    functions.qm_gate_run.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    whole, address, threads = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint
+    functions.qm_scan_run.restype = functions.qm_gate_run.restype = None
+    functions.qm_scan_run.argtypes = [whole, address, whole, address, threads, address]
+    functions.qm_gate_run.argtypes = [whole, address, whole, threads, address]
     return Library(functions, path, tuple(variants), tuple(indices))

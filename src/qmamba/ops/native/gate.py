@@ -7,7 +7,6 @@ same bits in every run and for any number of threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -85,5 +84,6 @@ def _run(passes: tuple[int, ...], y: Tensor, **tensors: Tensor) -> None:
         pool.run(_work(library.functions, variant, arguments, which), 1 if which == ADD_UP else tasks)
 
 
-def _work(functions: ctypes.CDLL, variant: int, arguments: _Arguments, which: int) -> Callable[[], None]:
-    return lambda: functions.qm_gate_run(variant, ctypes.addressof(arguments), which)
+def _work(functions: ctypes.CDLL, variant: int, arguments: _Arguments, which: int) -> pool.Work:
+    address = ctypes.addressof(arguments)
+    return lambda threads, team: functions.qm_gate_run(variant, address, which, threads, team)

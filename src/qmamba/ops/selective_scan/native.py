@@ -56,6 +56,7 @@ def selective_scan_native(
     D: Tensor,
     routes: Sequence[Route],
     merge: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :func:`qmamba.ops.selective_scan`; float64, and what is not plain CPU tensors, go to torch's."""
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D)
@@ -64,6 +65,9 @@ def selective_scan_native(
         return selective_scan_torch(
             x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=merge
         )
+    if out is not None and out.dtype == torch.float32 and not torch.is_grad_enabled():
+        _Problem.of(tensors, tuple(routes), merge).call("forward", y=out)
+        return out
     y: Tensor = _NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
     return y
 
@@ -138,11 +142,15 @@ class _Problem:
         library = native.load()
         assert library.functions.qm_scan_size() == ctypes.sizeof(_Arguments)
         variant, address = library.variant(), ctypes.addressof(arguments)
-        kernel = getattr(library.functions, f"qm_scan_{direction}")
         floats = library.functions.qm_scan_scratch(variant, address)
+
+        def work(threads: int, team: int | None) -> None:
+            scratch = pool.scratch(floats * threads)
+            library.functions.qm_scan_run(variant, address, direction == "backward", scratch, threads, team)
+
         batch, length, channels, routes = sizes[:4]
         tasks = math.prod(groups) if batch * length * channels * routes > ALONE else 1
-        pool.run(lambda: kernel(variant, address, pool.scratch(floats)), tasks)
+        pool.run(work, tasks)
 
     def gradients(self, gy: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
