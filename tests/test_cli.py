@@ -119,6 +119,9 @@ def test_options_reach_the_scorer(tiny: Path, photos: Path) -> None:
     assert value("--protocol", "whole") != value("--protocol", "grid") == value()
     assert value("--batch-size", "1") == pytest.approx(value(), abs=1e-6)
     assert value("--device", "cpu") == value()
+    assert value("--dtype", "bfloat16") == pytest.approx(
+        qmamba.load(str(tiny), dtype=torch.bfloat16).score(image), abs=1e-6
+    )
     refused = run("score", image, "--model", tiny, "--max-pixels", "1000", "--format", "jsonl")
     assert refused.exit_code == 1
     assert "large.png" in json.loads(refused.stdout)["error"]

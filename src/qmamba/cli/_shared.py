@@ -30,16 +30,32 @@ class ProtocolName(str, Enum):
     scales = "scales"
 
 
+class DtypeName(str, Enum):
+    """Floating types that a network can compute in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 def load_scorer(
-    model: str, device: str | None, protocol: ProtocolName | None, revision: str | None, offline: bool
+    model: str,
+    device: str | None,
+    dtype: DtypeName | None,
+    protocol: ProtocolName | None,
+    revision: str | None,
+    offline: bool,
 ) -> Scorer:
     """`qmamba.load`, from what options hold."""
+    import torch
+
     from qmamba.scorer import load
 
     return load(
         model,
         revision=revision,
         device=device,
+        dtype=None if dtype is None else getattr(torch, dtype.value),
         local_files_only=offline,
         protocol=None if protocol is None else protocol.value,
     )

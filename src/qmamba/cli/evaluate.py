@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._shared import USAGE, ProtocolName, bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._shared import USAGE, DtypeName, ProtocolName, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError, RecipeError
 from qmamba.model_card import METRIC_TITLES
 
@@ -74,6 +74,9 @@ def evaluate(
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, … Default: cpu.")
     ] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="What the network computes in. Default: float32.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="For a Hub id: a branch, tag or commit.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="For a Hub id: only what is cached.")] = False,
     progress: Annotated[
@@ -87,7 +90,7 @@ def evaluate(
     """
     with quiet_ends():
         ratings, used = _ratings(data, biq2021, fold)
-        scorer = load_scorer(model, device, protocol, revision, offline)
+        scorer = load_scorer(model, device, dtype, protocol, revision, offline)
         scores = _score(scorer, ratings, out, batch_size, progress)
         failed = len(ratings) - len(scores)
         if len(scores) < 2:

@@ -13,7 +13,7 @@ import typer
 
 from qmamba.cli._find import find_images
 from qmamba.cli._rows import Format, Row, footer, header, render
-from qmamba.cli._shared import USAGE, ProtocolName, bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._shared import USAGE, DtypeName, ProtocolName, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def score(
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, … Default: cpu.")
     ] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="What the network computes in. Default: float32.")
+    ] = None,
     protocol: Annotated[
         ProtocolName | None, typer.Option(help="How images are cut into crops. Default: the model's own way.")
     ] = None,
@@ -69,7 +72,7 @@ def score(
     """
     with quiet_ends():
         files, whole = _files(paths, recursive)
-        scorer = load_scorer(model, device, protocol, revision, offline)
+        scorer = load_scorer(model, device, dtype, protocol, revision, offline)
         rows = _rows(scorer, files, batch_size, max_pixels)
         failed = _write(rows, form, len(files), progress)
         if failed:
