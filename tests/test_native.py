@@ -116,25 +116,6 @@ def test_huge_step_sizes_give_finite_gradients():
     assert_same(got, run(truth, routes, "torch", merge=True), 2e-5)
 
 
-def test_given_memory_is_used_where_no_gradient_is_wanted():
-    routes = local_scan_routes(2)
-    inputs = make_inputs(5, 6, routes, channels=20, dtype=torch.float32)
-    plain = {name: t.detach() for name, t in inputs.items()}
-    shape = (2, len(routes), 5, 6, 20)
-    out = torch.full(shape, float("nan"))
-    with torch.no_grad():
-        y = selective_scan(**plain, routes=routes, merge=False, backend="native", out=out)
-    assert y.data_ptr() == out.data_ptr() and not y.isnan().any()
-    assert torch.equal(y, selective_scan(**plain, routes=routes, merge=False, backend="native"))
-    for backend in ("native", "torch"):
-        unused = torch.full(shape, float("nan"))
-        y = selective_scan(**inputs, routes=routes, merge=False, backend=backend, out=unused)
-        assert y.requires_grad and unused.isnan().all()
-    for wrong in (out[:1], out.double(), out.transpose(2, 3)):
-        with pytest.raises(ValueError, match="out should be contiguous"):
-            selective_scan(**plain, routes=routes, merge=False, out=wrong)
-
-
 def test_nan_in_is_nan_out():
     routes = cross_scan_routes()
     for name in ("x", "dt", "B", "C"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qmamba.ops import gate_routes
+from qmamba.ops import GateWeights, gate_routes
 
-NAMES = ("norm_weight", "norm_bias", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias")
+NAMES = GateWeights._fields
 
 
 def make(grid=(3, 5), batch=2, routes=4, channels=16, dtype=torch.float64):
@@ -28,7 +28,7 @@ def plain(y, norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, 
 
 
 def ours(y, *weights):
-    return gate_routes(y, **dict(zip(NAMES, weights, strict=True)))
+    return gate_routes(y, GateWeights(*weights))
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (7, 13)])

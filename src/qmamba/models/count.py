@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import MIN_SIDE, QMamba
-from .ss2d import SS2D, RouteGate
+from .ss2d import SS2D
 
 NORM_OPERATIONS = 5  # per element: two for the statistics, one to centre, one to scale, one affine
 
@@ -55,10 +55,11 @@ def count(model: QMamba, size: tuple[int, int] = (224, 224)) -> Count:
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal macs, norms
-        if isinstance(module, (nn.LayerNorm, RouteGate)):  # a gate normalises every route
-            norms += NORM_OPERATIONS * (inputs[0] if isinstance(module, RouteGate) else output).numel()
         if isinstance(module, nn.LayerNorm):
+            norms += NORM_OPERATIONS * output.numel()
             return
+        if isinstance(module, SS2D) and module.gate is not None:  # which normalises every route
+            norms += NORM_OPERATIONS * _routes(module, inputs[0])
         macs += _multiply_adds(module, inputs[0], output)
 
     hooks = [module.register_forward_hook(add) for module in model.modules()]
@@ -90,9 +91,16 @@ def _multiply_adds(module: nn.Module, x: Tensor, output: Tensor) -> int:
     if isinstance(module, nn.Conv2d):
         return output.numel() * module.weight[0].numel()
     if isinstance(module, SS2D):
-        K, D, N = module.A_log.shape
-        positions = x[..., 0].numel()
-        return positions * K * D * (9 * N + 1 + module.splits[0])  # the scan, and Δ from its rank-R form
-    if isinstance(module, RouteGate):  # y · g, and two small Linears a route
-        return x.numel() + x.shape[0] * x.shape[1] * 2 * module.reduce.weight.numel()
+        K, _, N = module.A_log.shape
+        scan = _routes(module, x) * (9 * N + 1 + module.splits[0])  # with Δ from its rank-R form
+        if module.gate is None:
+            return scan
+        # y · g, and two small Linears a route
+        return scan + _routes(module, x) + x.shape[0] * K * 2 * module.gate.reduce.weight.numel()
     return 0
+
+
+def _routes(module: SS2D, x: Tensor) -> int:
+    """Numbers in the outputs of all routes."""
+    K, D, _ = module.A_log.shape
+    return x[..., 0].numel() * K * D

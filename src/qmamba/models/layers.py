@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route
+from ..ops.scratch import KEPT
 from .ss2d import SS2D
 
 
@@ -69,6 +70,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._all(x)
+        # Some positions at a time: what is hidden stays in a cache, and large images need little memory.
+        positions = x.flatten(0, -2)
+        parts = max(1, positions.shape[0] * self.fc1.out_features // KEPT)
+        return torch.cat([self._all(part) for part in torch.tensor_split(positions, parts)]).view(x.shape)
+
+    def _all(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(gelu(self.fc1(x)))
         return out
 

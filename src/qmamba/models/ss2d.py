@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Route, gate_routes, selective_scan
-from ..ops.scratch import Scratch
+from ..ops import GateWeights, Route, gated_scan, selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 AT_ONCE = 2**20  # elements of x that are scanned together on a processor, when no gradient is wanted
@@ -31,17 +30,10 @@ class RouteGate(nn.Module):
         self.reduce = nn.Linear(channels, channels // reduction)
         self.expand = nn.Linear(channels // reduction, channels)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Routes (B, K, H, W, D) → their gated sum (B, H, W, D)."""
-        return gate_routes(
-            y,
-            norm_weight=self.norm.weight,
-            norm_bias=self.norm.bias,
-            reduce_weight=self.reduce.weight,
-            reduce_bias=self.reduce.bias,
-            expand_weight=self.expand.weight,
-            expand_bias=self.expand.bias,
-        )
+    def weights(self) -> GateWeights:
+        """As :func:`qmamba.ops.gated_scan` takes them."""
+        norm, reduce, expand = self.norm, self.reduce, self.expand
+        return GateWeights(norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
 
 
 class SS2D(nn.Module):
@@ -112,22 +104,16 @@ class SS2D(nn.Module):
     def scan(self, x: Tensor) -> Tensor:
         """(B, H, W, D) → the sum of its routes (B, H, W, D)."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
-        dt, B, C = self.x_proj(x).unflatten(-1, (len(self.routes), -1)).split(self.splits, dim=-1)
-        merge, out = self.gate is None, None
-        if not merge and x.dtype == torch.float32 and not torch.is_grad_enabled():
-            # All routes of an image are many numbers, soon summed: the same memory serves every block.
-            out = Scratch(x)("routes", (x.shape[0], len(self.routes), *x.shape[1:]))
-        y = selective_scan(
-            x,
-            dt,  # (B, H, W, K, R)
-            B,  # (B, H, W, K, N)
-            C,  # (B, H, W, K, N)
-            dt_weight=self.dt_weight,
-            dt_bias=self.dt_bias,
-            A=-self.A_log.float().exp(),
-            D=self.D,
-            routes=self.routes,
-            merge=merge,
-            out=out,
-        )
-        return y if self.gate is None else self.gate(y)
+        K, sizes = len(self.routes), list(self.splits)
+        dt, B, C = torch.split(
+            self.x_proj(x).unflatten(-1, (K, -1)), sizes, dim=-1
+        )  # (B, H, W, K, R | N | N)
+        A = -self.A_log.float().exp()
+        if self.gate is None:
+            return selective_scan(
+                x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes
+            )
+        return gated_scan(
+            x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes,
+            gate=self.gate.weights(),
+        )  # fmt: skip

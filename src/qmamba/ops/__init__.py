@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from .route_gate import gate_routes
+from .gated_scan import gated_scan
+from .route_gate import GateWeights, gate_routes
 from .routes import Route, cross_scan_routes, local_scan_routes
 from .selective_scan import selective_scan
 
-__all__ = ["Route", "cross_scan_routes", "gate_routes", "local_scan_routes", "selective_scan"]
+__all__ = [
+    "GateWeights",
+    "Route",
+    "cross_scan_routes",
+    "gate_routes",
+    "gated_scan",
+    "local_scan_routes",
+    "selective_scan",
+]

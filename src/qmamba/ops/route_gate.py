@@ -7,56 +7,43 @@ tensors (K times the features) are never made: forward and backward work block b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
-from .backend import choose, usable
-from .native import gate as passes
 from .precision import without_autocast
 from .scratch import Scratch
 
 EPS = 1e-5
 
 
-def gate_routes(
-    y: Tensor,
-    *,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-) -> Tensor:
+class GateWeights(NamedTuple):
+    """(D,), (D,) of the LayerNorm (eps 1e-5), (D/8, D), (D/8,), (D, D/8) and (D,) of the two Linears."""
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    reduce_weight: Tensor
+    reduce_bias: Tensor
+    expand_weight: Tensor
+    expand_bias: Tensor
+
+
+def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
     """Σ_k y_k ⊙ g_k with ``g_k = sigmoid(expand(GELU(reduce(mean over positions of LN(y_k)))))``.
 
     Args:
         y: (B, K, H, W, D) routes, on the grid.
-        norm_weight, norm_bias: (D,) of the LayerNorm (eps 1e-5).
-        reduce_weight: (D/8, D);  reduce_bias: (D/8,);  expand_weight: (D, D/8);  expand_bias: (D,).
+        gate: the weights.
 
     Returns:
-        (B, H, W, D) in the dtype of ``y``; gates and sums are made in float32 at least. The passes over
-        the routes are in C where the native backend is built and takes these tensors, unless the variable
-        ``QMAMBA_BACKEND`` names another.
-
-    Raises:
-        BackendError: ``QMAMBA_BACKEND`` names no backend, or the native one and that is not built.
+        (B, H, W, D) in the dtype of ``y``; gates and sums are made in float32 at least.
     """
-    weights = (norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias)
     if y.is_meta:
         return y[:, 0]
-    gate: type[torch.autograd.Function] = _GateRoutes
-    if choose((y, *weights)) == "native":
-        native.load()
-        if y.numel() and usable((y, *weights)):
-            gate = _NativeGate
-    out: Tensor = gate.apply(y, *weights)  # type: ignore[no-untyped-call]
+    out: Tensor = _GateRoutes.apply(y, *gate)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -105,7 +92,7 @@ class _GateRoutes(torch.autograd.Function):
                 torch.stack([torch.mul(g_out[b], routes[b, k], out=block).sum(0) for k in range(K)])
                 for b in range(B)
             ])  # fmt: skip
-            gates, g_pooled, g_weights = _gates_backward(pooled, weights, g_gates)
+            gates, g_pooled, g_weights = gates_backward(pooled, weights, g_gates)
             for b in range(B):
                 for k in range(K):
                     # LayerNorm's backward, where every position has the same cotangent c
@@ -118,38 +105,7 @@ class _GateRoutes(torch.autograd.Function):
         return (g_y.view(y.shape).to(y.dtype), *g_weights)
 
 
-class _NativeGate(torch.autograd.Function):
-    """The same, its passes over the routes in C."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, *weights: Tensor) -> Tensor:
-        routes = _routes(y)
-        mean, rstd, pooled = passes.moments(routes)
-        with without_autocast(y.device):
-            gates = route_gates(pooled, [w.to(torch.float32) for w in weights])
-        ctx.save_for_backward(y, mean, rstd, pooled, *weights)
-        return passes.gated_sum(routes, gates).view(y[:, 0].shape).to(y.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor, ...]:
-        y, mean, rstd, pooled, *weights = ctx.saved_tensors
-        routes, g_out = _routes(y), g_out.to(torch.float32).flatten(1, 2).contiguous()
-        with without_autocast(y.device):
-            gates, g_pooled, g_weights = _gates_backward(
-                pooled, weights, passes.gates_gradient(routes, g_out)
-            )
-            g_norm = g_pooled / mean.shape[-1]
-        g_y = passes.routes_gradient(routes, mean, rstd, gates, g_out, g_norm)
-        return (g_y.view(y.shape).to(y.dtype), *g_weights)
-
-
-def _routes(y: Tensor) -> Tensor:
-    """(B, K, H, W, D) → (B, K, L, D) as the native passes take them."""
-    return y.detach().to(torch.float32).flatten(2, 3).contiguous()
-
-
-def _gates_backward(
+def gates_backward(
     pooled: Tensor, weights: Sequence[Tensor], g_gates: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The gates again, and the gradients of ``pooled`` and of the weights: K small vectors an image."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KEPT = 2**22  # elements of the largest buffer that is kept between calls
+KEPT = 5 * 2**20  # elements of the largest buffer that is kept between calls
 
 
 class Scratch:

@@ -41,10 +41,10 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, rstd, sums[:, 0] / L
 
 
-def gated_sum(y: Tensor, gates: Tensor) -> Tensor:
+def gated_sum(y: Tensor, gates: Tensor, out: Tensor | None = None) -> Tensor:
     """Routes (B, K, L, D) times their gates (B, K, D), summed: (B, L, D)."""
     B, _, L, D = y.shape
-    out = y.new_empty(B, L, D)
+    out = y.new_empty(B, L, D) if out is None else out
     _run((OUT,), y, gates=gates, out=out)
     return out
 
@@ -58,11 +58,17 @@ def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
 
 
 def routes_gradient(
-    y: Tensor, mean: Tensor, rstd: Tensor, gates: Tensor, g_out: Tensor, g_norm: Tensor
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gates: Tensor,
+    g_out: Tensor,
+    g_norm: Tensor,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The gradient of the routes (B, K, L, D), where the normalised row of every position of a route has the
-    same cotangent ``g_norm`` (B, K, D)."""
-    g_y = torch.empty_like(y)
+    same cotangent ``g_norm`` (B, K, D). ``out`` may be ``y`` itself."""
+    g_y = torch.empty_like(y) if out is None else out
     # A constant in the cotangent has no effect on a normalised row.
     g_norm = g_norm - g_norm.mean(-1, keepdim=True)
     _run((G_Y,), y, mean=mean, rstd=rstd, gates=gates, g_out=g_out, g_norm=g_norm, g_y=g_y)

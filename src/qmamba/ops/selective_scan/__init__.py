@@ -32,7 +32,6 @@ def selective_scan(
     routes: Sequence[Route],
     merge: bool = True,
     backend: str = "auto",
-    out: Tensor | None = None,
 ) -> Tensor:
     r"""Scan a grid of features along K routes with an input-dependent state space model.
 
@@ -58,8 +57,6 @@ def selective_scan(
             C, the fastest on a CPU; float64 goes to torch's), ``"reference"`` (a plain loop) or ``"auto"``:
             what the variable ``QMAMBA_BACKEND`` names, else native where it is built and takes these
             tensors, else torch's.
-        out: memory for the result, which the native backend uses where no gradient is wanted: contiguous, of
-            the result's shape and dtype.
 
     Returns:
         (B, H, W, D), or (B, K, H, W, D) without ``merge``, in the dtype of ``x``. State and accumulation
@@ -80,16 +77,11 @@ def selective_scan(
     """
     _check_shapes(x, dt, B, C, dt_weight, dt_bias, A, D, routes)
     name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
-    shape = x.shape if merge else (x.shape[0], len(routes), *x.shape[1:])
-    if out is not None and (out.shape != shape or out.dtype != x.dtype or not out.is_contiguous()):
-        raise ValueError(f"selective_scan: out should be contiguous, {tuple(shape)}, {x.dtype}")
     if x.is_meta:  # shapes without data: what counting and planning need
-        return x.new_empty(shape)
-    options = {"out": out} if name == "native" else {}
+        return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
     return _BACKENDS[name](
-        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge,
-        **options,
-    )  # fmt: skip
+        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
+    )
 
 
 def _check_shapes(

@@ -56,7 +56,6 @@ def selective_scan_native(
     D: Tensor,
     routes: Sequence[Route],
     merge: bool = True,
-    out: Tensor | None = None,
 ) -> Tensor:
     """See :func:`qmamba.ops.selective_scan`; float64, and what is not plain CPU tensors, go to torch's."""
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D)
@@ -65,9 +64,6 @@ def selective_scan_native(
         return selective_scan_torch(
             x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=merge
         )
-    if out is not None and out.dtype == torch.float32 and not torch.is_grad_enabled():
-        _Problem.of(tensors, tuple(routes), merge).call("forward", y=out)
-        return out
     y: Tensor = _NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
     return y
 
@@ -78,7 +74,7 @@ class _NativeScan(torch.autograd.Function):
         tensors, (routes, merge) = args[:8], args[8:]
         ctx.save_for_backward(*tensors)
         ctx.routes, ctx.merge = routes, merge
-        p = _Problem.of(tensors, routes, merge)
+        p = Problem.of(tensors, routes, merge)
         shape = tensors[0].shape if merge else (p.grid[0], len(routes), *tensors[0].shape[1:])
         y = p.x.new_empty(shape)
         p.call("forward", y=y)
@@ -88,13 +84,13 @@ class _NativeScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
-        p = _Problem.of(tensors, ctx.routes, ctx.merge)
+        p = Problem.of(tensors, ctx.routes, ctx.merge)
         grads = p.gradients(gy.to(torch.float32).contiguous())
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """The arguments of the op, in float32 and with strides that the library takes."""
 
     x: Tensor  # (B, H, W, D), contiguous
@@ -109,7 +105,7 @@ class _Problem:
     merge: bool
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...], merge: bool) -> _Problem:
+    def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...], merge: bool) -> Problem:
         x, dt, B, C, weight, bias, A, D = (t.detach().to(torch.float32) for t in tensors)
         return cls(
             x.contiguous(), _rows(dt), _rows(B), _rows(C), weight.transpose(1, 2).contiguous(),

@@ -1,0 +1,141 @@
+"""LQMamba's scan with its route gate as one operation: Σ_k y_k ⊙ g_k over the routes' outputs y_k.
+
+Apart, the two need the outputs of all K routes of a batch, K times the features, again and again. Together,
+in C, they need them for a few images at a time, in memory that stays; the backward makes them once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import native
+from .backend import choose, usable
+from .native import gate as passes
+from .precision import without_autocast
+from .route_gate import GateWeights, gate_routes, gates_backward, route_gates
+from .routes import Route
+from .scratch import KEPT, Scratch
+from .selective_scan import selective_scan
+from .selective_scan.native import Problem
+
+
+def gated_scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    gate: GateWeights,
+    routes: Sequence[Route],
+) -> Tensor:
+    """The outputs of :func:`selective_scan`, not merged, through :func:`gate_routes`.
+
+    Args:
+        x, dt, B, C, dt_weight, dt_bias, A, D, routes: as :func:`selective_scan` takes them.
+        gate: the weights of the route gate.
+
+    Returns:
+        (B, H, W, D) in the dtype of ``x``. Made in C, forward and backward, where the native backend is built
+        and takes these tensors, unless the variable ``QMAMBA_BACKEND`` names another.
+
+    Raises:
+        BackendError: ``QMAMBA_BACKEND`` names no backend, or the native one and that is not built.
+    """
+    tensors = (x, dt, B, C, dt_weight, dt_bias, A, D, *gate)
+    if x.numel() and not x.is_meta and choose(tensors) == "native":
+        native.load()
+        if usable(tensors):
+            out: Tensor = _NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
+            return out
+    y = selective_scan(
+        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=False
+    )
+    return gate_routes(y, gate)
+
+
+class _NativeGatedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, gate, routes = args[:8], args[8:14], args[14]
+        x, K = tensors[0], len(routes)
+        images, height, width, channels = x.shape
+        out = x.new_empty(images, height * width, channels, dtype=torch.float32)
+        mean = out.new_empty(images, K, height * width)
+        rstd, pooled = torch.empty_like(mean), out.new_empty(images, K, channels)
+        weights = [w.detach().to(torch.float32) for w in gate]
+        for some in _some_images(x, K):
+            for few in _some_routes(x, K):
+                y = _routes_of(tensors, routes, some, few)
+                mean[some, few], rstd[some, few], pooled[some, few] = passes.moments(y)
+                with without_autocast(x.device):
+                    gates = route_gates(pooled[some, few], weights)
+                if few.start == 0:
+                    passes.gated_sum(y, gates, out[some])
+                else:
+                    out[some] += passes.gated_sum(y, gates)
+        ctx.save_for_backward(*tensors, *gate, mean, rstd, pooled)
+        ctx.routes = routes
+        result: Tensor = out.view(x.shape).to(x.dtype)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
+        tensors, gate = ctx.saved_tensors[:8], ctx.saved_tensors[8:14]
+        mean, rstd, pooled = ctx.saved_tensors[14:]
+        g_out = g_out.to(torch.float32).flatten(1, 2).contiguous()
+        rows: list[tuple[Tensor, ...]] = []  # gradients of x, dt, B, C of some images
+        sums: list[tuple[Tensor, ...]] = []  # theirs of all weights
+        for some in _some_images(tensors[0], len(ctx.routes)):
+            y = _routes_of(tensors, ctx.routes, some, slice(None))
+            with without_autocast(y.device):
+                gates, g_pooled, g_gate = gates_backward(
+                    pooled[some], gate, passes.gates_gradient(y, g_out[some])
+                )
+            g_norm = g_pooled / y.shape[2]
+            passes.routes_gradient(y, mean[some], rstd[some], gates, g_out[some], g_norm, out=y)
+            grads = _problem(tensors, ctx.routes, some, slice(None)).gradients(y)
+            rows.append(grads[:4])
+            sums.append((*grads[4:], *g_gate))
+        together = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*rows, strict=True)]
+        added = [
+            parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) for parts in zip(*sums, strict=True)
+        ]
+        grads = (*together, *added)
+        return (*(g.to(t.dtype) for g, t in zip(grads, (*tensors, *gate), strict=True)), None)
+
+
+def _some_images(x: Tensor, routes: int) -> Iterator[slice]:
+    """As many images at a time as have their routes' outputs in the memory that is kept."""
+    count = max(1, KEPT // (routes * x[0].numel()))
+    return (slice(i, i + count) for i in range(0, x.shape[0], count))
+
+
+def _some_routes(x: Tensor, routes: int) -> Iterator[slice]:
+    """All at a time, but two for large images: a gate knows only its own route."""
+    count = routes if routes * x[0].numel() <= KEPT else 2
+    return (slice(k, min(k + count, routes)) for k in range(0, routes, count))
+
+
+def _problem(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, some: slice) -> Problem:
+    x, dt, B, C, *weights = tensors
+    grids = (x[images], *(v[images, :, :, some] for v in (dt, B, C)))
+    return Problem.of((*grids, *(w[some] for w in weights)), routes[some], merge=False)
+
+
+def _routes_of(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, some: slice) -> Tensor:
+    """The outputs of some routes of some images (b, k, L, D), float32, until they are asked for again."""
+    p = _problem(tensors, routes, images, some)
+    batch, height, width, channels = p.x.shape
+    y = Scratch(p.x)("routes", (batch, len(p.routes), height * width, channels))
+    p.call("forward", y=y)
+    return y
