@@ -3,15 +3,16 @@ the downsampling's convolutions work on channels-last features (B, H, W, C)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Route
-from ..ops.scratch import KEPT
 from .ss2d import SS2D
+
+POSITIONS = 2**18  # numbers in the features that a processor takes through a position-wise part together
 
 
 def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -29,6 +30,27 @@ def gelu(x: Tensor) -> Tensor:
 def plus(branch: Tensor, x: Tensor) -> Tensor:
     """A residual sum, in the memory of its branch where no gradient is wanted."""
     return branch + x if branch.requires_grad or branch.dtype != x.dtype else branch.add_(x)
+
+
+def in_parts(x: Tensor) -> bool:
+    """Whether positions may be done some at a time: on a processor, where no gradient is wanted."""
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def by_positions(function: Callable[..., Tensor], *features: Tensor) -> Tensor:
+    """A function of features (…, C) that acts on every position by itself, some positions at a time: what is
+    made on the way stays in a cache, and large images need little memory."""
+    x = features[0]
+    total, count = x[..., 0].numel(), max(1, POSITIONS // x.shape[-1])
+    if total <= count:
+        return function(*features)
+    parts = zip(*(torch.split(f.flatten(0, -2), count) for f in features), strict=True)
+    first = function(*next(parts))
+    out = first.new_empty(total, first.shape[-1])
+    out[:count] = first
+    for i, part in enumerate(parts, 1):
+        out[i * count : (i + 1) * count] = function(*part)
+    return out.view(*x.shape[:-1], -1)
 
 
 class Stem(nn.Module):
@@ -70,14 +92,6 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._all(x)
-        # Some positions at a time: what is hidden stays in a cache, and large images need little memory.
-        positions = x.flatten(0, -2)
-        parts = max(1, positions.shape[0] * self.fc1.out_features // KEPT)
-        return torch.cat([self._all(part) for part in torch.tensor_split(positions, parts)]).view(x.shape)
-
-    def _all(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(gelu(self.fc1(x)))
         return out
 
@@ -114,5 +128,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = plus(self.drop_path(self.ss2d(self.norm1(x))), x)
-        return plus(self.drop_path(self.mlp(self.norm2(x))), x)
+        if in_parts(x) and not self.training:
+            inside = self.ss2d.mix(by_positions(lambda x: self.ss2d.in_proj(self.norm1(x)), x))
+            return by_positions(self._rest, x, inside)
+        x = x + self.drop_path(self.ss2d(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+    def _rest(self, x: Tensor, inside: Tensor) -> Tensor:
+        """What comes after the scan, for any positions (…, C) and (…, D)."""
+        x = plus(self.ss2d.out_proj(self.ss2d.norm(inside)), x)
+        return plus(self.mlp(self.norm2(x)), x)

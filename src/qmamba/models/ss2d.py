@@ -89,25 +89,24 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""
-        x = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
-        x = self.conv(x)
-        x = F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1)  # (B, H, W, D)
+        out: Tensor = self.out_proj(self.norm(self.mix(self.in_proj(x))))
+        return out
+
+    def mix(self, x: Tensor) -> Tensor:
+        """What brings positions together, inside the projections: (B, H, W, D) → (B, H, W, D)."""
+        x = self.conv(x.permute(0, 3, 1, 2))  # (B, D, H, W), channels last in memory
+        x = F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1)
         if x.device.type == "cpu" and x.shape[0] > 1 and not torch.is_grad_enabled():
             # A few images at a time: K routes of a whole batch would not fit a cache, nor always the memory.
             images = max(1, AT_ONCE // x[0].numel())
-            y = torch.cat([self.scan(part) for part in torch.split(x, images)])
-        else:
-            y = self.scan(x)
-        out: Tensor = self.out_proj(self.norm(y))
-        return out
+            return torch.cat([self.scan(part) for part in torch.split(x, images)])
+        return self.scan(x)
 
     def scan(self, x: Tensor) -> Tensor:
         """(B, H, W, D) → the sum of its routes (B, H, W, D)."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
-        K, sizes = len(self.routes), list(self.splits)
-        dt, B, C = torch.split(
-            self.x_proj(x).unflatten(-1, (K, -1)), sizes, dim=-1
-        )  # (B, H, W, K, R | N | N)
+        of_routes = self.x_proj(x).unflatten(-1, (len(self.routes), -1))
+        dt, B, C = torch.split(of_routes, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
         A = -self.A_log.float().exp()
         if self.gate is None:
             return selective_scan(
