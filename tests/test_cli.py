@@ -338,7 +338,7 @@ def test_models() -> None:
     table = run("models")
     assert table.exit_code == 0
     for row in rows:
-        assert row["parameters"] > 0 and row["protocol"] in ("grid", "random", "whole")
+        assert row["parameters"] > 0 and row["protocol"] in ("grid", "random", "whole", "scales")
         assert f"{row['parameters']:,}" in table.stdout and row["name"] in table.stdout
 
 

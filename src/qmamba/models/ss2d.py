@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import GateWeights, Route, gated_scan, selective_scan
+from ..ops import GateWeights, Route, gate_routes, gated_scan, selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 AT_ONCE = 2**20  # elements of x that are scanned together on a processor, when no gradient is wanted
@@ -34,6 +34,10 @@ class RouteGate(nn.Module):
         """As :func:`qmamba.ops.gated_scan` takes them."""
         norm, reduce, expand = self.norm, self.reduce, self.expand
         return GateWeights(norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Routes (B, K, H, W, D) → their gated sum (B, H, W, D)."""
+        return gate_routes(y, self.weights())
 
 
 class SS2D(nn.Module):
