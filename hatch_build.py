@@ -22,7 +22,7 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
     """One library of plain C for each platform, whatever the version of Python or torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if os.environ.get("QMAMBA_NATIVE") != "1":
+        if not _asked():
             return
         build = _module(Path(self.root) / NATIVE / "build.py")
         if version == "editable":
@@ -34,10 +34,15 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         build_data["force_include"][str(library)] = f"qmamba/ops/native/{library.name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        shutil.rmtree(self._place(), ignore_errors=True)
+        if _asked():
+            shutil.rmtree(self._place(), ignore_errors=True)
 
     def _place(self) -> Path:
         return Path(self.directory, "native").absolute()
+
+
+def _asked() -> bool:
+    return os.environ.get("QMAMBA_NATIVE") == "1"
 
 
 def _module(path: Path) -> ModuleType:

@@ -12,6 +12,8 @@ from qmamba import create_model
 from qmamba.errors import BackendError
 from qmamba.ops import GateWeights, Route, gated_scan, local_scan_routes, native, selective_scan
 from qmamba.ops.native import gate
+from qmamba.ops.route_gate import gates_backward
+from test_route_gate import make as make_routes
 from test_route_gate import plain
 from test_selective_scan import make_inputs
 
@@ -74,7 +76,7 @@ def test_value_and_gradients(grid, batch, routes, poisoned):
 
 
 @pytest.mark.parametrize("variant", ["avx512", "avx2", "baseline"])
-@pytest.mark.parametrize("channels", [4, 5, 17, 64, 100])
+@pytest.mark.parametrize("channels", [4, 5, 16, 17, 64, 100, 200])
 def test_every_variant_and_width(variant, channels, library, monkeypatch, poisoned):
     if variant not in library.variants:
         pytest.skip(f"this processor does not run {variant}")
@@ -96,6 +98,34 @@ def test_a_mean_far_from_zero():
     tensors[7] = tensors[7] + 300  # the spread is some hundreds less: squares would leave little of it
     tensors[0] = tensors[0] / 100 + 3
     check(tensors, tolerance=3e-4)
+
+
+def by_passes(y, *weights):
+    """The gate of routes (B, K, H, W, D) and its gradient of them for a cotangent of ones."""
+    routes = y.flatten(2, 3)
+    mean, rstd, pooled = gate.moments(routes)
+    g_out = torch.ones_like(routes[:, 0])
+    gates, g_pooled, _ = gates_backward(pooled, weights, gate.gates_gradient(routes, g_out))
+    g_norm = g_pooled / routes.shape[2]
+    g_y = gate.routes_gradient(routes, mean, rstd, gates, g_out, g_norm)
+    return gate.gated_sum(routes, gates).view_as(y[:, 0]), g_y.view_as(y)
+
+
+@pytest.mark.parametrize("offset", [5, 1000])  # the spread is 3: squares would leave nothing of it
+@pytest.mark.parametrize("grid", [(1, 1), (9, 9), (23, 29)], ids=lambda g: f"{g[0]}x{g[1]}")
+def test_the_passes_alone(grid, offset, poisoned):
+    y, *weights = (t.detach() for t in make_routes(grid, dtype=torch.float32))
+    y = y + (offset - 5)
+    leaf = y.double().requires_grad_()
+    want = plain(leaf, *(w.double() for w in weights))
+    (g_want,) = torch.autograd.grad(want.sum(), leaf)
+    for got, true in zip(by_passes(y, *weights), (want, g_want), strict=True):
+        assert (got.double() - true).abs().max() <= 1e-4 * max(true.abs().max().item(), 1.0)
+
+
+def test_a_constant_row_has_finite_gradients():
+    y, *weights = (t.detach() for t in make_routes((5, 5), dtype=torch.float32))
+    assert all(v.isfinite().all() for v in by_passes(torch.full_like(y, 0.3), *weights))
 
 
 SIZES = pytest.mark.parametrize(("batch", "grid", "channels"), [(3, (32, 32), 17), (12, (16, 16), 200)])

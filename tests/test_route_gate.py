@@ -48,3 +48,7 @@ def test_half_precision_is_rounded_once():
     tensors = [t.detach() for t in make(dtype=torch.bfloat16)]
     want = ours(*(t.float() for t in tensors))
     assert torch.equal(ours(*tensors), want.bfloat16())
+
+
+def test_routes_without_positions():
+    assert ours(*make((0, 2), dtype=torch.float32)).shape == (2, 0, 2, 16)

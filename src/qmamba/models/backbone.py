@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import cross_scan_routes, local_scan_routes
-from .layers import Block, Downsample, Stem
+from .layers import Block, Downsample, Stem, in_parts
 
 MIN_SIDE = 32
 AT_ONCE = 4 * 224 * 224  # pixels that go through the network together on a processor
@@ -135,7 +135,7 @@ class QMamba(nn.Module):
 def _parts(images: Tensor) -> Sequence[Tensor]:
     """A few images at a time on a processor when no gradient is wanted: the features of a whole batch would
     fit no cache, and fresh memory for them costs more than a small batch does."""
-    if images.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not in_parts(images):
         return (images,)
     at_once = max(1, AT_ONCE // (images.shape[2] * images.shape[3]))
     return torch.tensor_split(images, max(1, -(-images.shape[0] // at_once)))

@@ -28,12 +28,12 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def plus(branch: Tensor, x: Tensor) -> Tensor:
-    """A residual sum, in the memory of its branch where no gradient is wanted."""
-    return branch + x if branch.requires_grad or branch.dtype != x.dtype else branch.add_(x)
+    """A residual sum that no gradient is wanted of, in the memory of its branch (autocast's is narrower)."""
+    return branch.add_(x) if branch.dtype == x.dtype else branch + x
 
 
 def in_parts(x: Tensor) -> bool:
-    """Whether positions may be done some at a time: on a processor, where no gradient is wanted."""
+    """Whether images or positions may be done some at a time: on a processor, where no gradient is wanted."""
     return x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
