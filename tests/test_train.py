@@ -194,12 +194,32 @@ def test_with_sides_crops_are_cut_at_random_scales() -> None:
     g = torch.Generator().manual_seed(0)
     spans = []
     for _ in range(300):
-        row = batches._random_view(ramp, 32, recipe, g)[0, 0].float()
+        view = batches._random_view(ramp, 32, recipe, g)
+        row = batches._shown(batches._square(ramp, view, view.scale), view)[0, 0].float()
         spans.append(float(row.max() - row.min()) / 256)  # of the photograph's width
     # From all of it to a crop of it at 128 pixels; the ends of a ramp are a bit flattened by shrinking.
     assert 0.2 < min(spans) < 0.3 and 0.9 < max(spans) <= 1
     sizes = [32 / span for span in spans]
     assert sum(size < 80 for size in sizes) / 300 == pytest.approx(0.5, abs=0.1)
+
+
+def test_damage_is_done_at_a_scale_between_the_views_and_the_photographs_own() -> None:
+    ramp = torch.arange(256.0).expand(3, 256, 256).byte()
+    recipe = dataclasses.replace(RECIPE, sides=(64, 128))
+    g = torch.Generator().manual_seed(0)
+    sizes = []
+    for _ in range(100):
+        view = batches._random_view(ramp, 32, recipe, g)
+        scale = batches._between(view.scale, g)
+        assert view.scale <= scale <= 1
+        square = batches._square(ramp, view, scale)
+        sizes.append(square.shape[1] / round(32 / view.scale))
+        seen = batches._shown(square, view).float()
+        direct = batches._shown(batches._square(ramp, view, view.scale), view).float()
+        assert seen.shape == (3, 32, 32) and (seen - direct).abs().max() <= 8  # the same part, twice as wide
+    assert min(sizes) < 0.4 and max(sizes) > 0.9
+    small = batches._random_view(ramp[:, :20], 32, recipe, g)  # enlarged: damaged as it is seen
+    assert batches._between(small.scale, g) == small.scale
 
 
 # Whole runs

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ from ..images import decode
 from ..protocol import resize
 from .recipe import Recipe
 
-DEGRADING = tuple(name for name, distortion in DISTORTIONS.items() if distortion.degrades)
+# The 17 that only degrade; those that photographs meet most often come more often.
+DRAWN = (
+    *(name for name, distortion in DISTORTIONS.items() if distortion.degrades),
+    *("jpeg", "jpeg2000", "gaussian_blur", "white_noise") * 2,
+)
 
 
 @dataclass(frozen=True)
@@ -58,41 +63,83 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
     """
     g = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
     mine = [ratings[i] for i in choose(len(ratings), recipe, step)[rank::ranks]]
-    crop = recipe.phase_at(step).crop
-    crops = [_random_view(decode(r.path), crop, recipe, g) for r in mine]
+    size = recipe.phase_at(step).crop
     mos = torch.tensor([r.mos for r in mine])
 
     # Damaging a photograph that is bad already changes little: the best of the batch teach the order.
     ranked = mos.argsort(descending=True)[: recipe.ranked // ranks]
-    copies: list[list[Tensor]] = [[], []]
+    places = {i: t for t, i in enumerate(ranked.tolist())}
+    crops: list[Tensor] = []
+    copies = torch.empty(2, len(ranked), 3, size, size, dtype=torch.uint8)
     levels = torch.empty(2, len(ranked))
-    for t, i in enumerate(ranked.tolist()):
-        damage = DISTORTIONS[DEGRADING[_draw(len(DEGRADING), g)]]
-        pixels, seed = crops[i].permute(1, 2, 0).contiguous().numpy(), _draw(2**31, g)
+    for i, r in enumerate(mine):
+        image = decode(r.path)
+        view = _random_view(image, size, recipe, g)
+        if i not in places:
+            crops.append(_shown(_square(image, view, view.scale), view))
+            continue
+        square = _square(image, view, _between(view.scale, g))
+        crops.append(_shown(square, view))
+        name, seed = DRAWN[_draw(len(DRAWN), g)], _draw(2**31, g)
         mild = 1 + _draw(4, g)
-        strong = mild + 1 + _draw(5 - mild, g)
-        levels[0, t], levels[1, t] = mild, strong
-        for row, level in zip(copies, (mild, strong), strict=True):
-            row.append(torch.from_numpy(damage(pixels, level, seed=seed)).permute(2, 0, 1))
-    return Batch(torch.stack([*crops, *copies[0], *copies[1]]), mos, ranked, levels)
+        for row, level in enumerate((mild, mild + 1 + _draw(5 - mild, g))):
+            pixels = square.permute(1, 2, 0).contiguous().numpy()
+            damaged = torch.from_numpy(DISTORTIONS[name](pixels, level, seed=seed)).permute(2, 0, 1)
+            copies[row, places[i]], levels[row, places[i]] = _shown(damaged, view), level
+    return Batch(torch.cat([torch.stack(crops), *copies]), mos, ranked, levels)
 
 
 def _draw(below: int, g: torch.Generator) -> int:
     return int(torch.randint(below, (1,), generator=g))
 
 
-def _random_view(image: Tensor, size: int, recipe: Recipe, g: torch.Generator) -> Tensor:
-    """(3, size, size) uint8: a crop of the photograph as it is, or, if the checkpoint's protocol has sides,
-    of the photograph at a random size, from where the crop is all of it to the largest of the sides."""
+class View(NamedTuple):
+    """A square of ``size`` pixels, its corner at (``top``, ``left``) of the photograph at ``scale``."""
+
+    scale: float
+    size: int
+    top: int
+    left: int
+    flipped: bool
+
+
+def _random_view(image: Tensor, size: int, recipe: Recipe, g: torch.Generator) -> View:
+    """A square of the photograph (3, H, W) as it is, or, if the checkpoint's protocol has sides, of the
+    photograph at a random scale, from where the square is all of it to the largest of the sides."""
     height, width = image.shape[1:]
-    least, ratio = size / min(height, width), 1.0
+    least, scale = size / min(height, width), 1.0
     if recipe.sides:
         most = max(least, max(recipe.sides) / math.sqrt(height * width))
-        ratio = least + (most - least) * float(torch.rand((), generator=g))
-    ratio = max(ratio, least)
-    scaled = resize(image, max(size, round(height * ratio)), max(size, round(width * ratio)))
-    if scaled.dtype != torch.uint8:
-        scaled = (scaled * 255).round().byte()
-    top, left = _draw(scaled.shape[1] - size + 1, g), _draw(scaled.shape[2] - size + 1, g)
-    view = scaled[:, top : top + size, left : left + size]
-    return (view.flip(2) if _draw(2, g) else view).contiguous()
+        scale = least + (most - least) * float(torch.rand((), generator=g))
+    scale = max(scale, least)
+    top, left = (_draw(max(size, round(side * scale)) - size + 1, g) for side in (height, width))
+    return View(scale, size, top, left, bool(_draw(2, g)))
+
+
+def _between(scale: float, g: torch.Generator) -> float:
+    """A scale between that of a view and the photograph's own.
+
+    Users' photographs were damaged at their own size, and the protocol shrinks what it sees; but these
+    photographs have been through JPEG at their own size, and are clean once they are shrunk.
+    """
+    return scale + (max(scale, 1.0) - scale) * float(torch.rand((), generator=g))
+
+
+def _square(image: Tensor, view: View, scale: float) -> Tensor:
+    """What a view shows of a photograph (3, H, W), at another scale than its own: (3, S, S) uint8."""
+    size = round(view.size * scale / view.scale)
+    height, width = (max(size, round(side * scale)) for side in image.shape[1:])
+    scaled = _bytes(resize(image, height, width))
+    top, left = (round(place * scale / view.scale) for place in (view.top, view.left))
+    top, left = min(top, height - size), min(left, width - size)
+    return scaled[:, top : top + size, left : left + size]
+
+
+def _shown(square: Tensor, view: View) -> Tensor:
+    """A square (3, S, S) as the network sees it: (3, size, size) uint8, flipped or not."""
+    shown = _bytes(resize(square, view.size, view.size))
+    return (shown.flip(2) if view.flipped else shown).contiguous()
+
+
+def _bytes(image: Tensor) -> Tensor:
+    return image if image.dtype == torch.uint8 else (image * 255).round().byte()
