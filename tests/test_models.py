@@ -10,7 +10,8 @@ import torch
 
 import qmamba
 from qmamba.errors import UnknownModelError
-from qmamba.models import create_model
+from qmamba.models import create_model, layers, ss2d
+from qmamba.ops import scratch
 
 PARAMETERS = {  # the specification's table, to the unit; multiply-adds as the paper prints them, in G
     "qmamba-t": (27_993_409, 4.47),
@@ -81,6 +82,28 @@ def test_gradients_are_the_same_with_and_without_the_image_by_image_path():
     with torch.no_grad():
         quick = model(images)
     assert torch.allclose(model(images), quick, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["lqmamba-n", "qmamba-t"])
+@pytest.mark.parametrize("size", [(48, 64), (33, 61), (97, 40), (70, 131)])
+def test_some_rows_and_positions_at_a_time_are_the_same(arch, size, monkeypatch):
+    """What only large images meet: parts of every kind, and memory that is used again."""
+    torch.manual_seed(0)
+    model = create_model(arch, **TINY).eval()
+    for p in model.parameters():
+        p.requires_grad_(True).data.add_(torch.randn_like(p) / 20)
+    images = torch.randn(2, 3, *size)
+    raw, features = model.forward_with_features(images)  # with gradients: all at once
+    monkeypatch.setattr(layers, "POSITIONS", 300)
+    monkeypatch.setattr(ss2d, "AT_ONCE", 200)
+    monkeypatch.setattr(scratch, "KEPT", 0)
+    with torch.no_grad():
+        for _ in range(2):
+            quick, quick_features = model.forward_with_features(images)
+            assert torch.allclose(quick, raw, atol=1e-5)
+            for got, want in zip(quick_features, features, strict=True):
+                assert torch.allclose(got, want, atol=1e-4)
+    assert "large" not in scratch._local.__dict__
 
 
 def test_drop_path_grows_over_the_blocks_and_only_trains():

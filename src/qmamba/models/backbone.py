@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import cross_scan_routes, local_scan_routes
+from ..ops.scratch import workspace
 from .layers import Block, Downsample, Stem, in_parts
 
 MIN_SIDE = 32
@@ -97,13 +99,14 @@ class QMamba(nn.Module):
     def _walk(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Per stage its features (B, H, W, C) before and after the downsample."""
         _check_images(images)
-        x = self.stem(images)
         features = []
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            before = stage.blocks(x)
-            x = stage.downsample(before)
-            features.append((before, x))
+        with workspace() if in_parts(images) else nullcontext():
+            x = self.stem(images)
+            for stage in self.stages:
+                assert isinstance(stage, Stage)
+                before = stage.blocks(x)
+                x = stage.downsample(before)
+                features.append((before, x))
         return features
 
     def forward_features(self, images: Tensor) -> list[Tensor]:

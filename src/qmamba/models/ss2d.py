@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import GateWeights, Route, gate_routes, gated_scan, selective_scan
+from ..ops.scratch import Scratch
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
-AT_ONCE = 2**20  # elements of x that are scanned together on a processor, when no gradient is wanted
+AT_ONCE = 2**20  # elements that are convolved or scanned together in place
 
 
 class RouteGate(nn.Module):
@@ -99,24 +100,43 @@ class SS2D(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """What brings positions together, inside the projections: (B, H, W, D) → (B, H, W, D)."""
         x = self.conv(x.permute(0, 3, 1, 2))  # (B, D, H, W), channels last in memory
-        x = F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1)
-        if x.device.type == "cpu" and x.shape[0] > 1 and not torch.is_grad_enabled():
-            # A few images at a time: K routes of a whole batch would not fit a cache, nor always the memory.
-            images = max(1, AT_ONCE // x[0].numel())
-            return torch.cat([self.scan(part) for part in torch.split(x, images)])
-        return self.scan(x)
+        return self.scan(F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1))
 
-    def scan(self, x: Tensor) -> Tensor:
-        """(B, H, W, D) → the sum of its routes (B, H, W, D)."""
+    def mix_in_place(self, x: Tensor) -> Tensor:
+        """:meth:`mix` on a processor, where no gradient is wanted and nobody else needs x: in memory that is
+        used again, until the next call of this thread, and a few images at a time."""
+        out = Scratch(x)("mixed", x.shape)
+        images = max(1, AT_ONCE // x[0].numel())
+        for some, its in zip(torch.split(x, images), torch.split(out, images), strict=True):
+            self._conv_in_place(some)
+            self.scan(some, out=its)
+        return out
+
+    def _conv_in_place(self, x: Tensor) -> None:
+        """Convolution and SiLU of (B, H, W, D), some rows at a time."""
+        height = x.shape[1]
+        count = max(1, AT_ONCE // x[:, 0].numel())
+        above = torch.zeros_like(x[:, :1])
+        for top in range(0, height, count):
+            rows = x[:, top : top + count]
+            below = x[:, top + count : top + count + 1] if top + count < height else torch.zeros_like(above)
+            strip = torch.cat([above, rows, below], 1).permute(0, 3, 1, 2)
+            above = rows[:, -1:].clone()
+            made = F.conv2d(strip, self.conv.weight, padding=(0, 1), groups=self.conv.groups)
+            rows.copy_(F.silu(made, inplace=True).permute(0, 2, 3, 1))
+
+    def scan(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) → the sum of its routes (B, H, W, D), written to ``out`` if that is given."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
         of_routes = self.x_proj(x).unflatten(-1, (len(self.routes), -1))
         dt, B, C = torch.split(of_routes, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
         A = -self.A_log.float().exp()
         if self.gate is None:
-            return selective_scan(
+            y = selective_scan(
                 x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes
             )
+            return y if out is None else out.copy_(y)
         return gated_scan(
             x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes,
-            gate=self.gate.weights(),
+            gate=self.gate.weights(), out=out,
         )  # fmt: skip

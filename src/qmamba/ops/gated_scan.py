@@ -36,16 +36,18 @@ def gated_scan(
     D: Tensor,
     gate: GateWeights,
     routes: Sequence[Route],
+    out: Tensor | None = None,
 ) -> Tensor:
     """The outputs of :func:`selective_scan`, not merged, through :func:`gate_routes`.
 
     Args:
         x, dt, B, C, dt_weight, dt_bias, A, D, routes: as :func:`selective_scan` takes them.
         gate: the weights of the route gate.
+        out: where to write the result, of which then no gradient is to be had: (B, H, W, D), contiguous.
 
     Returns:
-        (B, H, W, D) in the dtype of ``x``. Made in C, forward and backward, where the native backend is built
-        and takes these tensors, unless the variable ``QMAMBA_BACKEND`` names another.
+        ``out``, or (B, H, W, D) in the dtype of ``x``. Made in C, forward and backward, where the native
+        backend is built and takes these tensors, unless the variable ``QMAMBA_BACKEND`` names another.
 
     Raises:
         BackendError: ``QMAMBA_BACKEND`` names no backend, or the native one and that is not built.
@@ -54,37 +56,46 @@ def gated_scan(
     if x.numel() and not x.is_meta and choose(tensors) == "native":
         native.load()
         if usable(tensors):
-            out: Tensor = _NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
-            return out
+            if out is not None and out.dtype == torch.float32:
+                _forward(tensors, tuple(routes), out.flatten(1, 2))
+                return out
+            y: Tensor = _NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
+            return y if out is None else out.copy_(y)
     y = selective_scan(
         x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=False
     )
-    return gate_routes(y, gate)
+    gated = gate_routes(y, gate)
+    return gated if out is None else out.copy_(gated)
+
+
+def _forward(
+    tensors: Sequence[Tensor], routes: tuple[Route, ...], out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the gated sum to out (B, L, D); what the backward needs of LayerNorm, (B, K, L) twice, and the
+    mean of its rows (B, K, D)."""
+    x, gate, K = tensors[0], tensors[8:], len(routes)
+    mean = out.new_empty(x.shape[0], K, out.shape[1])
+    rstd, pooled = torch.empty_like(mean), out.new_empty(x.shape[0], K, x.shape[-1])
+    weights = [w.detach().to(torch.float32) for w in gate]
+    for some in _some_images(x, K):
+        for few in _some_routes(x, K):
+            y = _routes_of(tensors, routes, some, few)
+            mean[some, few], rstd[some, few], pooled[some, few] = passes.moments(y)
+            with without_autocast(x.device):
+                gates = route_gates(pooled[some, few], weights)
+            passes.gated_sum(y, gates, out[some], onto=few.start > 0)
+    return mean, rstd, pooled
 
 
 class _NativeGatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, gate, routes = args[:8], args[8:14], args[14]
-        x, K = tensors[0], len(routes)
-        images, height, width, channels = x.shape
-        out = x.new_empty(images, height * width, channels, dtype=torch.float32)
-        mean = out.new_empty(images, K, height * width)
-        rstd, pooled = torch.empty_like(mean), out.new_empty(images, K, channels)
-        weights = [w.detach().to(torch.float32) for w in gate]
-        for some in _some_images(x, K):
-            for few in _some_routes(x, K):
-                y = _routes_of(tensors, routes, some, few)
-                mean[some, few], rstd[some, few], pooled[some, few] = passes.moments(y)
-                with without_autocast(x.device):
-                    gates = route_gates(pooled[some, few], weights)
-                if few.start == 0:
-                    passes.gated_sum(y, gates, out[some])
-                else:
-                    out[some] += passes.gated_sum(y, gates)
-        ctx.save_for_backward(*tensors, *gate, mean, rstd, pooled)
+        tensors, routes = args[:14], args[14]
+        x = tensors[0]
+        out = x.new_empty(x.shape, dtype=torch.float32)
+        ctx.save_for_backward(*tensors, *_forward(tensors, routes, out.flatten(1, 2)))
         ctx.routes = routes
-        result: Tensor = out.view(x.shape).to(x.dtype)
+        result: Tensor = out.to(x.dtype)
         return result
 
     @staticmethod
@@ -127,7 +138,7 @@ def _some_routes(x: Tensor, routes: int) -> Iterator[slice]:
 
 
 def _problem(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, some: slice) -> Problem:
-    x, dt, B, C, *weights = tensors
+    x, dt, B, C, *weights = tensors[:8]
     grids = (x[images], *(v[images, :, :, some] for v in (dt, B, C)))
     return Problem.of((*grids, *(w[some] for w in weights)), routes[some], merge=False)
 

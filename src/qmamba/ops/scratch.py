@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,28 +14,47 @@ KEPT = 5 * 2**20  # elements of the largest buffer that is kept between calls
 
 
 class Scratch:
-    """Buffers by name, for one call of an operation; on a processor small ones stay for the thread."""
+    """Buffers by name, for one call of an operation; on a processor small ones stay for the thread, and
+    large ones until the :func:`workspace` ends that the thread is in."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         plain = type(like) is Tensor and like.device.type == "cpu" and not torch.compiler.is_compiling()
-        self._kept = _kept(like.dtype) if plain else {}
-        self._own: dict[str, Tensor] = {}
+        self._kept = _buffers("kept", like.dtype) if plain else {}
+        self._large = _buffers("large", like.dtype) if plain and _depth() else {}
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
         """An uninitialised buffer of this name and shape, valid until the name is asked for again."""
         size = math.prod(shape)
-        buffers = self._kept if size <= KEPT else self._own
+        buffers = self._kept if size <= KEPT else self._large
         buffer = buffers.get(name)
         if buffer is None or buffer.numel() < size:
+            buffers.pop(name, None)
             with torch.inference_mode(False):  # outside of it, tensors made in it cannot be written to
                 buffer = buffers[name] = self._like.new_empty(size)
         return buffer[:size].view(shape)
 
 
+@contextmanager
+def workspace() -> Iterator[None]:
+    """Within it large buffers are used again, too, until the outermost one of the thread ends."""
+    _local.depth = _depth() + 1
+    try:
+        yield
+    finally:
+        _local.depth -= 1
+        if not _local.depth:
+            _local.__dict__.pop("large", None)
+
+
 _local = threading.local()
 
 
-def _kept(dtype: torch.dtype) -> dict[str, Tensor]:
-    by_type: dict[torch.dtype, dict[str, Tensor]] = _local.__dict__.setdefault("buffers", {})
+def _depth() -> int:
+    depth: int = getattr(_local, "depth", 0)
+    return depth
+
+
+def _buffers(which: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    by_type: dict[torch.dtype, dict[str, Tensor]] = _local.__dict__.setdefault(which, {})
     return by_type.setdefault(dtype, {})

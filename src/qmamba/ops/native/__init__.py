@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import BackendError
 
-ABI = 4  # of dispatch.c
+ABI = 5  # of dispatch.c
 HOW_TO_GET_IT = "run `python -m qmamba.ops.native.build`, which needs a C compiler"
 
 

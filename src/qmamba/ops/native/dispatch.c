@@ -5,7 +5,7 @@
 #include "scan.h"
 
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 4 /* raised whenever a structure or a function changes; whoever loads the library checks it */
+#define ABI 5 /* raised whenever a structure or a function changes; whoever loads the library checks it */
 
 extern const qm_scan_functions qm_scan_baseline;
 extern const qm_gate_function qm_gate_baseline;

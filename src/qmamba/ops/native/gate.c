@@ -98,6 +98,7 @@ INLINE void gated_sum(const tile *t) {
     for (int i = 0; i < t->count; i++)
         for (int64_t d = 0; d < t->D; d += VL) {
             vf sum = {0};
+            if (s->onto) sum = load(t, out + i * t->D, d);
             for (int64_t k = 0; k < s->routes; k++)
                 sum += load(t, t->y + k * t->plane + i * t->D, d) * load(t, gates + k * t->D, d);
             store(t, out + i * t->D, d, sum);

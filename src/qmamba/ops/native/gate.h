@@ -9,6 +9,7 @@ typedef struct {
     int64_t images, routes, length, channels;
     int64_t chunk;       /* positions of a task; sums are made per chunk, so it must depend on shapes alone */
     int64_t next;        /* the next task, an atomic counter that starts at 0 */
+    int64_t onto;        /* whether QM_GATE_OUT adds to what is there */
     const float *y;      /* (images, K, L, D) */
     float *mean, *rstd;  /* (images, K, L): of LayerNorm over the channels */
     float *sums;         /* (images, chunks, K, D): what the first pass of either direction adds up */

@@ -18,7 +18,7 @@ ALONE = 2**17  # numbers of all routes that are not worth a second thread
 
 MOMENTS, OUT, G_GATES, ADD_UP, G_Y = range(5)  # the passes, as gate.h has them
 
-_NUMBERS = ("images", "routes", "length", "channels", "chunk", "next")
+_NUMBERS = ("images", "routes", "length", "channels", "chunk", "next", "onto")
 _ARRAYS = ("y", "mean", "rstd", "sums", "gates", "out", "g_out", "g_norm", "g_y")
 
 
@@ -41,12 +41,9 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, rstd, sums[:, 0] / L
 
 
-def gated_sum(y: Tensor, gates: Tensor, out: Tensor | None = None) -> Tensor:
-    """Routes (B, K, L, D) times their gates (B, K, D), summed: (B, L, D)."""
-    B, _, L, D = y.shape
-    out = y.new_empty(B, L, D) if out is None else out
-    _run((OUT,), y, gates=gates, out=out)
-    return out
+def gated_sum(y: Tensor, gates: Tensor, out: Tensor, *, onto: bool = False) -> None:
+    """Routes (B, K, L, D) times their gates (B, K, D), summed: written to out (B, L, D), or added to it."""
+    _run((OUT,), y, onto=onto, gates=gates, out=out)
 
 
 def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
@@ -75,12 +72,12 @@ def routes_gradient(
     return g_y
 
 
-def _run(passes: tuple[int, ...], y: Tensor, **tensors: Tensor) -> None:
+def _run(passes: tuple[int, ...], y: Tensor, onto: bool = False, **tensors: Tensor) -> None:
     library = load()
     assert library.functions.qm_gate_size() == ctypes.sizeof(_Arguments)
     variant = library.variant()
     B, K, L, D = y.shape
-    arguments = _Arguments(B, K, L, D, CHUNK)
+    arguments = _Arguments(B, K, L, D, CHUNK, 0, onto)
     for name, tensor in {"y": y, **tensors}.items():
         assert tensor.is_contiguous() and tensor.dtype == torch.float32
         setattr(arguments, name, tensor.data_ptr())
