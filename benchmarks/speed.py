@@ -51,9 +51,12 @@ def _model(name: str) -> tuple[nn.Module, Forward]:
     import transformers as hf
 
     torch.manual_seed(0)
+    if name.endswith(" compiled"):
+        net, forward = _model(name.removesuffix(" compiled"))
+        return net, torch.compile(forward, fullgraph=name != "swin-t compiled")
     if name == "swin-t":
         config = hf.SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
-        net: nn.Module = hf.SwinModel(config)
+        net = hf.SwinModel(config)
     elif name == "convnext-t":
         net = hf.ConvNextModel(hf.ConvNextConfig())
     elif name == "vit-s":
@@ -66,23 +69,23 @@ def _model(name: str) -> tuple[nn.Module, Forward]:
         arch = "lqmamba-t" if name in ("reference", "lqmamba-t torch") else name
         net = qmamba.create_model(arch).eval()
         forced = {"reference": "reference", "lqmamba-t torch": "torch"}.get(name)
+        if forced is None:
+            return net, lambda x: net(x).mean()
         return net, lambda x: _forced(net, x, forced)
     net.eval()
     return net, lambda x: net(pixel_values=x).last_hidden_state.mean()
 
 
-def _forced(net: nn.Module, x: Tensor, backend: str | None) -> Tensor:
+def _forced(net: nn.Module, x: Tensor, backend: str) -> Tensor:
     before = os.environ.get("QMAMBA_BACKEND")
-    if backend is not None:
-        os.environ["QMAMBA_BACKEND"] = backend
+    os.environ["QMAMBA_BACKEND"] = backend
     try:
         out: Tensor = net(x).mean()
         return out
     finally:
-        if backend is not None:
-            os.environ.pop("QMAMBA_BACKEND")
-            if before is not None:
-                os.environ["QMAMBA_BACKEND"] = before
+        os.environ.pop("QMAMBA_BACKEND")
+        if before is not None:
+            os.environ["QMAMBA_BACKEND"] = before
 
 
 def images_of(case: tuple[int, int, int]) -> Tensor:
@@ -172,20 +175,25 @@ def timed_parts(net: nn.Module, spent: dict[str, float]) -> Iterator[None]:
         kind = _kind(name, module)
         if kind is not None:
             handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop_as(kind))]
-    plain = SS2D.scan
+    plain, plain_conv = SS2D.scan, SS2D._conv_in_place
 
-    def scan(self: SS2D, x: Tensor) -> Tensor:
+    def scan(self: SS2D, x: Tensor, out: Tensor | None = None) -> Tensor:
         inside[0], since = True, time.perf_counter()
-        y = plain(self, x)
+        y = plain(self, x, out)
         spent["scan and gate"] += time.perf_counter() - since
         inside[0] = False
         return y
 
-    SS2D.scan = scan  # type: ignore[method-assign]
+    def conv(self: SS2D, x: Tensor) -> None:
+        since = time.perf_counter()
+        plain_conv(self, x)
+        spent["depthwise conv"] += time.perf_counter() - since
+
+    SS2D.scan, SS2D._conv_in_place = scan, conv  # type: ignore[method-assign]
     try:
         yield
     finally:
-        SS2D.scan = plain  # type: ignore[method-assign]
+        SS2D.scan, SS2D._conv_in_place = plain, plain_conv  # type: ignore[method-assign]
         for handle in handles:
             handle.remove()
 
@@ -201,9 +209,7 @@ def _kind(name: str, module: nn.Module) -> str | None:
         return None
     if isinstance(module, nn.LayerNorm):
         return "norms"
-    if isinstance(module, nn.Linear):
-        return "projections"
-    return "depthwise conv" if isinstance(module, nn.Conv2d) else None
+    return "projections" if isinstance(module, nn.Linear) else None
 
 
 def parts(arch: str, case: tuple[int, int, int], rounds: int) -> dict[str, float]:
@@ -284,7 +290,12 @@ def main() -> None:
         "vit-s",
         "resnet-50",
     ]
-    parser.add_argument("--models", nargs="+", default=every, help="also: reference, and any of our archs")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=every,
+        help='also: reference, any of our archs, and any name with " compiled" after it',
+    )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -297,6 +308,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, float32")
     report: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads, "rounds": args.rounds}
+    torch._dynamo.config.recompile_limit = 64  # types of one model and shapes of every case
     report["models"] = whole_models(models(args.models), args)
     if args.parts:
         report["parts"] = {title: parts("lqmamba-t", CASES[title], args.rounds) for title in args.cases[:2]}

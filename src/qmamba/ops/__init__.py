@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import library as library
 from .gated_scan import gated_scan
 from .route_gate import GateWeights, gate_routes
 from .routes import Route, cross_scan_routes, local_scan_routes

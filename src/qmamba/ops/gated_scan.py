@@ -22,6 +22,7 @@ from .routes import Route
 from .scratch import KEPT, Scratch
 from .selective_scan import selective_scan
 from .selective_scan.native import Problem
+from .traced import compiling, traced_gated_scan
 
 
 def gated_scan(
@@ -53,13 +54,15 @@ def gated_scan(
         BackendError: ``QMAMBA_BACKEND`` names no backend, or the native one and that is not built.
     """
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D, *gate)
+    if compiling():
+        return traced_gated_scan(tensors, routes)
     if x.numel() and not x.is_meta and choose(tensors) == "native":
         native.load()
         if usable(tensors):
             if out is not None and out.dtype == torch.float32:
                 _forward(tensors, tuple(routes), out.flatten(1, 2))
                 return out
-            y: Tensor = _NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
+            y: Tensor = NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
             return y if out is None else out.copy_(y)
     y = selective_scan(
         x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=False
@@ -87,7 +90,7 @@ def _forward(
     return mean, rstd, pooled
 
 
-class _NativeGatedScan(torch.autograd.Function):
+class NativeGatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         tensors, routes = args[:14], args[14]

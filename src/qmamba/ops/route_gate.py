@@ -43,7 +43,7 @@ def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
     """
     if y.is_meta:
         return y[:, 0]
-    out: Tensor = _GateRoutes.apply(y, *gate)  # type: ignore[no-untyped-call]
+    out: Tensor = GatedSum.apply(y, *gate)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -54,7 +54,7 @@ def route_gates(pooled: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return F.linear(F.gelu(F.linear(mean, reduce_weight, reduce_bias)), expand_weight, expand_bias).sigmoid()
 
 
-class _GateRoutes(torch.autograd.Function):
+class GatedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, *weights: Tensor) -> Tensor:
         B, K, H, W, D = y.shape
@@ -108,9 +108,22 @@ class _GateRoutes(torch.autograd.Function):
 def gates_backward(
     pooled: Tensor, weights: Sequence[Tensor], g_gates: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gates again, and the gradients of ``pooled`` and of the weights: K small vectors an image."""
-    with torch.enable_grad():
-        leaves = [v.detach().to(pooled.dtype).requires_grad_() for v in (pooled, *weights)]
-        gates = route_gates(leaves[0], leaves[1:])
-        g_pooled, *g_weights = torch.autograd.grad(gates, leaves, g_gates)
-    return gates.detach(), g_pooled, [g.to(w.dtype) for g, w in zip(g_weights, weights, strict=True)]
+    """The gates (…, D) again, and the gradients of ``pooled`` and of the weights, step by step: within an
+    operator of torch's library nothing is recorded."""
+    norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias = (
+        w.detach().to(pooled.dtype) for w in weights
+    )
+    shape, pooled = pooled.shape, pooled.detach().flatten(0, -2)
+    mean = pooled * norm_weight + norm_bias
+    hidden = F.linear(mean, reduce_weight, reduce_bias)
+    active = F.gelu(hidden)
+    gates = F.linear(active, expand_weight, expand_bias).sigmoid()
+    g_logits = g_gates.flatten(0, -2) * gates * (1 - gates)
+    g_hidden = torch.ops.aten.gelu_backward(g_logits @ expand_weight, hidden)
+    g_mean = g_hidden @ reduce_weight
+    g_weights = (
+        (g_mean * pooled).sum(0), g_mean.sum(0), g_hidden.T @ mean, g_hidden.sum(0),
+        g_logits.T @ active, g_logits.sum(0),
+    )  # fmt: skip
+    converted = [g.to(w.dtype) for g, w in zip(g_weights, weights, strict=True)]
+    return gates.view(shape), (g_mean * norm_weight).view(shape), converted

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..backend import choose
 from ..routes import Route
+from ..traced import compiling, traced_scan
 from .native import selective_scan_native
 from .reference import selective_scan_reference
 from .torch import selective_scan_torch
@@ -77,6 +78,8 @@ def selective_scan(
     """
     _check_shapes(x, dt, B, C, dt_weight, dt_bias, A, D, routes)
     name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
+    if compiling() and name != "reference":
+        return traced_scan((x, dt, B, C, dt_weight, dt_bias, A, D), routes, merge, backend)
     if x.is_meta:  # shapes without data: what counting and planning need
         return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
     return _BACKENDS[name](

@@ -64,11 +64,11 @@ def selective_scan_native(
         return selective_scan_torch(
             x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=merge
         )
-    y: Tensor = _NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
+    y: Tensor = NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
     return y
 
 
-class _NativeScan(torch.autograd.Function):
+class NativeScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         tensors, (routes, merge) = args[:8], args[8:]

@@ -42,7 +42,7 @@ def selective_scan_torch(
 ) -> Tensor:
     """See :func:`qmamba.ops.selective_scan`."""
     args = (x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)
-    y: Tensor = _SelectiveScan.apply(*args)  # type: ignore[no-untyped-call]
+    y: Tensor = TorchScan.apply(*args)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -208,7 +208,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-class _SelectiveScan(torch.autograd.Function):
+class TorchScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         tensors, (routes, merge) = args[:8], args[8:]
