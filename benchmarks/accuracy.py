@@ -6,7 +6,8 @@ r"""How well scores agree with people: our model beside its peers, on the same i
 
 Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
 bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
-fold is measured by default; its test fold only with --test, once per released model.
+fold is measured by default; its test fold only with --test, once per released model. With --kept the peers'
+scores stay in a folder, and are not computed again by a later run; our own always are.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def ours(model: str) -> Peer:
 
 def peers(args: argparse.Namespace) -> dict[str, Peer]:
     """Those that can be had here; the reason for what is missing is printed."""
-    found: dict[str, Peer] = {Path(model).name or model: ours(model) for model in args.model}
+    found: dict[str, Peer] = {Path(m).name or m: ours(m) for m in args.model if m not in args.without}
     makers = {"brisque": brisque}
     if args.biq2021 is not None:
         train, val = (read_biq2021(args.biq2021, [fold]) for fold in ("train", "val"))
@@ -49,6 +50,28 @@ def peers(args: argparse.Namespace) -> dict[str, Peer]:
         except ImportError as error:
             print(f"without {name}: {error}")
     return found
+
+
+class Kept:
+    """Scores by peer and photograph, those of the peers also on disk if there is a folder for them."""
+
+    def __init__(self, folder: Path | None, own: Sequence[str]) -> None:
+        self.folder, self.own = folder, {Path(m).name or m for m in own}
+        self.known: dict[str, dict[str, float]] = {}
+
+    def scores(self, name: str, peer: Peer, paths: Sequence[Path]) -> np.ndarray:
+        """Those of a peer, which is asked for what is not known yet: parts of a set are not scored again."""
+        file = None if self.folder is None or name in self.own else self.folder / f"{name}.json"
+        if name not in self.known:
+            self.known[name] = json.loads(file.read_text("utf-8")) if file and file.exists() else {}
+        known = self.known[name]
+        new = [p for p in paths if str(p) not in known]
+        if new:
+            known |= {str(p): float(v) for p, v in zip(new, peer(new), strict=True)}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(known), encoding="utf-8")
+        return np.array([known[str(p)] for p in paths])
 
 
 def sets(args: argparse.Namespace) -> dict[str, list[Rated]]:
@@ -101,18 +124,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, help="teacher.safetensors, to measure it as well")
     parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
     parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
+    parser.add_argument("--kept", type=Path, help="folder for the scores of the peers")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     args.model = args.model or ["lqmamba-n"]
     chosen, report = peers(args), {}
     base = "lite0-ridge" if "lite0-ridge" in chosen else None
-    known: dict[tuple[str, Path], float] = {}
+    kept = Kept(args.kept, args.model)
     for title, rated in sets(args).items():
         paths = [r.path for r in rated]
-        for name, peer in chosen.items():
-            new = [p for p in paths if (name, p) not in known]  # parts of a set are not scored again
-            known |= {(name, p): v for p, v in zip(new, peer(new) if new else [], strict=True)}
-        scores = {name: np.array([known[name, p] for p in paths]) for name in chosen}
+        scores = {name: kept.scores(name, peer, paths) for name, peer in chosen.items()}
         report[title] = {"n": len(rated), **intervals(scores, np.array([r.mos for r in rated]), base)}
         print(f"{title} ({len(rated)})")
         for name in chosen:
