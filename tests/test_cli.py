@@ -27,6 +27,7 @@ from qmamba.cli._find import IMAGE_SUFFIXES, find_images, natural
 from qmamba.cli._rows import Format, Row, footer, header, render
 from qmamba.cli.score import score
 from qmamba.models import create_model
+from qmamba.ops import native
 from qmamba.scorer import DEFAULT_MODEL
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX names and signals")
@@ -340,6 +341,19 @@ def test_models() -> None:
     for row in rows:
         assert row["parameters"] > 0 and row["protocol"] in ("grid", "random", "whole", "scales")
         assert f"{row['parameters']:,}" in table.stdout and row["name"] in table.stdout
+
+
+def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(run("env", "--format", "json").stdout)
+    assert found["qmamba"] == qmamba.__version__ and found["threads"] >= 1
+    assert found["backends"] == [backend._asdict() for backend in qmamba.backends()]
+    usable = {backend.name: backend.usable for backend in qmamba.backends()}
+    assert usable["torch"] and usable["reference"]
+    monkeypatch.setattr(native, "FOLDER", Path("/nowhere"))
+    text = run("env")
+    assert text.exit_code == 0
+    assert "backend native    no  the native backend is not built" in text.stdout
+    assert "backend torch     yes" in text.stdout
 
 
 # --- pipes, signals, terminals ---

@@ -11,6 +11,7 @@ from . import convert, errors, metrics
 from ._distort import distort, list_distortions
 from ._version import __version__
 from .models import count, create_model, list_archs
+from .ops.backend import backends
 from .protocol import Protocol
 from .registry import list_models
 from .scorer import Scorer, load, score
@@ -19,6 +20,7 @@ __all__ = [
     "Protocol",
     "Scorer",
     "__version__",
+    "backends",
     "convert",
     "count",
     "create_model",

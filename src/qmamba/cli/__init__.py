@@ -1,4 +1,4 @@
-"""The command line: `qmamba score`, `models`, `evaluate`, `train`, `photos` and `distort`."""
+"""The command line: `qmamba score`, `models`, `evaluate`, `train`, `photos`, `distort` and `env`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from qmamba._version import __version__
 from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
 from qmamba.cli.distort import distort
+from qmamba.cli.env import env
 from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from qmamba.cli.evaluate import evaluate
 from qmamba.cli.models import models
@@ -52,6 +53,7 @@ def _build() -> typer.Typer:
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
+    application.command()(env)
     return application
 
 

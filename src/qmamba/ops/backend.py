@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,36 @@ from ..errors import BackendError
 from . import native
 
 BACKENDS = ("torch", "native", "reference")
+
+
+class Backend(NamedTuple):
+    """An implementation of the scan: its name, whether it can be used here, and what it is, or why not."""
+
+    name: str
+    usable: bool
+    note: str
+
+
+def backends() -> list[Backend]:
+    """The implementations of the scan, in the order in which they are preferred.
+
+    ``QMAMBA_BACKEND`` chooses one of them; otherwise it is the first that takes the tensors at hand.
+
+    >>> import qmamba
+    >>> [backend.name for backend in qmamba.backends()]
+    ['native', 'torch', 'reference']
+    """
+    try:
+        variants = native.load().variants
+        variant = variants[native.load().indices.index(native.load().variant())]
+        kernel = Backend("native", True, f"C for processors, {variant}; eager and compiled")
+    except BackendError as error:
+        kernel = Backend("native", False, str(error))
+    return [
+        kernel,
+        Backend("torch", True, "torch's own operations, on any device"),
+        Backend("reference", True, "a plain loop, slow: what the others are tested against"),
+    ]
 
 
 def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
