@@ -1,4 +1,4 @@
-"""The command line: `qmamba score`, `models`, `evaluate`, `train`, `photos`, `distort` and `env`."""
+"""The command line: `qmamba score`, and what lies around it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from qmamba.cli.distort import distort
 from qmamba.cli.env import env
 from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from qmamba.cli.evaluate import evaluate
+from qmamba.cli.export import EPILOG as EXPORT_EPILOG
+from qmamba.cli.export import export
 from qmamba.cli.models import models
 from qmamba.cli.photos import EPILOG as PHOTOS_EPILOG
 from qmamba.cli.photos import photos
@@ -53,6 +55,7 @@ def _build() -> typer.Typer:
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
+    application.command(no_args_is_help=True, epilog=EXPORT_EPILOG)(export)
     application.command()(env)
     return application
 
