@@ -6,13 +6,14 @@ r"""How well scores agree with people: our model beside its peers, on the same i
 
 Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
 bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
-fold is measured by default; its test fold only with --test, once per released model. With --kept the peers'
-scores stay in a folder, and are not computed again by a later run; our own always are.
+fold is measured by default; its test fold only with --test, once per released model. With --kept all scores
+stay in a folder, and a later run computes only what it lacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +29,19 @@ from qmamba.metrics import plcc, srcc
 RESAMPLES = 1000
 
 
-def ours(model: str) -> Peer:
+def ours(model: str) -> tuple[str, Peer]:
+    """A model of ours under its name and a mark of all that its scores hang on."""
     scorer = qmamba.load(model)
-    return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
+    config = scorer.config
+    parts = config.weights_sha256, config.preprocessing, config.protocol, config.calibration
+    mark = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    peer = lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)  # noqa: E731
+    return f"{config.name} {mark}", peer
 
 
 def peers(args: argparse.Namespace) -> dict[str, Peer]:
     """Those that can be had here; the reason for what is missing is printed."""
-    found: dict[str, Peer] = {Path(m).name or m: ours(m) for m in args.model if m not in args.without}
+    found: dict[str, Peer] = dict(ours(model) for model in args.model if model not in args.without)
     makers = {"brisque": brisque}
     if args.biq2021 is not None:
         train, val = (read_biq2021(args.biq2021, [fold]) for fold in ("train", "val"))
@@ -53,15 +59,15 @@ def peers(args: argparse.Namespace) -> dict[str, Peer]:
 
 
 class Kept:
-    """Scores by peer and photograph, those of the peers also on disk if there is a folder for them."""
+    """Scores by peer and photograph, on disk too if there is a folder for them."""
 
-    def __init__(self, folder: Path | None, own: Sequence[str]) -> None:
-        self.folder, self.own = folder, {Path(m).name or m for m in own}
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
         self.known: dict[str, dict[str, float]] = {}
 
     def scores(self, name: str, peer: Peer, paths: Sequence[Path]) -> np.ndarray:
         """Those of a peer, which is asked for what is not known yet: parts of a set are not scored again."""
-        file = None if self.folder is None or name in self.own else self.folder / f"{name}.json"
+        file = None if self.folder is None else self.folder / f"{name}.json"
         if name not in self.known:
             self.known[name] = json.loads(file.read_text("utf-8")) if file and file.exists() else {}
         known = self.known[name]
@@ -124,13 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, help="teacher.safetensors, to measure it as well")
     parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
     parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
-    parser.add_argument("--kept", type=Path, help="folder for the scores of the peers")
+    parser.add_argument("--kept", type=Path, help="folder for the scores, to go on from")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     args.model = args.model or ["lqmamba-n"]
     chosen, report = peers(args), {}
     base = "lite0-ridge" if "lite0-ridge" in chosen else None
-    kept = Kept(args.kept, args.model)
+    kept = Kept(args.kept)
     for title, rated in sets(args).items():
         paths = [r.path for r in rated]
         scores = {name: kept.scores(name, peer, paths) for name, peer in chosen.items()}
@@ -138,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{title} ({len(rated)})")
         for name in chosen:
             row = report[title][name]
-            line = f"  {name:14s} SRCC {row['srcc']:.3f} [{row['srcc_low']:.3f}, {row['srcc_high']:.3f}]"
+            line = f"  {name:22s} SRCC {row['srcc']:.3f} [{row['srcc_low']:.3f}, {row['srcc_high']:.3f}]"
             line += f"  PLCC {row['plcc']:.3f} [{row['plcc_low']:.3f}, {row['plcc_high']:.3f}]"
             if "gain" in row:
                 line += (
