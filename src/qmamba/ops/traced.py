@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from .routes import Route
 
-_wanted: ContextVar[bool] = ContextVar("_wanted", default=False)
+_translators = 0  # how many are at work; a plain number, since torch.compile reads it while it traces
 
 
 @contextmanager
 def as_operators() -> Iterator[None]:
     """Within it ``torch.export`` is given operators as well, for who translates them into something else."""
-    token = _wanted.set(True)
+    global _translators
+    _translators += 1
     try:
         yield
     finally:
-        _wanted.reset(token)
+        _translators -= 1
 
 
 def compiling() -> bool:
     """Whether ``torch.compile`` is tracing: it takes the scans as operators. ``torch.export``, whose programs
     should run without this library, is given torch's operations instead."""
-    if _wanted.get():
+    if _translators:
         return True
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return bool(torch.compiler.is_compiling() and exporting is not None and not exporting())
