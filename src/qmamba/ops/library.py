@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from .backend import choose, usable
 from .gated_scan import NativeGatedScan, gated_scan
@@ -69,13 +69,13 @@ def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in tensors]
 
 
-@torch.library.custom_op("qmamba::selective_scan", mutates_args=())
+@custom_op("qmamba::selective_scan", mutates_args=())
 def scan_operator(tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str) -> Tensor:
     """:func:`selective_scan`."""
     return _scan(tensors, routes, merge, backend).contiguous()
 
 
-@torch.library.custom_op("qmamba::selective_scan_backward", mutates_args=())
+@custom_op("qmamba::selective_scan_backward", mutates_args=())
 def scan_backward_operator(
     g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str
 ) -> list[Tensor]:
@@ -84,13 +84,13 @@ def scan_backward_operator(
     return _run(function, *tensors, _routes_of(routes), merge)[1](g_out)
 
 
-@torch.library.custom_op("qmamba::gated_scan", mutates_args=())
+@custom_op("qmamba::gated_scan", mutates_args=())
 def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
     """:func:`gated_scan`."""
     return _gated(tensors, routes).contiguous()
 
 
-@torch.library.custom_op("qmamba::gated_scan_backward", mutates_args=())
+@custom_op("qmamba::gated_scan_backward", mutates_args=())
 def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> list[Tensor]:
     """Its gradients of all tensors."""
     if _native(tensors, "auto"):
