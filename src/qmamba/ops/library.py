@@ -1,8 +1,8 @@
 """The scans as operators of torch's library: ``torch.compile`` takes each of them whole, without looking
 inside, and runs in its place what eager mode would run, the native kernel or torch's loop over rows.
 
-Routes go through an operator's schema as numbers, three a route. The backward is an operator of its own,
-which makes the forward once more: nothing but inputs is kept.
+Routes go through an operator's schema as numbers, three a route. The backward is an operator of its own, and
+nothing but inputs is kept for it: that of the gated scan makes its forward once more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def _run(function: Any, *args: Any) -> tuple[Tensor, Callable[[Tensor], list[Ten
     """The forward of an ``autograd.Function``, and its backward as a function of the cotangent."""
     context = _Context()
     out: Tensor = function.forward(context, *args)
-    return out, lambda g: [v.contiguous() for v in function.backward(context, g) if v is not None]
+    return out, lambda g: _gradients(function, context, g)
+
+
+def _gradients(function: Any, context: _Context, g_out: Tensor) -> list[Tensor]:
+    return [g.contiguous() for g in function.backward(context, g_out) if g is not None]
 
 
 def _native(tensors: Sequence[Tensor], backend: str) -> bool:
@@ -81,7 +85,10 @@ def scan_backward_operator(
 ) -> list[Tensor]:
     """Its gradients of all tensors."""
     function: Any = NativeScan if _native(tensors, backend) else TorchScan
-    return _run(function, *tensors, _routes_of(routes), merge)[1](g_out)
+    context = _Context()  # as its forward leaves it, which keeps nothing but inputs
+    context.save_for_backward(*tensors)
+    context.routes, context.merge = _routes_of(routes), merge
+    return _gradients(function, context, g_out)
 
 
 @custom_op("qmamba::gated_scan", mutates_args=())
