@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 from ..errors import BackendError
 from . import native
 
-BACKENDS = ("torch", "native", "reference")
+BACKENDS = ("torch", "native", "triton", "reference")
+HALVES_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Backend(NamedTuple):
@@ -30,7 +33,7 @@ def backends() -> list[Backend]:
 
     >>> import qmamba
     >>> [backend.name for backend in qmamba.backends()]
-    ['native', 'torch', 'reference']
+    ['triton', 'native', 'torch', 'reference']
     """
     try:
         variants = native.load().variants
@@ -38,7 +41,9 @@ def backends() -> list[Backend]:
         kernel = Backend("native", True, f"C for processors, {variant}; eager and compiled")
     except BackendError as error:
         kernel = Backend("native", False, str(error))
+    reason = no_triton()
     return [
+        Backend("triton", reason is None, reason or "Triton, for tensors on a GPU"),
         kernel,
         Backend("torch", True, "torch's own operations, on any device"),
         Backend("reference", True, "a plain loop, slow: what the others are tested against"),
@@ -47,33 +52,71 @@ def backends() -> list[Backend]:
 
 def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     """The name of the backend for these tensors: the one given, else the one that the variable
-    ``QMAMBA_BACKEND`` names, else native where :func:`usable`, else torch.
+    ``QMAMBA_BACKEND`` names, else triton on a GPU and native on a processor where they can be used, else
+    torch. On a GPU that is warned of, once.
 
     Raises:
-        BackendError: there is none of that name.
+        BackendError: there is none of that name, or it is triton and that cannot take these tensors.
     """
     name = os.environ.get("QMAMBA_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
-        return "native" if usable(tensors) else "torch"
+        if not tensors[0].is_cuda:
+            return "native" if usable(tensors) else "torch"
+        return "torch" if _watched() or _falls_back(no_triton(tensors)) else "triton"
     if name not in BACKENDS:
         raise BackendError(f"unknown scan backend {name!r}: choose one of {', '.join(['auto', *BACKENDS])}")
+    if name == "triton" and (reason := no_triton(tensors)) is not None:
+        raise BackendError(f"the triton backend cannot be used: {reason}")
     return name
+
+
+def no_triton(tensors: Sequence[Tensor] = ()) -> str | None:
+    """Why Triton's kernels cannot be used here, or for these tensors; None if they can."""
+    if _triton_missing() is not None:
+        return _triton_missing()
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"  # on a processor, for tests
+    if not (interpreted or torch.cuda.is_available()):
+        return "torch sees no GPU"
+    if not interpreted and not all(t.is_cuda for t in tensors):
+        return "not all tensors are on a GPU"
+    if tensors and tensors[0].dtype not in HALVES_AND_FLOAT:
+        return f"it does not compute in {str(tensors[0].dtype).removeprefix('torch.')}"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _triton_missing() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed"
+    return (
+        None if hasattr(triton.language, "gather") else f"triton {triton.__version__} is too old: needs 3.3"
+    )
+
+
+@lru_cache(maxsize=8)
+def _falls_back(reason: str | None) -> bool:
+    """Whether there is a reason against Triton; each is warned of once."""
+    if reason is not None:
+        warnings.warn(f"the scan runs in plain torch on the GPU, which is slow: {reason}", stacklevel=4)
+    return reason is not None
 
 
 def usable(tensors: Sequence[Tensor]) -> bool:
     """Whether the native kernels can take these arguments here and now: plain CPU tensors that nobody
     traces, the first of any floating dtype but float64, and a library that is there."""
     x = tensors[0]
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return False
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or _dispatched():
+    if x.device.type != "cpu" or x.dtype not in HALVES_AND_FLOAT or _watched():
         return False
     return native.available() and all(
         type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors
     )
 
 
-def _dispatched() -> bool:
-    """Whether a mode (a tracer, a counter of operations) wants to see every operation."""
+def _watched() -> bool:
+    """Whether somebody wants to see every operation: a tracer, or a mode such as a counter of operations."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
     depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return bool(depth is not None and depth())

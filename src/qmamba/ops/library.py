@@ -20,6 +20,7 @@ from .routes import Route
 from .selective_scan import selective_scan
 from .selective_scan.native import NativeScan
 from .selective_scan.torch import TorchScan
+from .selective_scan.triton import TritonScan
 
 
 def _routes_of(numbers: Sequence[int]) -> tuple[Route, ...]:
@@ -46,6 +47,7 @@ def _gated(tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
 class _Context:
     """What an ``autograd.Function`` keeps for its backward: within an operator there is no autograd."""
 
+    needs_input_grad = (True,)
     saved_tensors: tuple[Tensor, ...] = ()
     routes: tuple[Route, ...] = ()
     merge: bool = True
@@ -65,8 +67,12 @@ def _gradients(function: Any, context: _Context, g_out: Tensor) -> list[Tensor]:
     return [g.contiguous() for g in function.backward(context, g_out) if g is not None]
 
 
-def _native(tensors: Sequence[Tensor], backend: str) -> bool:
-    return choose(tensors, backend) == "native" and usable(tensors)
+def _function(tensors: Sequence[Tensor], backend: str) -> Any:
+    """The ``autograd.Function`` of the backend for these tensors."""
+    name = choose(tensors, backend)
+    if name == "native" and usable(tensors):
+        return NativeScan
+    return TritonScan if name == "triton" else TorchScan
 
 
 def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -84,11 +90,10 @@ def scan_backward_operator(
     g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str
 ) -> list[Tensor]:
     """Its gradients of all tensors."""
-    function: Any = NativeScan if _native(tensors, backend) else TorchScan
     context = _Context()  # as its forward leaves it, which keeps nothing but inputs
     context.save_for_backward(*tensors)
     context.routes, context.merge = _routes_of(routes), merge
-    return _gradients(function, context, g_out)
+    return _gradients(_function(tensors, backend), context, g_out)
 
 
 @custom_op("qmamba::gated_scan", mutates_args=())
@@ -100,9 +105,10 @@ def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
 @custom_op("qmamba::gated_scan_backward", mutates_args=())
 def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> list[Tensor]:
     """Its gradients of all tensors."""
-    if _native(tensors, "auto"):
+    function = _function(tensors, "auto")
+    if function is NativeScan:
         return _run(NativeGatedScan, *tensors, _routes_of(routes))[1](g_out)
-    y, scan_backward = _run(TorchScan, *tensors[:8], _routes_of(routes), False)
+    y, scan_backward = _run(function, *tensors[:8], _routes_of(routes), False)
     g_y, *g_gate = _run(GatedSum, y, *tensors[8:])[1](g_out)
     return [*scan_backward(g_y), *g_gate]
 

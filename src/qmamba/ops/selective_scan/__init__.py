@@ -12,11 +12,13 @@ from ..traced import compiling, traced_scan
 from .native import selective_scan_native
 from .reference import selective_scan_reference
 from .torch import selective_scan_torch
+from .triton import selective_scan_triton
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
     "torch": selective_scan_torch,
     "native": selective_scan_native,
+    "triton": selective_scan_triton,
 }
 
 
@@ -55,16 +57,16 @@ def selective_scan(
         routes: K routes, see :mod:`qmamba.ops.routes`.
         merge: sum the routes' outputs; otherwise they are stacked.
         backend: ``"torch"`` (any device; a backward that recomputes the states), ``"native"`` (the same in
-            C, the fastest on a CPU; float64 goes to torch's), ``"reference"`` (a plain loop) or ``"auto"``:
-            what the variable ``QMAMBA_BACKEND`` names, else native where it is built and takes these
-            tensors, else torch's.
+            C, the fastest on a CPU; float64 goes to torch's), ``"triton"`` (the same on a GPU),
+            ``"reference"`` (a plain loop) or ``"auto"``: what the variable ``QMAMBA_BACKEND`` names, else
+            triton or native where they can be used and take these tensors, else torch's.
 
     Returns:
         (B, H, W, D), or (B, K, H, W, D) without ``merge``, in the dtype of ``x``. State and accumulation
         are float32 for half-precision input, also under autocast, and float64 for float64 input.
 
     Raises:
-        BackendError: the backend is not known, or it is the native one and that is not built.
+        BackendError: the backend is not known, or it cannot be used here.
         ValueError: shapes do not fit together.
 
     >>> import torch

@@ -108,7 +108,7 @@ class Problem:
     def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...], merge: bool) -> Problem:
         x, dt, B, C, weight, bias, A, D = (t.detach().to(torch.float32) for t in tensors)
         return cls(
-            x.contiguous(), _rows(dt), _rows(B), _rows(C), weight.transpose(1, 2).contiguous(),
+            x.contiguous(), rows(dt), rows(B), rows(C), weight.transpose(1, 2).contiguous(),
             bias.contiguous(), (A.transpose(1, 2) * LOG2E).contiguous(), D.contiguous(), routes, merge,
         )  # fmt: skip
 
@@ -166,7 +166,7 @@ class Problem:
         return g_x, g_dt, g_B, g_C, g_weight.transpose(1, 2), g_bias, g_A.transpose(1, 2), g_D
 
 
-def _rows(v: Tensor) -> Tensor:
+def rows(v: Tensor) -> Tensor:
     """v (B, H, W, K, ·) with neighbouring last elements and positions one stride apart."""
     tidy = v.stride(4) == 1 and v.stride(1) == v.stride(2) * v.shape[2]
     return v if tidy else v.contiguous()

@@ -1,0 +1,158 @@
+r"""What the scan's kernels take of a GPU, compiled ahead of time: no GPU is needed.
+
+    python benchmarks/gpu_resources.py --markdown
+    python benchmarks/gpu_resources.py --targets sm_90 --ranks 12 --json resources.json
+
+For each kernel and all constants that dispatch can pick for the library's models: registers a thread, bytes
+of shared memory a program, bytes a thread spills. Needs triton, which brings its own assembler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qmamba.ops import Route, cross_scan_routes
+from qmamba.ops.selective_scan.triton import CARRIES, GROUP, LANES, LANES_BACK, block, constants, pairs
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ⌈C / 16⌉ of every stage of every model
+POINTERS = {"x", "gy", "dt", "B", "C", "y", "g_x"}  # of the features' dtype; the others are float32
+NUMBERS = {"H", "W", "D", "chunk", "chunks", "tiles", "lanes"}
+
+
+class Usage(NamedTuple):
+    target: str
+    kernel: str
+    dtype: str
+    rank: int
+    states: int
+    registers: int
+    shared: int
+    spilled: int
+
+
+def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTarget) -> Any:
+    """A kernel for a target, with pointers and D in multiples of 16, as they are in all models."""
+    options = {"num_warps": constants_["num_warps"]}
+    known = {name: value for name, value in constants_.items() if name in kernel.arg_names}
+    signature = {}
+    for name in kernel.arg_names:
+        whole = name in NUMBERS or name.endswith(("_image", "_position", "_route"))
+        signature[name] = (
+            "constexpr" if name in known else "i32" if whole else f"*{dtype if name in POINTERS else 'fp32'}"
+        )
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name == "D"
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=known, attrs=aligned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return triton.compile(source, target=target, options=options)
+
+
+def resources(binary: Any) -> tuple[int, int, int]:
+    """Registers, shared memory, spills."""
+    if "cubin" in binary.asm:
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "kernel.cubin"
+            file.write_bytes(binary.asm["cubin"])
+            text = subprocess.run(
+                [tool, "-res-usage", file], capture_output=True, text=True, check=True
+            ).stdout
+        found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+        return int(found["REG"]), binary.metadata.shared, int(found["STACK"]) + int(found["LOCAL"])
+    text = binary.asm["amdgcn"]
+    registers, spilled = (
+        max(map(int, re.findall(rf"\.{name}:\s+(\d+)", text))) for name in ("vgpr_count", "vgpr_spill_count")
+    )
+    return registers, binary.metadata.shared, 4 * spilled
+
+
+def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
+    sizes = (states,)
+    wide, narrow = block(LANES, sizes), block(LANES_BACK, sizes)
+    window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
+    for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
+        forward = constants(pair, 4, rank, states, wide)
+        backward = constants(pair, 4, rank, states, narrow)
+        last = {"MERGE": True, "FIRST": False, "LAST": True}
+        apart = {"MERGE": False, "FIRST": True, "LAST": True}
+        how = last if routes == "cross" else apart  # what models use: windows have a gate
+        yield f"chunks, {routes}", "chunks_kernel", forward | {"ADJOINT": False}
+        yield f"chunks back, {routes}", "chunks_kernel", forward | {"ADJOINT": True}
+        yield f"forward, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": False}
+        yield f"forward, kept, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": True}
+        yield f"backward, {routes}", "backward_kernel", backward | how | {"GROUP": GROUP}
+    yield "carries", "carries_kernel", {"REVERSED": 12, "K": 4, "LANES": CARRIES, "num_warps": 4}
+
+
+def table(usages: list[Usage]) -> str:
+    """Markdown, one row for each kernel, with the largest numbers over all that was compiled."""
+    rows = ["| kernel | " + " | ".join(TARGETS) + " |", "|---|" + "---|" * len(TARGETS)]
+    for kernel in dict.fromkeys(u.kernel for u in usages):
+        cells = []
+        for target in TARGETS:
+            those = [u for u in usages if (u.kernel, u.target) == (kernel, target)]
+            most = (max((u[i] for u in those), default=0) for i in (5, 6, 7))
+            cells.append(" / ".join(map(str, most)) if those else "–")
+        rows.append(f"| {kernel} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
+    parser.add_argument("--states", nargs="+", type=int, default=[1])
+    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16", "fp16"], default=["bf16", "fp32"])
+    parser.add_argument("--kernels", default="", help="only those whose names contain this")
+    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the largest numbers as a table")
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        sys.exit("unset TRITON_INTERPRET: kernels are to be compiled")
+    kernels = importlib.import_module("qmamba.ops.selective_scan.triton_kernels")
+    usages = []
+    for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):
+        for name, function, known in configurations(rank, states):
+            if args.kernels not in name:
+                continue
+            if target.startswith("gfx"):
+                known = known | {"PRECISION": "ieee"}
+            binary = compiled(getattr(kernels, function), known, dtype, TARGETS[target])
+            usages.append(Usage(target, name, dtype, rank, states, *resources(binary)))
+            print(*usages[-1], sep="\t", file=sys.stderr)
+    if args.json:
+        args.json.write_text(json.dumps([u._asdict() for u in usages], indent=1), encoding="utf-8")
+    if args.markdown:
+        print(table(usages))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The selective scan on a GPU: what its kernels in Triton are launched with, and the sums they leave.
+
+Routes that visit the same positions in opposite orders are walked by one launch. A walk is cut into chunks,
+so that a single image fills the card and what a chunk reads is still near when it is read again; what enters
+each chunk is found first, from what every chunk does to a state of zero. Nothing here adds up in an order
+that varies: same input, same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..routes import Route
+from .native import rows
+from .torch import LOG2E
+
+LANES = 64  # channels times states that a program works on together, forwards
+LANES_BACK = 16  # and backwards, where more is held in registers
+GROUP = 128  # channels whose sums a program adds up backwards, one block after the other
+CHUNK = 512  # steps, at most, that are walked one after the other
+PROGRAMS = 1024  # that there should be, where the shapes allow it
+CARRIES = 128  # lanes of a program that carries states from chunk to chunk
+
+
+class Team(NamedTuple):
+    """How a program works: steps that are scanned together, and warps."""
+
+    tile: int
+    warps: int
+
+    @classmethod
+    def of(cls, states: int) -> Team:
+        """By states per channel: with more lanes fewer steps fit into registers."""
+        return cls(32, 8) if states == 1 else cls(16, 8)
+
+
+class Pair(NamedTuple):
+    """The indices of two routes over one order of positions, forwards and reversed; -1 if there is none."""
+
+    forward: int
+    reverse: int
+    route: Route
+
+
+def pairs(routes: Sequence[Route]) -> list[Pair]:
+    """All routes, two at a time.
+
+    >>> pairs([Route("row"), Route("column"), Route("row", reverse=True)])
+    [Pair(forward=0, reverse=2, route=Route(axis='row', window=None, reverse=False)), \
+Pair(forward=1, reverse=-1, route=Route(axis='column', window=None, reverse=False))]
+    """
+    ways: dict[Route, tuple[list[int], list[int]]] = {}
+    for k, route in enumerate(routes):
+        ways.setdefault(route.forward, ([], []))[route.reverse].append(k)
+    return [
+        Pair(*both, route)
+        for route, indices in ways.items()
+        for both in itertools.zip_longest(*indices, fillvalue=-1)
+    ]
+
+
+def selective_scan_triton(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[Route],
+    merge: bool = True,
+) -> Tensor:
+    """See :func:`qmamba.ops.selective_scan`."""
+    y: Tensor = TritonScan.apply(x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)  # type: ignore[no-untyped-call]
+    return y
+
+
+class TritonScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, (routes, merge) = args[:8], args[8:]
+        ctx.routes, ctx.merge = routes, merge
+        with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
+            y, entering = Problem.of(tensors, routes, merge).forward(keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*tensors, *([] if entering is None else [entering]))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+        tensors, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        with torch.cuda.device_of(gy):  # type: ignore[no-untyped-call]
+            problem = Problem.of(tensors, ctx.routes, ctx.merge)
+            grads = problem.backward(gy, kept[0] if kept else problem.entering())
+        return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of the op, laid out as the kernels take them."""
+
+    x: Tensor  # (B, H, W, D), contiguous
+    dt: Tensor  # (B, H, W, K, R), positions one stride apart
+    B: Tensor  # (B, H, W, K, N)
+    C: Tensor  # (B, H, W, K, N)
+    weight: Tensor  # (K, R, D), float32 as all weights
+    bias: Tensor  # (K, D)
+    A: Tensor  # (K, D, N), times log2 e
+    D: Tensor  # (K, D)
+    pairs: list[Pair]
+    merge: bool
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], routes: tuple[Route, ...], merge: bool) -> Problem:
+        x, dt, B, C, *weights = (t.detach() for t in tensors)
+        weight, bias, A, D = (w.to(torch.float32) for w in weights)
+        return cls(
+            x.contiguous(), rows(dt), rows(B), rows(C), weight.transpose(1, 2).contiguous(),
+            bias.contiguous(), (A * LOG2E).contiguous(), D.contiguous(), pairs(routes), merge,
+        )  # fmt: skip
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int, int]:
+        """images, height, width, channels, routes, rank, states."""
+        batch, height, width, channels = self.x.shape
+        return batch, height, width, channels, *self.weight.shape[:2], self.B.shape[-1]
+
+    @property
+    def reversed(self) -> int:
+        """A bit for each route, set if it is the reversed one of its pair."""
+        return sum(1 << pair.reverse for pair in self.pairs if pair.reverse >= 0)
+
+    @property
+    def chunk(self) -> int:
+        """Steps of a chunk, in whole tiles; forwards and backwards the same, since tiles start with it."""
+        batch, D = self.x.shape[0], self.x.shape[-1]
+        others = max(1, batch * -(-D // block(LANES, self.sizes)) * len(self.pairs))
+        tile, enough = Team.of(self.B.shape[-1]).tile, -(-PROGRAMS // others)
+        return tile * max(1, min(CHUNK // tile, self.tiles // enough))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a walk."""
+        return -(-self.x.shape[1] * self.x.shape[2] // Team.of(self.B.shape[-1]).tile)
+
+    def forward(self, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+        """y, and with ``keep`` the state that enters each tile, (B, K, tiles, D, N)."""
+        batch, height, width, D, K, _, _ = self.sizes
+        grid = (batch, height, width, D) if self.merge else (batch, K, height, width, D)
+        y = self.x.new_empty(grid)
+        entering = self._tiles() if keep else None
+        if y.numel():
+            self._outputs(y, entering)
+        return y, entering
+
+    def entering(self) -> Tensor:
+        """The state that enters each tile, without the outputs."""
+        entering = self._tiles()
+        if self.x.numel():
+            self._outputs(None, entering)
+        return entering
+
+    def _tiles(self) -> Tensor:
+        batch, _, _, D, K, _, N = self.sizes
+        return self._new(batch, K, self.tiles, D, N)
+
+    def _new(self, *shape: int) -> Tensor:
+        return self.x.new_empty(shape, dtype=torch.float32)
+
+    def _grid(self, channels: int) -> tuple[int, int, int]:
+        batch, height, width, D, *_ = self.sizes
+        return -(-height * width // self.chunk), -(-D // channels), batch
+
+    def _constants(self, pair: Pair, channels: int) -> dict[str, Any]:
+        _, _, _, _, K, R, N = self.sizes
+        return constants(pair, K, R, N, channels)
+
+    def _outputs(self, y: Tensor | None, entering: Tensor | None) -> None:
+        from . import triton_kernels as kernels
+
+        _, height, width, D, K, _, _ = self.sizes
+        channels = block(LANES, self.sizes)
+        carries = self._carries(None)
+        several = self.merge and K > 1
+        so_far = self._new(*self.x.shape) if several and y is not None and y.dtype != torch.float32 else y
+        out = self.x if y is None else y
+        route = 0 if self.merge else out.stride(1) if y is not None else 0
+        for index, pair in enumerate(self.pairs):
+            kernels.forward_kernel[self._grid(channels)](
+                self.x, *_walked(self.dt), *_walked(self.B), *_walked(self.C), self.weight, self.bias, self.A,
+                self._skip(), carries, so_far if so_far is not None else out, out, out.stride(0), route,
+                carries if entering is None else entering, height, width, D, self.chunk,
+                self.tiles, MERGE=self.merge, FIRST=index == 0,
+                LAST=index == len(self.pairs) - 1, OUTPUT=y is not None, KEEP=entering is not None,
+                **self._constants(pair, channels),
+            )  # fmt: skip
+
+    def _skip(self) -> Tensor:
+        return self.D.sum(0, keepdim=True) if self.merge else self.D
+
+    def _carries(self, gy: Tensor | None) -> Tensor:
+        """The state that enters each chunk, (B, K, chunks, D, N); of the adjoint recurrence with ``gy``."""
+        from . import triton_kernels as kernels
+
+        batch, height, width, D, K, _, N = self.sizes
+        channels = block(LANES, self.sizes)
+        grid = self._grid(channels)
+        if grid[0] == 1:
+            return self._new(batch, K, 1, D, N).zero_()
+        decays, states = self._new(batch, K, grid[0], D, N), self._new(batch, K, grid[0], D, N)
+        cotangent = self.x if gy is None else gy
+        for pair in self.pairs:
+            kernels.chunks_kernel[grid](
+                self.x, cotangent, *self._cotangent(cotangent), *_walked(self.dt), *_walked(self.B),
+                *_walked(self.C), self.weight, self.bias, self.A, decays, states, height, width, D,
+                self.chunk, ADJOINT=gy is not None, **self._constants(pair, channels),
+            )  # fmt: skip
+        down = self.reversed if gy is None else (1 << K) - 1 - self.reversed
+        kernels.carries_kernel[(batch * K, -(-D * N // CARRIES))](
+            decays, states, grid[0], D * N, REVERSED=down, K=K, LANES=CARRIES, num_warps=4
+        )
+        return states
+
+    def _cotangent(self, gy: Tensor) -> tuple[int, int]:
+        return (gy.stride(0), gy.stride(1)) if gy.ndim == 5 else (gy.stride(0), 0)
+
+    def backward(self, gy: Tensor, entering: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D, all but x's in float32."""
+        from . import triton_kernels as kernels
+
+        batch, height, width, D, K, R, N = self.sizes
+        gy = gy.contiguous()
+        channels = block(LANES_BACK, self.sizes)
+        chunks, groups, _ = grid = self._grid(GROUP)
+        g_x = torch.empty_like(self.x)
+        so_far = g_x if g_x.dtype == torch.float32 or K == 1 else self._new(*g_x.shape)
+        g_dt = self._new(groups, batch, height, width, K, R)
+        g_B, g_C = (self._new(groups, batch, height, width, K, N) for _ in range(2))
+        g_weight, g_bias = self._new(batch, chunks, K, R, D), self._new(batch, chunks, K, D)
+        g_A, g_D = self._new(batch, chunks, K, D, N), self._new(batch, chunks, K, D)
+        if self.x.numel():
+            carries = self._carries(gy)
+            for index, pair in enumerate(self.pairs):
+                kernels.backward_kernel[grid](
+                    self.x, gy, *self._cotangent(gy), *_walked(self.dt), *_walked(self.B), *_walked(self.C),
+                    self.weight, self.bias, self.A, self._skip(), entering, carries, so_far, g_x, g_dt, g_B,
+                    g_C, g_weight, g_bias, g_A, g_D, height, width, D, self.chunk, self.tiles,
+                    MERGE=self.merge, FIRST=index == 0, LAST=index == len(self.pairs) - 1,
+                    GROUP=GROUP, **self._constants(pair, channels),
+                )  # fmt: skip
+        sums = (v.sum((0, 1)) for v in (g_weight, g_bias, g_A, g_D))
+        g_weight, g_bias, g_A, g_D = sums
+        return g_x, g_dt.sum(0), g_B.sum(0), g_C.sum(0), g_weight.transpose(1, 2), g_bias, g_A, g_D
+
+
+def _walked(v: Tensor) -> tuple[Tensor, int, int, int]:
+    """v (B, H, W, K, ·) and its strides from image to image, position to position, route to route."""
+    return v, v.stride(0), v.stride(2), v.stride(3)
+
+
+def block(lanes: int, sizes: tuple[int, ...]) -> int:
+    """Channels that a program works on, when it works on so many lanes."""
+    return max(lanes // power(sizes[-1]), 16)
+
+
+def power(n: int) -> int:
+    """The next power of 2, at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def constants(pair: Pair, K: int, R: int, N: int, channels: int) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    tile, warps = Team.of(N)
+    return {
+        "K": K,
+        "FORWARD_ROUTE": pair.forward,
+        "REVERSE_ROUTE": pair.reverse,
+        "COLUMN": pair.route.axis == "column",
+        "WINDOW": pair.route.window or 0,
+        "RANK": R,
+        "RANK_": max(16, power(R)),
+        "STATES": N,
+        "STATES_": power(N),
+        "T": tile,
+        "CHANNELS": channels,
+        # float32 in three parts on NVIDIA's tensor cores, which keeps its precision
+        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+        "num_warps": warps,
+    }

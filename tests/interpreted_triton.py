@@ -1,0 +1,128 @@
+"""Triton's kernels against the plain loop, run by its interpreter. test_triton.py starts this in a process of
+its own, since Triton asks only once, when it is imported, whether it is to interpret."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan
+from qmamba.ops.selective_scan.triton import TritonScan
+from qmamba.ops.selective_scan.triton_kernels import _softplus
+from test_selective_scan import assert_same, make_inputs, run
+
+launcher = sys.modules["qmamba.ops.selective_scan.triton"]
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Outputs are NaN where they are not written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """The interpreter takes its time for every element of a tile."""
+    monkeypatch.setattr(launcher, "LANES", 16)
+    monkeypatch.setattr(launcher.Team, "of", lambda states: launcher.Team(16, 4))
+
+
+CASES = {
+    "cross": (cross_scan_routes(), (7, 13), {}, True),
+    "cross, apart": (cross_scan_routes(), (5, 8), {"batch": 1}, False),
+    "windows": (local_scan_routes(3), (7, 11), {"batch": 1}, True),
+    "windows, apart": (local_scan_routes(3), (8, 7), {"batch": 1}, False),
+    "one position": (cross_scan_routes(), (1, 1), {}, True),
+    "reversed only": ((Route("column", 3, reverse=True),), (4, 9), {"batch": 1}, True),
+    "the same twice": ((Route("row"), Route("row"), Route("row", reverse=True)), (4, 9), {"batch": 1}, True),
+    "three states": (local_scan_routes(2), (3, 7), {"batch": 1, "n": 3, "rank": 3}, True),
+    "two groups of channels": ((Route("row"),), (2, 5), {"batch": 1, "channels": 35}, True),
+}
+
+
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunks", "whole"])
+@pytest.mark.parametrize("case", CASES)
+def test_forward_and_gradients(monkeypatch, case, chunked):
+    routes, grid, sizes, merge = CASES[case]
+    monkeypatch.setattr(launcher, "PROGRAMS", 10**6 if chunked else 1)
+    monkeypatch.setattr(launcher, "GROUP", 32)
+    inputs = make_inputs(*grid, routes, **sizes)
+    want = run(inputs, routes, "reference", merge=merge)
+    got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=merge)
+    assert_same(got, want, 2e-6)
+
+
+def test_tiles_as_a_gpu_gets_them(monkeypatch):
+    monkeypatch.undo()
+    routes = (Route("column"), Route("column", reverse=True))
+    inputs = make_inputs(6, 8, routes, batch=1)  # two tiles of 32, the second with spare steps
+    got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=True)
+    assert_same(got, run(inputs, routes, "reference", merge=True), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_goes_in_and_out_and_the_state_is_float32(monkeypatch, dtype):
+    monkeypatch.setattr(launcher, "PROGRAMS", 10**6)
+    routes = cross_scan_routes()
+    inputs = make_inputs(5, 9, routes, batch=1, dtype=dtype)
+    got = run(inputs, routes, "triton", merge=True)
+    assert got["y"].dtype == dtype and got["grad of dt"].dtype == dtype
+    want = run({name: t.double() for name, t in inputs.items()}, routes, "reference", merge=True)
+    assert_same(got, want, 2 * torch.finfo(dtype).eps)
+
+
+def test_strided_arguments_and_cotangents():
+    routes = cross_scan_routes()
+    inputs = make_inputs(3, 5, routes, batch=1)
+    packed = torch.cat([inputs[name] for name in ("dt", "B", "C")], -1).detach().float().requires_grad_()
+    dt, B, C = torch.split(packed, [2, 1, 1], -1)
+    weights = {name: inputs[name].detach().float() for name in ("dt_weight", "dt_bias", "A", "D")}
+    x = inputs["x"].detach().float().transpose(1, 2).contiguous().transpose(1, 2)
+    grads = []
+    for name in ("triton", "reference"):
+        y = selective_scan(x, dt, B, C, **weights, routes=routes, backend=name)
+        grads.append(torch.autograd.grad(y.sum(), packed)[0])  # the cotangent has no strides
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backward_that_kept_nothing_makes_the_states_once_more():
+    """As within an operator of torch's library, where only inputs are kept."""
+    routes = local_scan_routes(3)
+    tensors = [t.detach().float() for t in make_inputs(5, 8, routes, batch=1).values()]
+    problem = launcher.Problem.of(tensors, routes, True)
+    assert torch.equal(problem.entering(), problem.forward(keep=True)[1])
+    context = SimpleNamespace(saved_tensors=tensors, routes=routes, merge=True)
+    gy = torch.randn(1, 5, 8, 5)
+    alone = TritonScan.backward(context, gy)[:8]
+    kept = SimpleNamespace(saved_tensors=[*tensors, problem.entering()], routes=routes, merge=True)
+    assert all(map(torch.equal, alone, TritonScan.backward(kept, gy)[:8]))
+
+
+def test_an_empty_batch():
+    routes = cross_scan_routes()
+    got = run(
+        {k: v.float() for k, v in make_inputs(3, 4, routes, batch=0).items()}, routes, "triton", merge=True
+    )
+    assert got["y"].shape == (0, 3, 4, 5)
+    assert all((v == 0).all() for name, v in got.items() if name.startswith("grad"))
+
+
+def test_the_polynomial_of_softplus_is_as_precise_as_float32():
+    @triton.jit
+    def kernel(x, y, N: tl.constexpr):
+        i = tl.arange(0, N)
+        tl.store(y + i, _softplus(tl.load(x + i))[0])
+
+    x = torch.linspace(-16, 40, 2**14)
+    y = torch.empty_like(x)
+    kernel[(1,)](x, y, N=2**14)
+    want = torch.nn.functional.softplus(x.double(), threshold=100)
+    assert ((y.double() - want).abs() / want).max() < 1e-6
