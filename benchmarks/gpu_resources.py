@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import ChainMap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qmamba.ops import Route, cross_scan_routes
-from qmamba.ops.selective_scan.triton import CARRIES, GROUP, LANES, LANES_BACK, block, constants, pairs
+from qmamba.ops import Route, cross_scan_routes, triton_gate
+from qmamba.ops.selective_scan.triton import CARRIES, GROUP, LANES, LANES_BACK, block, constants, pairs, power
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -36,8 +37,19 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ⌈C / 16⌉ of every stage of every model
-POINTERS = {"x", "gy", "dt", "B", "C", "y", "g_x"}  # of the features' dtype; the others are float32
-NUMBERS = {"H", "W", "D", "chunk", "chunks", "tiles", "lanes"}
+POINTERS = {
+    "x",
+    "gy",
+    "dt",
+    "B",
+    "C",
+    "y",
+    "g_x",
+    "out",
+    "g_out",
+    "g_y",
+}  # of the features' dtype, not float32
+NUMBERS = {"H", "W", "L", "D", "chunk", "chunks", "tiles", "lanes"}
 
 
 class Usage(NamedTuple):
@@ -58,9 +70,9 @@ def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTar
     signature = {}
     for name in kernel.arg_names:
         whole = name in NUMBERS or name.endswith(("_image", "_position", "_route"))
-        signature[name] = (
-            "constexpr" if name in known else "i32" if whole else f"*{dtype if name in POINTERS else 'fp32'}"
-        )
+        pointer = f"*{dtype if name in POINTERS else 'fp32'}"
+        plain = "i32" if whole else "fp32" if name == "eps" else pointer
+        signature[name] = "constexpr" if name in known else plain
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
@@ -108,6 +120,11 @@ def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str,
         yield f"forward, kept, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": True}
         yield f"backward, {routes}", "backward_kernel", backward | how | {"GROUP": GROUP}
     yield "carries", "carries_kernel", {"REVERSED": 12, "K": 4, "LANES": CARRIES, "num_warps": 4}
+    channels = 32 * rank  # R = ⌈C / 16⌉, and the scan is twice as wide as C
+    gate = {"K": 4, "CHUNK": triton_gate.CHUNK, "ROWS": triton_gate.rows(channels)}
+    gate |= {"CHANNELS": power(channels), "num_warps": 4}
+    for name in ("moments", "sum", "gates_gradient", "routes_gradient"):
+        yield f"gate, {name.replace('_', ' ')}", f"{name}_kernel", gate
 
 
 def table(usages: list[Usage]) -> str:
@@ -137,7 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("unset TRITON_INTERPRET: kernels are to be compiled")
-    kernels = importlib.import_module("qmamba.ops.selective_scan.triton_kernels")
+    modules = ("qmamba.ops.selective_scan.triton_kernels", "qmamba.ops.triton_gate_kernels")
+    kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
     usages = []
     for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):
         for name, function, known in configurations(rank, states):
@@ -145,7 +163,7 @@ def main() -> None:
                 continue
             if target.startswith("gfx"):
                 known = known | {"PRECISION": "ieee"}
-            binary = compiled(getattr(kernels, function), known, dtype, TARGETS[target])
+            binary = compiled(kernels[function], known, dtype, TARGETS[target])
             usages.append(Usage(target, name, dtype, rank, states, *resources(binary)))
             print(*usages[-1], sep="\t", file=sys.stderr)
     if args.json:

@@ -11,9 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
-from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan
+from qmamba import create_model
+from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan, triton_gate
 from qmamba.ops.selective_scan.triton import TritonScan
 from qmamba.ops.selective_scan.triton_kernels import _softplus
+from test_gated_scan import check as check_gated
+from test_gated_scan import make as make_gated
 from test_selective_scan import assert_same, make_inputs, run
 
 launcher = sys.modules["qmamba.ops.selective_scan.triton"]
@@ -113,6 +116,35 @@ def test_an_empty_batch():
     )
     assert got["y"].shape == (0, 3, 4, 5)
     assert all((v == 0).all() for name, v in got.items() if name.startswith("grad"))
+
+
+@pytest.mark.parametrize("case", ["windows", "three", "one"])
+def test_scan_and_gate_together(monkeypatch, case):
+    routes, grid = {
+        "windows": (local_scan_routes(2), (4, 5)),
+        "three": (local_scan_routes(3)[:3], (3, 4)),
+        "one": ((Route("row"),), (1, 1)),
+    }[case]
+    monkeypatch.setenv("QMAMBA_BACKEND", "triton")
+    monkeypatch.setattr(triton_gate, "CHUNK", 8)  # several chunks, of several rows
+    monkeypatch.setattr(triton_gate, "NUMBERS", 64)
+    check_gated(make_gated(grid, routes), routes)
+
+
+def test_a_whole_model(monkeypatch):
+    torch.manual_seed(0)
+    net = create_model("lqmamba-n", widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), drop_path=0.0)
+    x = torch.rand(1, 3, 32, 40)
+    results = []
+    for name in ("torch", "triton"):
+        monkeypatch.setenv("QMAMBA_BACKEND", name)
+        net.zero_grad()
+        score = net(x)
+        score.sum().backward()
+        with torch.no_grad():
+            again = net(x)
+        results.append([score, again, *(p.grad for p in net.parameters())])
+    assert_same(dict(enumerate(results[1])), dict(enumerate(results[0])), 1e-4)
 
 
 def test_the_polynomial_of_softplus_is_as_precise_as_float32():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,40 @@ def test_kernels_under_the_interpreter():
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tests.parent)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout
+
+
+def resources(tmp_path, *options):
+    """What the benchmark says that kernels take."""
+    pytest.importorskip("triton", reason="kernels need triton, which is on Linux only")
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_resources.py"
+    file = tmp_path / "resources.json"
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(tmp_path)
+    }
+    command = [sys.executable, str(script), *options, "--json", str(file)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(file.read_text())
+
+
+def check_forward(usages):
+    forward = [u for u in usages if u["kernel"].startswith("forward") and u["target"].startswith("sm_")]
+    assert forward and all(u["spilled"] == 0 for u in forward), forward
+
+
+def test_kernels_compile_without_a_gpu(tmp_path):
+    usages = resources(tmp_path, "--targets", "sm_90", "--ranks", "24", "--dtypes", "bf16")
+    assert len({u["kernel"] for u in usages}) == 15
+    check_forward(usages)
+
+
+@pytest.mark.slow
+def test_all_that_dispatch_can_pick_compiles(tmp_path):
+    options = ["--dtypes", "fp32", "bf16", "fp16"]
+    usages = resources(tmp_path, *options)
+    assert {u["target"] for u in usages} == {"sm_80", "sm_90", "gfx942"}
+    check_forward(usages)
+    resources(tmp_path, "--ranks", "4", "--states", "3", "16", "--dtypes", "bf16")
 
 
 def test_routes_are_paired():

@@ -1,7 +1,8 @@
 """LQMamba's scan with its route gate as one operation: Σ_k y_k ⊙ g_k over the routes' outputs y_k.
 
 Apart, the two need the outputs of all K routes of a batch, K times the features, again and again. Together,
-in C, they need them for a few images at a time, in memory that stays; the backward makes them once more.
+in C, they need them for a few images at a time, in memory that stays; together in Triton, only while the
+operation lasts. The backward makes them once more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import native
+from . import native, triton_gate
 from .backend import choose, usable
 from .native import gate as passes
 from .precision import without_autocast
@@ -22,6 +23,7 @@ from .routes import Route
 from .scratch import KEPT, Scratch
 from .selective_scan import selective_scan
 from .selective_scan.native import Problem
+from .selective_scan.triton import Problem as TritonProblem
 from .traced import compiling, traced_gated_scan
 
 
@@ -47,28 +49,31 @@ def gated_scan(
         out: where to write the result, of which then no gradient is to be had: (B, H, W, D), contiguous.
 
     Returns:
-        ``out``, or (B, H, W, D) in the dtype of ``x``. Made in C, forward and backward, where the native
-        backend is built and takes these tensors, unless the variable ``QMAMBA_BACKEND`` names another.
+        ``out``, or (B, H, W, D) in the dtype of ``x``. Made in C or in Triton, forward and backward, where
+        that backend can be used and takes these tensors, unless ``QMAMBA_BACKEND`` names another.
 
     Raises:
-        BackendError: ``QMAMBA_BACKEND`` names no backend, or the native one and that is not built.
+        BackendError: ``QMAMBA_BACKEND`` names no backend, or one that cannot be used here.
     """
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D, *gate)
     if compiling():
         return traced_gated_scan(tensors, routes)
-    if x.numel() and not x.is_meta and choose(tensors) == "native":
+    backend = choose(tensors) if x.numel() and not x.is_meta else "torch"
+    if backend == "native":
         native.load()
-        if usable(tensors):
-            if out is not None and out.dtype == torch.float32:
-                _forward(tensors, tuple(routes), out.flatten(1, 2))
-                return out
-            y: Tensor = NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
-            return y if out is None else out.copy_(y)
-    y = selective_scan(
-        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=False
-    )
-    gated = gate_routes(y, gate)
-    return gated if out is None else out.copy_(gated)
+    if backend == "native" and usable(tensors):
+        if out is not None and out.dtype == torch.float32:
+            _forward(tensors, tuple(routes), out.flatten(1, 2))
+            return out
+        y: Tensor = NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
+    elif backend == "triton":
+        y = TritonGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
+    else:
+        y = selective_scan(
+            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=False
+        )
+        y = gate_routes(y, gate)
+    return y if out is None else out.copy_(y)
 
 
 def _forward(
@@ -126,6 +131,37 @@ class NativeGatedScan(torch.autograd.Function):
         ]
         grads = (*together, *added)
         return (*(g.to(t.dtype) for g, t in zip(grads, (*tensors, *gate), strict=True)), None)
+
+
+class TritonGatedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, routes = args[:14], args[14]
+        ctx.routes = routes
+        with torch.cuda.device_of(tensors[0]), without_autocast(tensors[0].device):  # type: ignore[no-untyped-call]
+            y, _ = TritonProblem.of(tensors[:8], routes, False).forward()
+            out, y = y.new_empty(tensors[0].shape), y.flatten(2, 3)
+            mean, rstd, pooled = triton_gate.moments(y)
+            gates = route_gates(pooled, [w.detach().to(torch.float32) for w in tensors[8:]])
+            triton_gate.gated_sum(y, gates, out)
+        ctx.save_for_backward(*tensors, mean, rstd, pooled)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
+        tensors, (mean, rstd, pooled) = ctx.saved_tensors[:14], ctx.saved_tensors[14:]
+        with torch.cuda.device_of(g_out), without_autocast(g_out.device):  # type: ignore[no-untyped-call]
+            problem = TritonProblem.of(tensors[:8], ctx.routes, False)
+            routes, entering = problem.forward(keep=True)
+            assert entering is not None
+            y, g_out = routes.flatten(2, 3), g_out.contiguous()
+            gates, g_pooled, g_gate = gates_backward(
+                pooled, tensors[8:], triton_gate.gates_gradient(y, g_out)
+            )
+            triton_gate.routes_gradient_(y, mean, rstd, gates, g_out, g_pooled / y.shape[2])
+            grads = (*problem.backward(routes, entering), *g_gate)
+        return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None)
 
 
 def _some_images(x: Tensor, routes: int) -> Iterator[slice]:

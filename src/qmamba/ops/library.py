@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .backend import choose, usable
-from .gated_scan import NativeGatedScan, gated_scan
+from .gated_scan import NativeGatedScan, TritonGatedScan, gated_scan
 from .route_gate import GatedSum, GateWeights
 from .routes import Route
 from .selective_scan import selective_scan
@@ -105,10 +105,10 @@ def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
 @custom_op("qmamba::gated_scan_backward", mutates_args=())
 def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> list[Tensor]:
     """Its gradients of all tensors."""
-    function = _function(tensors, "auto")
-    if function is NativeScan:
-        return _run(NativeGatedScan, *tensors, _routes_of(routes))[1](g_out)
-    y, scan_backward = _run(function, *tensors[:8], _routes_of(routes), False)
+    together = {NativeScan: NativeGatedScan, TritonScan: TritonGatedScan}.get(_function(tensors, "auto"))
+    if together is not None:
+        return _run(together, *tensors, _routes_of(routes))[1](g_out)
+    y, scan_backward = _run(TorchScan, *tensors[:8], _routes_of(routes), False)
     g_y, *g_gate = _run(GatedSum, y, *tensors[8:])[1](g_out)
     return [*scan_backward(g_y), *g_gate]
 
