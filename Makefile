@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint wheel figures clean
+.PHONY: help demo test test-slow gpu-check lint wheel figures clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
@@ -20,6 +20,12 @@ test: $(VENV)/.installed-test  ## Run the tests
 
 test-slow: $(VENV)/.installed-test  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
+
+gpu-check:  ## Check and time the kernels on a GPU, with the torch, triton and transformers of $(PYTHON)
+	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu-check needs a GPU, and this torch (" + torch.__version__ + ") sees none")'
+	@$(PYTHON) -c 'import pytest, scipy, transformers, triton' || { echo "make gpu-check needs these in the environment of PYTHON=$(PYTHON)"; exit 1; }
+	PYTHONPATH=src $(PYTHON) -m pytest tests/test_gpu.py
+	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 lint: $(VENV)/.installed-dev  ## Check style and types
 	$(BIN)/ruff check .
