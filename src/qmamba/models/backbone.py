@@ -144,14 +144,14 @@ class QMamba(nn.Module):
         """
         _check_images(images)
         head = self.head if head is None else head
-        raw: list[Tensor] = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
+        raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
         return raw[0] if len(raw) == 1 else torch.cat(raw)
 
     def forward_until(self, images: Tensor, stage: int) -> Tensor:
         """Output (B, H, W, C') of a stage after its downsample; the later ones are not computed."""
         _check_images(images)
         with workspace() if in_parts(images) else nullcontext():
-            x = self.stem(images)
+            x: Tensor = self.stem(images)
             for each in list(self.stages)[: stage + 1]:
                 assert isinstance(each, Stage)
                 x = each.downsample(each.blocks(x))
