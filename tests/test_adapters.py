@@ -17,6 +17,7 @@ from torch import nn
 from qmamba import adapters, create_model
 from qmamba.adapters.style_prompt import StylePrompt, StyleStage
 from qmamba.errors import AdapterError
+from tiny_adapters import louder
 from tiny_scorer import tiny_network
 
 METHODS = (
@@ -41,15 +42,6 @@ def make(method: str, network: nn.Module | None = None, seed: int = 1, **options
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return adapters.create(method, network or tiny_network().eval(), **options)
-
-
-def louder(adapter: adapters.Adapter) -> adapters.Adapter:
-    """An adapter that has learnt something: every parameter has moved."""
-    g = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for p in adapter.parameters():
-            p += 0.1 * torch.randn(p.shape, generator=g)
-    return adapter
 
 
 def images(*shape: int) -> torch.Tensor:

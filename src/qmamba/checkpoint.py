@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qmamba._checks import DTYPES
 from qmamba._weights import Shapes, read_tensors, read_weights, serialise, shapes_in, write_files
 from qmamba.errors import CheckpointError, QMambaError
 from qmamba.model_card import render_card
-from qmamba.model_config import DTYPES, FORMAT_VERSION, ModelConfig, Preprocessing
+from qmamba.model_config import FORMAT_VERSION, ModelConfig, Preprocessing
 
 __all__ = [
     "CARD_FILE",

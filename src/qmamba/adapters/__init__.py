@@ -12,5 +12,16 @@ True
 from __future__ import annotations
 
 from .base import Adapter, Size, create, list_methods, register
+from .files import AdapterConfig, load_adapter, read_adapter_config, save_adapter
 
-__all__ = ["Adapter", "Size", "create", "list_methods", "register"]
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "Size",
+    "create",
+    "list_methods",
+    "load_adapter",
+    "read_adapter_config",
+    "register",
+    "save_adapter",
+]

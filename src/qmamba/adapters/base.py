@@ -90,15 +90,22 @@ class Adapter(nn.Module):
         Raises:
             AdapterError: a tensor is missing, unknown, or of another shape.
         """
+        self.check({name: tuple(value.shape) for name, value in tensors.items()})
+        self._take(tensors)
+
+    def check(self, found: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse shapes of tensors that are not those of :meth:`stored`.
+
+        Raises:
+            AdapterError: a tensor is missing, unknown, or of another shape.
+        """
         expected = {name: tuple(value.shape) for name, value in self.stored().items()}
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
         if expected != found:
             wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
             raise AdapterError(
                 f"not the weights of a {self.method} with {self.options}: {wrong!r} is "
                 f"{found.get(wrong, 'missing')} where {expected.get(wrong, 'nothing')} is due"
             )
-        self._take(tensors)
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
         self.load_state_dict(dict(tensors))
@@ -171,6 +178,12 @@ def create(method: str, model: QMamba, **options: Any) -> Adapter:
     >>> adapter.size
     Size(trained=157336, stored=83608)
     """
+    adapter, weight = build(method, model, **options), next(model.parameters())
+    return adapter.to(weight.device, weight.dtype).train(model.training)
+
+
+def build(method: str, model: QMamba, **options: Any) -> Adapter:
+    """:func:`create`, wherever torch puts new tensors at the moment: on the device "meta" it has no data."""
     kinds = _kinds()
     if method not in kinds:
         near = difflib.get_close_matches(str(method), kinds, n=2, cutoff=0.4) or list_methods()
@@ -183,8 +196,7 @@ def create(method: str, model: QMamba, **options: Any) -> Adapter:
         raise AdapterError(
             f"{method} has no option {unknown[0]!r}; its options are {', '.join(sorted(known)) or 'none'}"
         )
-    weight = next(model.parameters())
-    return kind.adapter(model, kind.options(**options)).to(weight.device, weight.dtype).train(model.training)
+    return kind.adapter(model, kind.options(**options))
 
 
 def check_at_least(options: Any, **least: int) -> None:
