@@ -58,7 +58,7 @@ def test_a_fresh_adapter_changes_no_score(scorer: Scorer, method: str) -> None:
     if method == "lora":
         pytest.importorskip("peft", reason="peft is not installed")
     before = scorer.score(IMAGES)
-    scorer.add_adapter("fresh", create(method, scorer._base()))
+    scorer.add_adapter("fresh", create(method, scorer.base()))
     scorer.set_adapter("fresh")
     assert scorer.active_adapter == "fresh"
     assert torch.equal(scorer.score(IMAGES), before)
@@ -110,7 +110,7 @@ def test_the_score_is_the_adapters_own_calibration_of_its_raw_output(two: Scorer
     )
     adapter = two.adapter_in_use()
     assert adapter is not None
-    raw = adapter(two._base(), (batch - mean) / std)[:, 0]
+    raw = adapter(two.base(), (batch - mean) / std)[:, 0]
     assert torch.allclose(two(batch), CALIBRATION(raw), atol=1e-6)
     parts = two.crop_scores(IMAGES[1])
     assert parts.mean == two.score(IMAGES[1])

@@ -26,7 +26,7 @@ def louder(adapter: Adapter, seed: int = 3) -> Adapter:
 def made(scorer: Scorer, method: str = "style-prompt", seed: int = 3, **options: Any) -> Adapter:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return louder(create(method, scorer._base(), **options), seed)
+        return louder(create(method, scorer.base(), **options), seed)
 
 
 def config_for(scorer: Scorer, method: str = "style-prompt", **more: Any) -> AdapterConfig:

@@ -82,7 +82,7 @@ class AdapterVerbs(nn.Module):
         folder = resolve_adapter(
             path, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
         )
-        adapter, config = load_adapter(folder, self._base(), self.base_sha256())
+        adapter, config = load_adapter(folder, self.base(), self.base_sha256())
         self.add_adapter(name, adapter, config)
         return config
 
@@ -159,7 +159,12 @@ class AdapterVerbs(nn.Module):
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         return hashlib.sha256(serialise(self.network.state_dict(), dtype)).hexdigest()
 
-    def _base(self) -> QMamba:
+    def base(self) -> QMamba:
+        """The network, which adapters are made for.
+
+        Raises:
+            AdapterError: it is none that `create_model` builds.
+        """
         if not isinstance(self.network, QMamba):
             raise AdapterError(
                 f"adapters are for networks of create_model, not for a {type(self.network).__name__}"

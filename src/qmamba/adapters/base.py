@@ -47,10 +47,12 @@ class Adapter(nn.Module):
 
     Attributes:
         method: the name that it is registered under.
+        lr: a learning rate that suits it.
         start: the stage before whose prompt (or head) nothing is adapted; None where all of it may be.
     """
 
     method: ClassVar[str] = ""
+    lr: ClassVar[float] = 1e-3
     start: int | None
 
     def __init__(

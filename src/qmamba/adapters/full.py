@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from .base import Adapter, NoOptions, register
 @register("full")
 class Full(Adapter):
     """Every parameter trains, in a copy: the base stays. As large as a model, on disk and in memory."""
+
+    lr: ClassVar[float] = 1e-4
 
     def __init__(self, network: QMamba, options: NoOptions) -> None:
         super().__init__(options)
