@@ -198,7 +198,7 @@ def test_folds(ratings: list[Rated]) -> None:
 
 
 def test_a_test_fold_is_what_is_measured(folder: Path, ratings: list[Rated], tmp_path: Path) -> None:
-    moved = [replace(r, fold="test") if i % 4 == 1 else r for i, r in enumerate(ratings)]
+    moved = [replace(r, fold="test") if i in (2, 5, 8) else r for i, r in enumerate(ratings)]
     config = read_adapter_config(adapt(folder / "base", moved, tmp_path, recipe=RECIPE))
     assert list(config.results) == ["test, before", "test, after"]
     assert config.results["test, after"]["n"] == sum(r.fold == "test" for r in moved)

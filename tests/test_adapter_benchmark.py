@@ -38,11 +38,13 @@ def test_cost(benchmark: ModuleType) -> None:
     assert measured["step_seconds"] > 0 and measured["step_mb"] >= 0
 
 
-def test_table(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path / "base", base_network(), tiny_config())
     write_manifest(tmp_path / "r.csv", rated_photos(tmp_path / "photos", 13))
     rows = {"N=2": ("style-prompt", {"prompts": 2}), "N=3": ("style-prompt", {"prompts": 3})}
-    benchmark.TABLES["9"] = rows
+    monkeypatch.setitem(benchmark.TABLES, "9", rows)
     benchmark.main(
         [
             "table", "--table", "9", "--base", str(tmp_path / "base"), "--data", str(tmp_path / "r.csv"),

@@ -235,6 +235,18 @@ def test_an_adapted_network_of_a_scorer_compiles(two: Scorer) -> None:
         torch.compiler.reset()
 
 
+def test_what_is_exported_has_the_active_adapter(two: Scorer) -> None:
+    from qmamba.integrations.onnx import _Scored
+
+    batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for name in ("stills", None):
+        two.set_adapter(name)
+        found.append(_Scored(two)(batch))
+        assert torch.allclose(found[-1], two(batch), atol=1e-6)
+    assert not torch.allclose(*found, atol=1e-3)
+
+
 # From disk
 
 

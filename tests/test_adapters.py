@@ -254,7 +254,7 @@ def test_peft_itself_on_the_backbone():
 
 def test_without_peft_lora_says_so(monkeypatch, network):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(AdapterError, match="pip install peft"):
+    with pytest.raises(AdapterError, match=r"pip install .qmamba\[lora\]"):
         adapters.create("lora", network)
 
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022) as the library peft has it: ``pip install peft``.
+"""LoRA (Hu et al., ICLR 2022) as the library peft has it: ``pip install "qmamba[lora]"``.
 
 peft puts its layers into a network. Here it gets a copy of the network's modules that shares the base's
 tensors: the base itself stays as it is, and nothing of it is held twice.
@@ -53,7 +53,7 @@ class LoRA(Adapter):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise AdapterError("LoRA comes from another library: pip install peft") from error
+            raise AdapterError('LoRA comes from another library: pip install "qmamba[lora]"') from error
         weights = dict(network.named_parameters())
         wanted = {name: p.requires_grad for name, p in weights.items()}
         tuned = copy.deepcopy(network, {id(p): p for p in weights.values()})
