@@ -149,16 +149,16 @@ def test_saving_again_replaces_and_leaves_no_litter(folder: Path) -> None:
 
 
 def test_interrupted_save_is_refused_when_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qmamba import checkpoint
+    from qmamba import _weights
 
-    original = checkpoint._replace
+    original = _weights.replace_file
 
     def stop(path: Path, content: bytes) -> None:
         if path.name == "config.json":
             raise KeyboardInterrupt
         original(path, content)
 
-    monkeypatch.setattr(checkpoint, "_replace", stop)
+    monkeypatch.setattr(_weights, "replace_file", stop)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, tiny_network(seed=1), tiny_config())
     monkeypatch.undo()

@@ -199,7 +199,7 @@ def test_protocols_differ(scorer: Scorer) -> None:
     assert with_protocol(scorer, kind="random", seed=1).score(image) != scores["random"]
     pixels = unit(decode(image))[None]
     assert with_protocol(scorer, kind="whole").score(image) == pytest.approx(
-        float(scorer._rate(pixels)), abs=1e-6
+        float(scorer._rate(pixels, None)), abs=1e-6
     )
 
 

@@ -194,7 +194,7 @@ def test_with_sides_crops_are_cut_at_random_scales() -> None:
     g = torch.Generator().manual_seed(0)
     spans = []
     for _ in range(300):
-        view = batches._random_view(ramp, 32, recipe, g)
+        view = batches._random_view(ramp, 32, recipe.sides, g)
         row = batches._shown(batches._square(ramp, view, view.scale), view)[0, 0].float()
         spans.append(float(row.max() - row.min()) / 256)  # of the photograph's width
     # From all of it to a crop of it at 128 pixels; the ends of a ramp are a bit flattened by shrinking.
@@ -209,7 +209,7 @@ def test_damage_is_done_at_a_scale_between_the_views_and_the_photographs_own() -
     g = torch.Generator().manual_seed(0)
     sizes = []
     for _ in range(100):
-        view = batches._random_view(ramp, 32, recipe, g)
+        view = batches._random_view(ramp, 32, recipe.sides, g)
         scale = batches._between(view.scale, g)
         assert view.scale <= scale <= 1
         square = batches._square(ramp, view, scale)
@@ -218,7 +218,7 @@ def test_damage_is_done_at_a_scale_between_the_views_and_the_photographs_own() -
         direct = batches._shown(batches._square(ramp, view, view.scale), view).float()
         assert seen.shape == (3, 32, 32) and (seen - direct).abs().max() <= 8  # the same part, twice as wide
     assert min(sizes) < 0.4 and max(sizes) > 0.9
-    small = batches._random_view(ramp[:, :20], 32, recipe, g)  # enlarged: damaged as it is seen
+    small = batches._random_view(ramp[:, :20], 32, recipe.sides, g)  # enlarged: damaged as it is seen
     assert batches._between(small.scale, g) == small.scale
 
 

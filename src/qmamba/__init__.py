@@ -7,7 +7,7 @@ True
 
 from __future__ import annotations
 
-from . import convert, errors, metrics
+from . import adapters, convert, errors, metrics
 from ._distort import distort, list_distortions
 from ._version import __version__
 from .models import count, create_model, list_archs
@@ -20,6 +20,7 @@ __all__ = [
     "Protocol",
     "Scorer",
     "__version__",
+    "adapters",
     "backends",
     "convert",
     "count",

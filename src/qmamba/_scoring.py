@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -53,6 +53,7 @@ class ScoreOptions(TypedDict, total=False):
     progress: bool
     max_pixels: int | None
     return_std: bool
+    adapters: Sequence[str | None] | None
 
 
 def pixel_limit(batch_size: int, max_pixels: int | None) -> int:

@@ -7,18 +7,17 @@ the header of the weights is checked before anything is made of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from qmamba._checks import DTYPES
+from qmamba._weights import Shapes, read_tensors, read_weights, serialise, shapes_in, write_files
 from qmamba.errors import CheckpointError, QMambaError
 from qmamba.model_card import render_card
-from qmamba.model_config import DTYPES, FORMAT_VERSION, ModelConfig, Preprocessing
+from qmamba.model_config import FORMAT_VERSION, ModelConfig, Preprocessing
 
 __all__ = [
     "CARD_FILE",
@@ -37,13 +36,7 @@ __all__ = [
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 4 << 20  # some 20,000 tensors; the largest architecture here has about a thousand
-_MAX_WEIGHTS_BYTES = 4 << 30
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar")
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -75,7 +68,7 @@ def verify_checkpoint(folder: str | os.PathLike[str]) -> ModelConfig:
         CheckpointError: as `load_checkpoint`, but for what only the network can tell.
     """
     config = read_config(folder)
-    _read_weights(Path(folder), config)
+    _data(Path(folder), config)
     return config
 
 
@@ -96,26 +89,11 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCon
     """
     folder = Path(folder)
     config = read_config(folder)
-    data = _read_weights(folder, config)
+    data = _data(folder, config)
     network = _build(folder, config)
-    _check_fit(folder, config, network, _header(folder, data))
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        state = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS_FILE}: not valid safetensors ({error}); {_mend(folder)}"
-        ) from error
-    for key, value in state.items():
-        if value.is_floating_point():
-            if not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    f"{folder / WEIGHTS_FILE}: {key!r} holds NaN or infinity: train it again"
-                )
-            state[key] = value.float()
-    network.load_state_dict(state, strict=True, assign=True)
+    path = folder / WEIGHTS_FILE
+    _check_fit(folder, config, network, shapes_in(path, data))
+    network.load_state_dict(read_tensors(path, data), strict=True, assign=True)
     return network.float().eval(), config
 
 
@@ -129,9 +107,8 @@ def save_checkpoint(
 ) -> ModelConfig:
     """Write `model.safetensors`, `README.md` and `config.json` into a folder, which is made if need be.
 
-    Each file is written beside its place and then moved into it, the config last: an interruption leaves
-    either a folder without a config or one whose sha256 does not match, and both are refused when they are
-    loaded. Equal weights give equal bytes.
+    Each file is moved into its place as a whole, the config last: an interruption leaves a folder that is
+    refused when it is loaded. Equal weights give equal bytes.
 
     Args:
         folder: where to; files of the same names are replaced, others are left alone.
@@ -152,7 +129,7 @@ def save_checkpoint(
     if name not in DTYPES:
         raise CheckpointError(f"weights are stored as {', '.join(DTYPES)}, not {name}")
     _check_same(network, config)
-    data = _serialise(network, getattr(torch, name))
+    data = serialise(network.state_dict(), getattr(torch, name))
     config = config.replace(
         weights_sha256=hashlib.sha256(data).hexdigest(), weights_bytes=len(data), dtype=name
     )
@@ -161,13 +138,12 @@ def save_checkpoint(
         (CARD_FILE, (render_card(config) if card is None else card).encode()),
         (CONFIG_FILE, config.to_json().encode()),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in files:
-            _replace(folder / file, content)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write the checkpoint ({error})") from error
+    write_files(folder, files, "checkpoint")
     return config
+
+
+def _data(folder: Path, config: ModelConfig) -> bytes:
+    return read_weights(folder / WEIGHTS_FILE, config.weights_sha256, config.weights_bytes, CONFIG_FILE)
 
 
 def _check_same(network: nn.Module, config: ModelConfig) -> None:
@@ -180,135 +156,6 @@ def _check_same(network: nn.Module, config: ModelConfig) -> None:
         ours, theirs = asked.get(key), config.overrides.get(key)
         if ours != theirs:
             raise CheckpointError(f"the network has {key}={ours}, the config {key}={theirs}: make them agree")
-
-
-def _serialise(network: nn.Module, dtype: torch.dtype) -> bytes:
-    from safetensors.torch import save
-
-    state: dict[str, torch.Tensor] = {}
-    for key, value in network.state_dict().items():
-        stored = value.detach().to("cpu", dtype if value.is_floating_point() else None)
-        if value.is_floating_point() and not bool(torch.isfinite(stored).all()):
-            why = (
-                "holds NaN or infinity"
-                if not bool(torch.isfinite(value).all())
-                else f"is too large for {dtype}"
-            )
-            raise CheckpointError(f"weight {key!r} {why}: nothing was saved")
-        # A clone each: safetensors refuses tensors that share memory.
-        state[key] = stored.contiguous().clone()
-    return save(state, metadata={"format": "pt"})
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes private files; a checkpoint is as readable as any other file of its owner.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _mend(folder: Path) -> str:
-    """What to do about a damaged folder. In the Hub's cache, a repository's folder must go."""
-    repository = folder.parent.parent
-    if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
-        return f"the download is damaged: delete the folder {repository} and load it again"
-    return "the file is damaged: copy or download the folder again"
-
-
-def _read_weights(folder: Path, config: ModelConfig) -> bytes:
-    """The bytes of the weights file, once they are those that the config speaks of."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-        if pickles:
-            raise CheckpointError(
-                f"{folder}: {pickles[0]} is a pickle, which can run code, and is never read: "
-                f"ask for the weights as {WEIGHTS_FILE}"
-            )
-        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} here: copy or download the folder again")
-    if not config.weights_sha256:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: no 'weights_sha256': write it with save_checkpoint")
-    size = path.stat().st_size
-    if size > _MAX_WEIGHTS_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes is more than any architecture here needs")
-    with path.open("rb") as file:
-        data = file.read(size)
-    if data.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path}: a Git LFS pointer, not the weights: run `git lfs pull` in its repository"
-        )
-    # Protocol 2 and later begin with 0x80; a safetensors file begins with a small 64-bit length.
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[4:8].strip(b"\0")):
-        raise CheckpointError(
-            f"{path}: a pickle under another name; it can run code and is never read: ask for safetensors"
-        )
-    if config.weights_bytes and size != config.weights_bytes:
-        raise CheckpointError(f"{path}: {size} bytes where {config.weights_bytes} are due; {_mend(folder)}")
-    found = hashlib.sha256(data).hexdigest()
-    if found != config.weights_sha256:
-        raise CheckpointError(
-            f"{path}: sha256 {found[:8]}… where the config says {config.weights_sha256[:8]}…; {_mend(folder)}"
-        )
-    _header(folder, data)
-    return data
-
-
-def _header(folder: Path, data: bytes) -> Shapes:
-    """Types and shapes of the tensors in a safetensors file, whose header must account for every byte."""
-    path = folder / WEIGHTS_FILE
-
-    def wrong(what: str) -> CheckpointError:
-        return CheckpointError(f"{path}: not valid safetensors ({what}); {_mend(folder)}")
-
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise wrong(f"a header of {length} bytes in a file of {len(data)}")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError) as error:
-        raise wrong("its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise wrong("its header is not an object")
-    header.pop("__metadata__", None)
-    tensors: Shapes = {}
-    spans = []
-    for name, entry in header.items():
-        dtype, shape, begin, end = _entry(entry, wrong, name)
-        size = _ITEM_BYTES[dtype]
-        for side in shape:
-            size *= side
-        if end - begin != size:
-            raise wrong(f"{name!r} claims {end - begin} bytes where its shape needs {size}")
-        spans.append((begin, end))
-        tensors[name] = dtype, shape
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise wrong("tensors overlap or leave holes")
-        position = end
-    if position != len(data) - 8 - length:
-        raise wrong(f"tensors take {position} bytes of {len(data) - 8 - length}")
-    return tensors
-
-
-def _entry(entry: Any, wrong: Any, name: str) -> tuple[str, tuple[int, ...], int, int]:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong(f"{name!r} has no dtype, shape and offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise wrong(f"{name!r} has type {dtype!r}")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
-            raise wrong(f"{name!r} has a bad shape or offsets")
-    if len(shape) > 8 or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise wrong(f"{name!r} has a bad shape or offsets")
-    return dtype, tuple(shape), offsets[0], offsets[1]
 
 
 def _build(folder: Path, config: ModelConfig) -> nn.Module:

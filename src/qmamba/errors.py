@@ -29,6 +29,10 @@ class CheckpointError(QMambaError, ValueError):
     """A checkpoint folder that is incomplete, damaged, or not the one that its config describes."""
 
 
+class AdapterError(CheckpointError):
+    """An adapter that nothing answers to, has options it cannot have, or was made for another base."""
+
+
 class UnknownModelError(QMambaError, ValueError):
     """A model or architecture name that nothing answers to; the message lists near names."""
 

@@ -30,8 +30,9 @@ def fetch(
     local_files_only: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
+    files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE),
 ) -> Path:
-    """Download a checkpoint's `config.json` and `model.safetensors`, or find them in the cache.
+    """Download the two files of a checkpoint or an adapter, or find them in the cache.
 
     Both come from one and the same commit, even when the branch moves meanwhile. Without a network the last
     downloaded state of a branch is used.
@@ -42,6 +43,7 @@ def fetch(
         local_files_only: look in the cache only, never at the network.
         cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
         token: in place of the one that is logged in; False for none.
+        files: names of the config and of the weights.
 
     Returns:
         The folder in the cache. Its contents are not verified; `load_checkpoint` does that.
@@ -70,8 +72,9 @@ def fetch(
         except Exception as error:
             raise HubError(_explain(error, repo_id, file, revision, local_files_only)) from error
 
-    folder = get(CONFIG_FILE, revision).parent
-    get(WEIGHTS_FILE, folder.name)
+    config, weights = files
+    folder = get(config, revision).parent
+    get(weights, folder.name)
     return folder
 
 
@@ -155,7 +158,8 @@ def _explain(error: Exception, repo_id: str, file: str | None, revision: str | N
             f"{what}: {file or 'the Hub'} is out of reach while HF_HUB_OFFLINE is set: unset it and try again"
         )
     if status == 404 and {"EntryNotFoundError", "RemoteEntryNotFoundError"} & kinds:
-        return f"{what}: no {file} in this repository, so it is not a qmamba checkpoint"
+        kind = "checkpoint" if file in (CONFIG_FILE, WEIGHTS_FILE) else "adapter"
+        return f"{what}: no {file} in this repository, so it is not a qmamba {kind}"
     if status in (401, 403):
         return (
             f"{what}: the Hub refused access ({status}): `hf auth login`, or pass a token= that may do this"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from qmamba.adapters.files import ADAPTER_FILES
 from qmamba.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from qmamba.errors import CheckpointError, UnknownModelError
+from qmamba.errors import AdapterError, CheckpointError, UnknownModelError
 from qmamba.hub import fetch, is_repo_id
 
 _HUB_PREFIX = "hf-hub:"
@@ -53,38 +56,67 @@ def resolve(
         CheckpointError: a file in place of a folder, or a revision for something that has none.
         HubError: as `hub.fetch`.
     """
+    hub = partial(
+        fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+    )
+    folder = _find(name, _embedded(), hub, revision, (CONFIG_FILE, WEIGHTS_FILE))
+    if folder is None:
+        raise UnknownModelError(_unknown(os.fspath(name)))
+    return folder
+
+
+def resolve_adapter(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The folder of an adapter: an existing folder, or a Hub id, `user/repo`; options as for `resolve`.
+
+    Raises:
+        AdapterError: neither a folder nor a Hub id.
+        CheckpointError: a file in place of a folder, or a revision for a folder.
+        HubError: as `hub.fetch`.
+    """
+    hub = partial(
+        fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
+        files=ADAPTER_FILES,
+    )  # fmt: skip
+    folder = _find(name, {}, hub, revision, ADAPTER_FILES)
+    if folder is None:
+        raise AdapterError(f"no adapter {os.fspath(name)!r}: give its folder, or a Hub id, user/repo")
+    return folder
+
+
+def _find(
+    name: str | os.PathLike[str],
+    embedded: dict[str, Path],
+    hub: Callable[[str], Path],
+    revision: str | None,
+    files: tuple[str, str],
+) -> Path | None:
     if not isinstance(name, (str, os.PathLike)):
         raise UnknownModelError(f"{name!r} names no model: give a name, a checkpoint folder or a Hub id")
     if isinstance(name, str) and name.startswith(_HUB_PREFIX):
-        return fetch(
-            name.removeprefix(_HUB_PREFIX),
-            revision=revision,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
-            token=token,
-        )
-    folder = _embedded().get(name) if isinstance(name, str) else None
+        return hub(name.removeprefix(_HUB_PREFIX))
+    folder = embedded.get(name) if isinstance(name, str) else None
     if folder is None and name:
-        folder = _local(Path(name))
+        folder = _local(Path(name), files)
     if folder is not None:
         if revision is not None:
             raise CheckpointError(
                 f"{os.fspath(name)} is not from the Hub, so it has no revisions: leave revision= out"
             )
         return folder
-    if isinstance(name, str) and is_repo_id(name):
-        return fetch(
-            name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-        )
-    raise UnknownModelError(_unknown(os.fspath(name)))
+    return hub(name) if isinstance(name, str) and is_repo_id(name) else None
 
 
-def _local(path: Path) -> Path | None:
+def _local(path: Path, files: tuple[str, str]) -> Path | None:
     path = path.expanduser()
     if path.is_file():
-        raise CheckpointError(
-            f"{path} is a file: give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
+        raise CheckpointError(f"{path} is a file: give the folder that holds {' and '.join(files)}")
     return path if path.is_dir() else None
 
 

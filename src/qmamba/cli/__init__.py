@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from qmamba._version import __version__
+from qmamba.cli.adapt import EPILOG as ADAPT_EPILOG
+from qmamba.cli.adapt import adapt
 from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
 from qmamba.cli.distort import distort
 from qmamba.cli.env import env
@@ -53,6 +55,7 @@ def _build() -> typer.Typer:
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
+    application.command(no_args_is_help=True, epilog=ADAPT_EPILOG)(adapt)
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
     application.command(no_args_is_help=True, epilog=EXPORT_EPILOG)(export)

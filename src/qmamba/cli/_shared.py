@@ -45,6 +45,7 @@ def load_scorer(
     protocol: ProtocolName | None,
     revision: str | None,
     offline: bool,
+    adapter: str | None = None,
 ) -> Scorer:
     """`qmamba.load`, from what options hold."""
     import torch
@@ -58,6 +59,7 @@ def load_scorer(
         dtype=None if dtype is None else getattr(torch, dtype.value),
         local_files_only=offline,
         protocol=None if protocol is None else protocol.value,
+        adapter=adapter,
     )
 
 

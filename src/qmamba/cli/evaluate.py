@@ -50,6 +50,9 @@ def evaluate(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
     ] = "lqmamba-n",
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="A folder or Hub id of an adapter for the model.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="A manifest: CSV with image, mos and perhaps fold.")
     ] = None,
@@ -90,7 +93,7 @@ def evaluate(
     """
     with quiet_ends():
         ratings, used = _ratings(data, biq2021, fold)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline)
+        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
         scores = _score(scorer, ratings, out, batch_size, progress)
         failed = len(ratings) - len(scores)
         if len(scores) < 2:
@@ -98,6 +101,7 @@ def evaluate(
             raise typer.Exit(USAGE)
         report = {
             "model": scorer.name,
+            "adapter": adapter,
             "data": str(data or biq2021),
             "fold": used,
             "protocol": scorer.protocol.to_dict(),
@@ -194,7 +198,7 @@ def _measure(pred: list[float], mos: list[float], resamples: int) -> dict[str, f
 def _table(report: dict[str, Any]) -> str:
     results = report["results"]
     lines = [
-        f"model     {report['model']}",
+        f"model     {report['model']}" + (f" with {report['adapter']}" if report["adapter"] else ""),
         f"data      {report['data']}, fold {report['fold']}",
         f"protocol  {report['protocol']['kind']}",
         f"images    {results['n']}",

@@ -43,6 +43,9 @@ def score(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
     ] = "lqmamba-n",
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="A folder or Hub id of an adapter for the model.")
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders too.")] = False,
     form: Annotated[Format, typer.Option("--format", "-f", help="How rows are written.")] = Format.table,
     batch_size: Annotated[int, typer.Option(min=1, help="Crops per forward pass; fewer, less memory.")] = 32,
@@ -72,7 +75,7 @@ def score(
     """
     with quiet_ends():
         files, whole = _files(paths, recursive)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline)
+        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
         rows = _rows(scorer, files, batch_size, max_pixels)
         failed = _write(rows, form, len(files), progress)
         if failed:

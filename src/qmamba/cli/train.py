@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._shared import bar_of, note, quiet_ends
+from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._watch import Watch
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
     from qmamba.train import PretrainRecipe, Recipe
 
-UNFINISHED = 3
 EPILOG = """\
 \b
 Examples:
@@ -112,10 +106,10 @@ def train(
         until = None if minutes is None else time.monotonic() + 60 * minutes
         if teacher is not None and teacher.is_dir():
             lessons = load_recipe("teacher")
-            with _Watch(lessons.steps, progress, until) as watch:
+            with Watch(lessons.steps, progress, until) as watch:
                 teacher = _train(watch, lessons, teacher, out / "teacher", **options)
             note(f"the teacher that rates is {teacher}")
-        with _Watch(plan.steps, progress, until) as watch:
+        with Watch(plan.steps, progress, until) as watch:
             folder = _train(watch, plan, data, out, init=init, teacher=teacher, **options)
         typer.echo(str(folder))
 
@@ -126,80 +120,14 @@ def _ratings(recipe: Recipe, data: Path) -> list[Rated]:
     return read_manifest(data) if recipe.data == "manifest" else read_biq2021(data, ("train", "val"))
 
 
-def _train(watch: _Watch, recipe: Recipe | PretrainRecipe, data: Path, out: Path, **options: Any) -> Path:
+def _train(watch: Watch, recipe: Recipe | PretrainRecipe, data: Path, out: Path, **options: Any) -> Path:
     from qmamba.train import PretrainRecipe, pretrain
     from qmamba.train import train as tune
 
-    try:
+    with watch.ends(options["resume"]):
         if isinstance(recipe, PretrainRecipe):
             with watch.ctrl_c():
                 return pretrain(recipe, data, out, report=watch, **options)
         ratings = _ratings(recipe, data)
         with watch.ctrl_c():
             return tune(recipe, ratings, out, report=watch, **options)
-    except _TimeIsUpError:
-        watch.bar.close()
-        note(f"time is up at step {watch.step} of {recipe.steps}; give the same command again to go on")
-        raise typer.Exit(UNFINISHED) from None
-    except KeyboardInterrupt:
-        watch.bar.close()
-        where = f"step {watch.step}" if watch.step and watch.stopping == 1 else "the last step that was saved"
-        again = "the same command again" if options["resume"] else "the same command without --fresh"
-        note(f"stopped; give {again} to go on from {where}")
-        raise
-
-
-class _TimeIsUpError(Exception):
-    """The time that a run was given is over."""
-
-
-class _Watch:
-    """What is seen of a run: a bar with the loss and the last SRCC on the val fold; how Ctrl-C ends it."""
-
-    def __init__(self, steps: int, progress: bool | None, until: float | None) -> None:
-        self.step = 0
-        self.until = until  # as time.monotonic() tells it
-        self.stopping = 0
-        self.shown: dict[str, str] = {}
-        self.bar = bar_of(steps, progress, unit=" steps", smoothing=0.05)
-
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.refresh()  # however fast the last steps were, they are seen
-        self.bar.close()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """A report of the trainer, which saves its state when this raises."""
-        if self.step == 0:  # a run that goes on does not begin at 0
-            self.bar.initial = self.bar.n = self.bar.last_print_n = event["step"] - 1
-        for key, title in (("loss", "loss"), ("val_srcc", "val SRCC")):
-            if key in event:
-                self.shown[title] = f"{event[key]:.4f}"
-        self.bar.set_postfix(self.shown, refresh=False)
-        self.bar.update(event["step"] - self.bar.n)
-        self.step = event["step"]
-        if self.stopping:
-            raise KeyboardInterrupt
-        if self.until is not None and time.monotonic() > self.until and self.step < event.get("steps", 0):
-            raise _TimeIsUpError
-
-    @contextmanager
-    def ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C lets the step end, so that it can be saved; the second does not wait."""
-        if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self.stopping += 1
-        if self.stopping > 1 or self.step == 0:
-            raise KeyboardInterrupt
-        # Past Python's streams, which may be in the middle of a write themselves.
-        os.write(2, b"\nqmamba: this step is finished and saved first; Ctrl-C again ends at once\n")

@@ -22,7 +22,7 @@ EXAMPLE = (2, 3, 96, 128)  # what the network is traced with; any other size wil
 
 
 def export_onnx(scorer: Scorer, path: str | Path) -> Path:
-    """Write a scorer's network as an ONNX file, which runs without torch and without this library.
+    """Write a scorer's network, with its active adapter, as an ONNX file, which runs without this library.
 
     Its input ``image`` is (B, 3, H, W) float32, RGB in [0, 1], any B and any H, W ≥ 32. Its output ``score``
     is (B,) float32 in [0, 1]: what :meth:`Scorer.crop_scores` gives for each crop. Cutting an image into
@@ -71,13 +71,20 @@ class _Scored(nn.Module):
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
-        self.network = copy.deepcopy(scorer.network).float().cpu()
-        self.calibration = scorer.config.calibration
+        parts = nn.ModuleList([scorer.network])
+        adapter = scorer.adapter_in_use()
+        if adapter is not None:
+            parts.append(adapter)
+        # together: LoRA shares the network's tensors
+        self.parts = copy.deepcopy(parts).float().cpu()
+        self.calibration = scorer.calibration
         stats = scorer.config.preprocessing
         self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B,)."""
-        raw = self.network((image - self.mean) / self.std)[:, 0]
-        return self.calibration(raw)
+        images = (image - self.mean) / self.std
+        network, *adapters = self.parts
+        raw = adapters[0](network, images) if adapters else network(images)
+        return self.calibration(raw[:, 0])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..ops import cross_scan_routes, local_scan_routes
 from ..ops.scratch import workspace
 from .layers import Block, Downsample, Stem, in_parts
+
+Prompts: TypeAlias = Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList
 
 MIN_SIDE = 32
 AT_ONCE = 4 * 224 * 224  # pixels that go through the network together on a processor
@@ -57,6 +59,7 @@ class QMamba(nn.Module):
         drop_path: highest rate of stochastic depth; grows linearly over the blocks from 0.
 
     Attributes:
+        out_widths: per stage the channels of its output, after the downsample.
         feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
         arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
     """
@@ -90,23 +93,29 @@ class QMamba(nn.Module):
             stages.append(Stage(blocks, None if last else Downsample(width, widths[s + 1])))
         self.stages = nn.ModuleList(stages)
         self.head = Head(widths[-1])
+        self.out_widths = (*widths[1:], widths[-1])
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**s, "module": f"stages.{s}.blocks"}
             for s, width in enumerate(widths)
         ]
         self.apply(_init_linear)
 
-    def _walk(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Per stage its features (B, H, W, C) before and after the downsample."""
+    def _walk(self, images: Tensor, prompts: Prompts | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Per stage its features (B, H, W, C) before the downsample, and after it and the stage's prompt."""
         _check_images(images)
-        features = []
         with workspace() if in_parts(images) else nullcontext():
-            x = self.stem(images)
-            for stage in self.stages:
-                assert isinstance(stage, Stage)
-                before = stage.blocks(x)
-                x = stage.downsample(before)
-                features.append((before, x))
+            return self._stages(self.stem(images), 0, prompts)
+
+    def _stages(self, x: Tensor, first: int, prompts: Prompts | None) -> list[tuple[Tensor, Tensor]]:
+        features = []
+        for s in range(first, len(self.stages)):
+            stage = self.stages[s]
+            assert isinstance(stage, Stage)
+            before = stage.blocks(x)
+            x = stage.downsample(before)
+            if prompts is not None:
+                x = prompts[s](x)
+            features.append((before, x))
         return features
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -122,12 +131,46 @@ class QMamba(nn.Module):
         walked = self._walk(images)
         return self.head(walked[-1][1]), [before.permute(0, 3, 1, 2) for before, _ in walked]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → raw quality (B, 1)."""
+    def forward(
+        self, images: Tensor, prompts: Prompts | None = None, head: nn.Module | None = None
+    ) -> Tensor:
+        """Normalised images (B, 3, H, W) → raw quality (B, 1).
+
+        Args:
+            images: as above.
+            prompts: one function a stage, applied to its output (B, H, W, C') after the downsample, which
+                gives features of the same shape; C' are :attr:`out_widths`. See :mod:`qmamba.adapters`.
+            head: in place of the network's own: (B, H, W, C) → (B, 1).
+        """
         _check_images(images)
-        parts = _parts(images)
-        raw = [self.head(self._walk(part)[-1][1]) for part in parts]
+        head = self.head if head is None else head
+        raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
         return raw[0] if len(raw) == 1 else torch.cat(raw)
+
+    def forward_until(self, images: Tensor, stage: int) -> Tensor:
+        """Output (B, H, W, C') of a stage after its downsample; the later ones are not computed."""
+        _check_images(images)
+        with workspace() if in_parts(images) else nullcontext():
+            x: Tensor = self.stem(images)
+            for each in list(self.stages)[: stage + 1]:
+                assert isinstance(each, Stage)
+                x = each.downsample(each.blocks(x))
+        return x
+
+    def forward_after(
+        self, features: Tensor, stage: int, prompts: Prompts | None = None, head: nn.Module | None = None
+    ) -> Tensor:
+        """The rest of :meth:`forward`, from what :meth:`forward_until` gave: that stage's prompt comes first.
+
+        ``forward(x, p, h)`` and ``forward_after(forward_until(x, s), s, p, h)`` are the same where p does
+        nothing before stage s: what lies before can then be computed once and kept.
+        """
+        x = features if prompts is None else prompts[stage](features)
+        if stage + 1 < len(self.stages):
+            with workspace() if in_parts(x) else nullcontext():
+                x = self._stages(x, stage + 1, prompts)[-1][1]
+        raw: Tensor = (self.head if head is None else head)(x)
+        return raw
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that an optimiser should not decay: norms, biases, A_log and D."""

@@ -1,9 +1,20 @@
-"""Training from a recipe: ratings in, a checkpoint folder out."""
+"""Training: ratings in, a checkpoint folder out, or an adapter's."""
 
 from __future__ import annotations
 
+from .adapt import AdaptRecipe, adapt
 from .pretrain import pretrain
 from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
 from .trainer import train
 
-__all__ = ["Phase", "PretrainRecipe", "Recipe", "list_recipes", "load_recipe", "pretrain", "train"]
+__all__ = [
+    "AdaptRecipe",
+    "Phase",
+    "PretrainRecipe",
+    "Recipe",
+    "adapt",
+    "list_recipes",
+    "load_recipe",
+    "pretrain",
+    "train",
+]

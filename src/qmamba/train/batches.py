@@ -74,7 +74,7 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
     levels = torch.empty(2, len(ranked))
     for i, r in enumerate(mine):
         image = decode(r.path)
-        view = _random_view(image, size, recipe, g)
+        view = _random_view(image, size, recipe.sides, g)
         if i not in places:
             crops.append(_shown(_square(image, view, view.scale), view))
             continue
@@ -103,13 +103,19 @@ class View(NamedTuple):
     flipped: bool
 
 
-def _random_view(image: Tensor, size: int, recipe: Recipe, g: torch.Generator) -> View:
+def random_crop(image: Tensor, size: int, sides: Sequence[int], g: torch.Generator) -> Tensor:
+    """A random square (3, size, size) uint8 of a photograph (3, H, W), half of the time mirrored."""
+    view = _random_view(image, size, sides, g)
+    return _shown(_square(image, view, view.scale), view)
+
+
+def _random_view(image: Tensor, size: int, sides: Sequence[int], g: torch.Generator) -> View:
     """A square of the photograph (3, H, W) as it is, or, if the checkpoint's protocol has sides, of the
     photograph at a random scale, from where the square is all of it to the largest of the sides."""
     height, width = image.shape[1:]
     least, scale = size / min(height, width), 1.0
-    if recipe.sides:
-        most = max(least, max(recipe.sides) / math.sqrt(height * width))
+    if sides:
+        most = max(least, max(sides) / math.sqrt(height * width))
         scale = least + (most - least) * float(torch.rand((), generator=g))
     scale = max(scale, least)
     top, left = (_draw(max(size, round(side * scale)) - size + 1, g) for side in (height, width))

@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..adapters import Adapter
 from ..checkpoint import load_checkpoint
 from ..errors import BackendError, QMambaError, RecipeError
 from ..model_config import Preprocessing
@@ -56,7 +57,7 @@ class Learner(ABC, Generic[B]):
     def __init__(self, plan: Plan, device: torch.device, init: Mapping[str, Tensor] | None = None) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.device, self.step = plan, device, 0
-        self.network = _create(plan).to(device).train()
+        self.network = self.make_network().to(device).train()
         if init is not None:
             self.network.load_state_dict(init)
         elif isinstance(self.network, QMamba):
@@ -67,6 +68,10 @@ class Learner(ABC, Generic[B]):
         stats = Preprocessing()
         self._mean = torch.tensor(stats.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(stats.std, device=device).view(3, 1, 1) * 255
+
+    def make_network(self) -> QMamba | Trainee | Adapter:
+        """What is trained."""
+        return _create(self.plan)
 
     def make_heads(self) -> nn.Module:
         """Modules that train along with the network and are not kept."""
@@ -84,6 +89,7 @@ class Learner(ABC, Generic[B]):
         pixels = pixels.to(self.device).float()
         fast = self.plan.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+            assert not isinstance(self.network, Adapter)
             raw, features = self.network.forward_with_features((pixels - self._mean) / self._std)
             lesson = Lesson([], None) if teacher is None else teacher(pixels / 255)
         scores = None if lesson.scores is None else lesson.scores.float()
@@ -133,14 +139,26 @@ class Learner(ABC, Generic[B]):
         means, weights = self.mean_network.parameters(), self.network.parameters()
         torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
-    def save(self, out: Path) -> None:
-        """Write what :meth:`restore` reads."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """All that changes, as tensors and plain values."""
+        return {
             "recipe": self._fingerprint(), "step": self.step,
             "network": self.network.state_dict(), "mean": self.mean_network.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers], "heads": self.heads.state_dict(),
         }  # fmt: skip
-        torch.save(state, out / "state.tmp")
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.mean_network.load_state_dict(state["mean"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.heads.load_state_dict(state["heads"])
+
+    def save(self, out: Path) -> None:
+        """Write what :meth:`restore` reads."""
+        torch.save(self.state(), out / "state.tmp")
         (out / "state.tmp").replace(out / "state.pt")  # never a half-written state
 
     def restore(self, out: Path) -> None:
@@ -153,12 +171,7 @@ class Learner(ABC, Generic[B]):
             raise RecipeError(f"{out / 'state.pt'} is damaged: choose another folder") from error
         if state["recipe"] != self._fingerprint():
             raise RecipeError(f"{out} holds a run of another recipe: choose another folder")
-        self.step = state["step"]
-        self.network.load_state_dict(state["network"])
-        self.mean_network.load_state_dict(state["mean"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.heads.load_state_dict(state["heads"])
+        self.take(state)
 
     def _fingerprint(self) -> str:
         return json.dumps(asdict(self.plan), sort_keys=True)
@@ -284,7 +297,9 @@ def _start(network: QMamba) -> None:
     nn.init.constant_(network.head.fc.bias, 0.5)  # the middle of the MOS scale
 
 
-def _optimisers(network: QMamba | Trainee, heads: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+def _optimisers(
+    network: QMamba | Trainee | Adapter, heads: nn.Module, plan: Plan
+) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices within the network and AdamW for the rest."""
     still = network.no_weight_decay()
     matrices: set[str] = set()

@@ -228,11 +228,13 @@ def calibrated(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, team: T
     g = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(ratings), generator=g)[: recipe.calibration_images].tolist()
     mine = [ratings[i] for i in chosen[team.rank :: team.size]]
-    identity = scorer.config.calibration
-    pairs = []
-    for r in mine:
-        scores = scorer.crop_scores(r.path).scores
-        raw = (torch.logit(scores.double()) - identity.offset) / identity.slope
-        pairs += [(value, r.mos) for value in raw.tolist()]
+    pairs = [(value, r.mos) for r in mine for value in raw_parts(scorer, r.path)[0].tolist()]
     raw, mos = torch.tensor([pair for part in team.collect(pairs) for pair in part]).T
     return Scorer(scorer.network, scorer.config.replace(calibration=Calibration.fit(raw, mos)))
+
+
+def raw_parts(scorer: Scorer, image: Path) -> tuple[Tensor, Tensor]:
+    """What a photograph's score is made of, before the calibration: raw quality (n,), and weights (n,), both
+    float64."""
+    parts, used = scorer.crop_scores(image), scorer.calibration
+    return (torch.logit(parts.scores.double()) - used.offset) / used.slope, parts.weights.double()

@@ -1,0 +1,194 @@
+"""Adapters beside one another: what they cost, and the paper's tables on rated photographs of your own.
+
+    python benchmarks/adapters.py cost --out cost.json
+    python benchmarks/adapters.py table --data stills.csv --table 3 --seeds 0 1 2 --runs runs/stills
+    python benchmarks/adapters.py table --data stills.csv --table 9 --runs runs/stills
+
+``cost`` measures, for each method on one base: the numbers that train, the forward pass beside the plain
+network (the two take turns, ratios are medians over the rounds), and, in a process of its own, the time of a
+training step and the memory that training takes at most beyond what the process holds before it.
+
+``table`` runs `qmamba.train.adapt` for each row of a table and each seed: 3 and 8 are the methods, 9 the
+number of prompts, 10 their size. Rows that a folder has already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qmamba
+from qmamba.adapters import create, list_methods, read_adapter_config
+from qmamba.data import Rated, read_manifest
+from qmamba.models import QMamba
+from qmamba.train import AdaptRecipe, adapt
+
+TABLES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {  # row → method, options
+    "3": {name: (name, {}) for name in ("linear-probe", "full", "style-prompt", "style-prompt-r")},
+    "8": {name: (name, {}) for name in ("ssf", "crossattn-prompt", "conv-prompt", "lora", "style-prompt")},
+    "9": {f"N={n}": ("style-prompt", {"prompts": n}) for n in (1, 2, 4, 6, 8, 10)},
+    "10": {
+        str(size): ("style-prompt", {"size": size}) for size in ((1, 1), (7, 7), (14, 14), (28, 28), "layer")
+    },
+}
+
+
+def network_of(base: str) -> QMamba:
+    """A base by its architecture's name, with random weights: costs do not depend on them."""
+    torch.manual_seed(0)
+    return qmamba.create_model(base).eval().requires_grad_(False)
+
+
+def forward_ratio(network: QMamba, method: str, size: int, batch: int, rounds: int, device: str) -> float:
+    """Time of the adapted forward pass over that of the plain one: the median over rounds of turns."""
+    adapter = create(method, network).eval()
+    images = torch.randn(batch, 3, size, size, device=device)
+
+    def seconds(adapted: bool) -> float:
+        began = time.perf_counter()
+        _ = adapter(network, images) if adapted else network(images)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    ratios = []
+    with torch.inference_mode():
+        for i in range(rounds + 2):
+            # Who goes first changes, so that a slow moment hits both alike.
+            first = seconds(i % 2 == 0)
+            second = seconds(i % 2 == 1)
+            ratios.append(first / second if i % 2 == 0 else second / first)
+    return statistics.median(ratios[2:])
+
+
+def training(base: str, method: str, size: int, batch: int, steps: int, device: str) -> dict[str, float]:
+    """Seconds of a step, and the most memory in MB beyond what was held before; nothing is cached."""
+    network = network_of(base).to(device)
+    images = torch.randn(batch, 3, size, size, device=device)
+    with torch.inference_mode():
+        network(images)  # what every pass needs is there before the measurement
+    held = _held(device)
+    adapter = create(method, network).train()
+    optimiser = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        optimiser.zero_grad()
+        adapter(network, images).square().mean().backward()
+        optimiser.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return {"step_seconds": min(times), "step_mb": (_held(device) - held) / 2**20}
+
+
+def _held(device: str) -> float:
+    """Bytes held at most so far."""
+    if device != "cpu":
+        return float(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cost(
+    base: str, methods: list[str], *, size: int, batch: int, rounds: int, steps: int, device: str
+) -> dict[str, dict[str, float]]:
+    """All numbers of each method."""
+    network = network_of(base).to(device)
+    rows: dict[str, dict[str, float]] = {}
+    for method in methods:
+        adapter = create(method, network)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            trained = pool.apply(training, (base, method, size, batch, steps, device))
+        ratio = forward_ratio(network, method, size, batch, rounds, device)
+        rows[method] = {**adapter.size._asdict(), "forward": ratio, **trained}
+        print(
+            f"{method:18s} {adapter.size.trained:>11,d} {adapter.size.stored:>11,d} {ratio:8.3f} "
+            f"{trained['step_seconds']:8.3f} s {trained['step_mb']:8.0f} MB",
+            flush=True,
+        )
+    return rows
+
+
+def table(
+    rows: dict[str, tuple[str, dict[str, Any]]],
+    base: str,
+    ratings: list[Rated],
+    runs: Path,
+    seeds: list[int],
+    recipe: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """For each row its parameters, and over the seeds the median SRCC and PLCC before and after, and of
+    the seconds that it took."""
+    network, found = qmamba.load(base).base(), {}
+    for row, (method, options) in rows.items():
+        results, seconds = [], []
+        for seed in seeds:
+            began = time.monotonic()
+            folder = adapt(
+                base, ratings, runs / f"{row.replace(' ', '')}-{seed}", method=method, options=options,
+                recipe=AdaptRecipe(seed=seed, **recipe),
+            )  # fmt: skip
+            seconds.append(time.monotonic() - began)
+            results.append(list(read_adapter_config(folder).results.values()))
+        line: dict[str, Any] = {"trained": create(method, network, **options).size.trained}
+        for i, when in enumerate(("before", "after")):
+            for metric in ("srcc", "plcc"):
+                line[f"{metric}_{when}"] = statistics.median(result[i][metric] for result in results)
+        found[row] = {**line, "seeds": len(seeds), "seconds": statistics.median(seconds)}
+        print(
+            f"{row:18s} " + "  ".join(f"{key} {value:,.4g}" for key, value in found[row].items()), flush=True
+        )
+    return found
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("cost", "table"))
+    parser.add_argument("--base", default="lqmamba-n", help="an architecture for cost, a model for table")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--methods", nargs="+", default=list_methods(), help="of cost")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path, help="manifest of table")
+    parser.add_argument("--runs", type=Path, default=Path("runs/adapters"))
+    parser.add_argument("--table", choices=tuple(TABLES), default="3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--crops", type=int, default=5)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write the numbers."""
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found: dict[str, Any]
+    if options.what == "cost":
+        found = cost(
+            options.base, options.methods, size=options.size, batch=options.batch, rounds=options.rounds,
+            steps=options.steps, device=options.device,
+        )  # fmt: skip
+    else:
+        recipe = {"epochs": options.epochs, "crops": options.crops}
+        rows, ratings = TABLES[options.table], read_manifest(options.data)
+        found = table(rows, options.base, ratings, options.runs, options.seeds, recipe)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

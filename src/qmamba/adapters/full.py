@@ -1,0 +1,27 @@
+"""Full tuning: a copy of the whole network (QMamba, Table 3, "Full_tuning")."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..models import QMamba
+from .base import Adapter, NoOptions, register
+
+
+@register("full")
+class Full(Adapter):
+    """Every parameter trains, in a copy: the base stays. As large as a model, on disk and in memory."""
+
+    lr: ClassVar[float] = 1e-4
+
+    def __init__(self, network: QMamba, options: NoOptions) -> None:
+        super().__init__(options)
+        self.network = copy.deepcopy(network).requires_grad_(True)
+
+    def forward(self, network: QMamba, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → raw quality (B, 1) of the copy."""
+        raw: Tensor = self.network(images)
+        return raw

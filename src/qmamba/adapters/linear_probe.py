@@ -1,0 +1,16 @@
+"""The linear probe: the head alone (QMamba, Table 3, "Lin_Probe (R)")."""
+
+from __future__ import annotations
+
+import copy
+
+from ..models import QMamba
+from .base import Adapter, NoOptions, register
+
+
+@register("linear-probe")
+class LinearProbe(Adapter):
+    """A copy of the network's head, LayerNorm and Linear: 3·C + 1 parameters, 769 on lqmamba-n."""
+
+    def __init__(self, network: QMamba, options: NoOptions) -> None:
+        super().__init__(options, head=copy.deepcopy(network.head))

@@ -1,0 +1,62 @@
+"""benchmarks/adapters.py runs: at the smallest sizes, for what it writes and not for how much."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qmamba.checkpoint import save_checkpoint
+from rated_photos import rated_photos, write_manifest
+from test_adapt import base_network
+from tiny_scorer import tiny_config
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "adapters.py"
+pytest.importorskip("resource", reason="no POSIX")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    if not SCRIPT.is_file():
+        pytest.skip("the benchmarks are not here: this is an installed package")
+    spec = importlib.util.spec_from_file_location("benchmark_adapters", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cost(benchmark: ModuleType) -> None:
+    network = benchmark.network_of("lqmamba-n")
+    assert 0.2 < benchmark.forward_ratio(network, "style-prompt", 32, 1, 3, "cpu") < 5
+    measured = benchmark.training("lqmamba-n", "style-prompt", 32, 1, 1, "cpu")
+    assert measured["step_seconds"] > 0 and measured["step_mb"] >= 0
+
+
+def test_table(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "base", base_network(), tiny_config())
+    write_manifest(tmp_path / "r.csv", rated_photos(tmp_path / "photos", 13))
+    rows = {"N=2": ("style-prompt", {"prompts": 2}), "N=3": ("style-prompt", {"prompts": 3})}
+    monkeypatch.setitem(benchmark.TABLES, "9", rows)
+    benchmark.main(
+        [
+            "table", "--table", "9", "--base", str(tmp_path / "base"), "--data", str(tmp_path / "r.csv"),
+            "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "found.json"), "--epochs", "2",
+            "--crops", "2", "--seeds", "0", "1",
+        ]
+    )  # fmt: skip
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == list(rows) and found["N=3"]["trained"] > found["N=2"]["trained"]
+    assert found["N=2"]["srcc_before"] == found["N=3"]["srcc_before"] and found["N=2"]["seeds"] == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 4 and "N=2" in capsys.readouterr().out
+
+
+def test_the_papers_tables(benchmark: ModuleType) -> None:
+    assert [len(rows) for rows in benchmark.TABLES.values()] == [4, 5, 6, 5]
