@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmamba.cli import app
+from qmamba.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="qmamba")
+    main()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qmamba._version import __version__
+from qmamba.cli._memory import keep_memory
 from qmamba.cli.adapt import EPILOG as ADAPT_EPILOG
 from qmamba.cli.adapt import adapt
 from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
@@ -23,7 +24,7 @@ from qmamba.cli.score import EPILOG, score
 from qmamba.cli.train import EPILOG as TRAIN_EPILOG
 from qmamba.cli.train import train
 
-__all__ = ["app"]
+__all__ = ["app", "main"]
 
 
 def _version(wanted: bool) -> None:
@@ -64,3 +65,9 @@ def _build() -> typer.Typer:
 
 
 app = _build()
+
+
+def main() -> None:
+    """The program `qmamba`."""
+    keep_memory()
+    app(prog_name="qmamba")

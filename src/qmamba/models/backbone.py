@@ -144,7 +144,8 @@ class QMamba(nn.Module):
         """
         _check_images(images)
         head = self.head if head is None else head
-        raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
+        with workspace() if in_parts(images) else nullcontext():  # the same buffers for all parts
+            raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
         return raw[0] if len(raw) == 1 else torch.cat(raw)
 
     def forward_until(self, images: Tensor, stage: int) -> Tensor:
