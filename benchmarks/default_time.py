@@ -2,8 +2,8 @@
 
     pip install "qmamba[distil]" && python benchmarks/default_time.py
 
-Both networks are given what the default protocol cuts from the photograph, in turn in every round; printed are
-medians, and the median ratio. The whole of scoring, with decoding and resizing, is timed beside them.
+Both networks are given what the default protocol cuts from the photograph, in turn in every round; printed
+are medians, and the median ratio. The whole of scoring, with decoding and resizing, is timed beside them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
     batches = []
     for view in views(*pixels.shape[-2:], scorer.protocol):
         whole = unit(resize(pixels, view.height, view.width))
-        batches.append(torch.stack([whole[:, t : t + h, l : l + w] for t, l, h, w in view.windows]))
+        batches.append(
+            torch.stack([whole[:, top : top + h, left : left + w] for top, left, h, w in view.windows])
+        )
     calls = {
         "lqmamba-n": lambda: [scorer.network(b) for b in batches],
         "efficientnet-lite0": lambda: [lite0(b) for b in batches],
