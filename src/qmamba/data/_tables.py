@@ -155,7 +155,7 @@ def files_below(root: Path, folder: str = "", *, by_name: bool = False) -> dict[
     """
     place = root / folder
     if not place.is_dir():
-        raise DataSetError(f"the folder {folder} is missing" if folder else f"no folder {root}")
+        raise DataSetError(f"the folder {folder or root} is missing")
     found = {}
     for where, _, names in os.walk(place):
         above = "" if by_name else Path(where).relative_to(place).as_posix() + "/"
@@ -172,5 +172,7 @@ def locate(names: Iterable[str], files: Mapping[str, Path], where: str) -> list[
     """
     names = list(names)
     if missing := [name for name in names if name.lower() not in files]:
-        raise DataSetError(f"{len(missing)} of {len(names)} images are missing from {where}: {missing[0]} first")
+        raise DataSetError(
+            f"{len(missing)} of {len(names)} images are missing from {where}: {missing[0]} first"
+        )
     return [files[name.lower()] for name in names]

@@ -95,9 +95,10 @@ def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
 def read_manifest(
     path: str | Path, *, root: str | Path | None = None, score: Literal["mos", "dmos"] = "mos"
 ) -> list[Rated]:
-    """A CSV with the columns ``image`` and ``mos``; ``fold``, ``std``, ``reference``, ``distortion`` if there.
+    """A CSV with the columns ``image`` and ``mos``, and perhaps others.
 
-    Further columns are ignored. Folds may have any name; training looks at "train" and "val".
+    These are ``fold``, ``std``, ``reference`` and ``distortion``; any further ones are ignored. Folds may
+    have any name; training looks at "train" and "val".
 
     Args:
         path: of the CSV file, in UTF-8, with a header line.
