@@ -189,9 +189,10 @@ def test_duplicates_of_what_cannot_be_opened(alike: Path) -> None:
     assert "2.png cannot be opened: `qmamba data check`" in refused("duplicates", "manifest", alike)
 
 
-def test_duplicates_without_the_library(alike: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TREES["koniq10k"](tmp_path)
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    assert 'pip install "qmamba[data]"' in refused("duplicates", "manifest", alike)
+    assert 'pip install "qmamba[data]"' in refused("duplicates", "koniq10k", tmp_path)
 
 
 def test_near_pairs_are_those_of_plain_counting() -> None:
