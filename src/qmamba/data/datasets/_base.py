@@ -31,7 +31,8 @@ class DataSet:
         title: its name as its authors write it.
         images: how many rated images the whole of it has.
         scale: nominal ends of the scale in its files, lowest and highest number.
-        licence: in a few words; "not stated" where its authors give none.
+        licence: in a few words; "not stated" where its repository has none, "see its page" where that was not
+            looked up.
         home: where it comes from.
         tree: the files that are expected below its folder.
         labels: the function that reads them.

@@ -29,7 +29,7 @@ LIVEC = DataSet(
     title="LIVE Challenge",
     images=1162,
     scale=(0, 100),
-    licence="research use, with its copyright notice",
+    licence="any purpose, with its copyright notice and acknowledgement",
     home="https://live.ece.utexas.edu/research/ChallengeDB/",
     tree="""\
 Data/AllImages_release.mat

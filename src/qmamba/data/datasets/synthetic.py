@@ -39,7 +39,7 @@ LIVE = DataSet(
     scale=(0, 100),
     direction="lower",
     references=29,
-    licence="research use, with its copyright notice",
+    licence="any purpose, with its copyright notice and acknowledgement",
     home="https://live.ece.utexas.edu/research/quality/subjective.htm",
     tree="""\
 dmos_realigned.mat
@@ -95,7 +95,7 @@ CSIQ = DataSet(
     scale=(0, 1),
     direction="lower",
     references=30,
-    licence="not stated",
+    licence="see its page",
     home="https://s2.smu.edu/~eclarson/csiq.html",
     tree="""\
 csiq.DMOS.xlsx                      (sheet all_by_image)
@@ -147,7 +147,7 @@ TID2013 = DataSet(
     images=3000,
     scale=(0, 9),
     references=25,
-    licence="education and research, with its copyright notice",
+    licence="see its readme; that of TID2008 allows education and research",
     home="https://www.ponomarenko.info/tid2013.htm",
     tree="""\
 mos_with_names.txt
