@@ -48,10 +48,10 @@ def biq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_biq2021(biq: Path) -> None:
     images = biq / "Images"
     assert read_biq2021(biq) == [
-        Rated(images / "ss01 (1).jpg", 0.25, "train"),
-        Rated(images / "ss01 (2).jpg", 1.0, "val"),
-        Rated(images / "ss02 (1014).JPG", 0.5, "test"),
-        Rated(images / "ss03 (9).jpg", 0.75, "train"),
+        Rated(images / "ss01 (1).jpg", 0.25, "train", reference="0"),
+        Rated(images / "ss01 (2).jpg", 1.0, "val", reference="1"),
+        Rated(images / "ss02 (1014).JPG", 0.5, "test", reference="2"),
+        Rated(images / "ss03 (9).jpg", 0.75, "train", reference="3"),
     ]
     assert [r.fold for r in read_biq2021(str(biq), ["train"])] == ["train", "train"]
 
@@ -116,6 +116,21 @@ def test_manifest(tmp_path: Path) -> None:
             Rated(tmp_path / "photos/b, c.jpg", 0.1, "val"),
             Rated(tmp_path / "photos/é.jpg", 3.0, ""),
         ]
+
+
+def test_manifest_with_all_columns(tmp_path: Path) -> None:
+    header = "image,mos,std,reference,distortion\n"
+    path = manifest(tmp_path, header + 'a.jpg,0.5,0.1,I01,blur\n"b, c.jpg",0.25,,,\n')
+    assert read_manifest(path, root=tmp_path / "photos") == [
+        Rated(tmp_path / "photos/a.jpg", 0.5, std=0.1, reference="I01", distortion="blur"),
+        Rated(tmp_path / "photos/b, c.jpg", 0.25),
+    ]
+    path = manifest(tmp_path, "image,dmos\nphotos/a.jpg,7\n")
+    assert [r.mos for r in read_manifest(path, score="dmos")] == [7.0]
+    with pytest.raises(RecipeError, match="no column 'mos'"):
+        read_manifest(path)
+    with pytest.raises(RecipeError, match="row 1: std is 'wide', not a number"):
+        read_manifest(manifest(tmp_path, "image,mos,std\nphotos/a.jpg,1,wide\n"))
 
 
 def test_manifest_with_absolute_paths_and_without_folds(tmp_path: Path) -> None:

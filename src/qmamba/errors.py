@@ -49,5 +49,9 @@ class RecipeError(QMambaError, ValueError):
     """A training recipe or a data set that does not fit what the trainer expects."""
 
 
+class DataSetError(RecipeError):
+    """A data set whose files are not there, cannot be read, or are not laid out as its reader expects."""
+
+
 class BackendError(QMambaError, RuntimeError):
     """A scan backend that was asked for by name and cannot be used here; the message says why."""

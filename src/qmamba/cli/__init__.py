@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,7 @@ from qmamba._version import __version__
 from qmamba.cli._memory import keep_memory
 from qmamba.cli.adapt import EPILOG as ADAPT_EPILOG
 from qmamba.cli.adapt import adapt
+from qmamba.cli.data import build as build_data
 from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
 from qmamba.cli.distort import distort
 from qmamba.cli.env import env
@@ -43,14 +44,13 @@ def _main(
 
 def _build() -> typer.Typer:
     # Plain help and plain errors: one line per error is easier to read in a log than a drawn box.
-    application = typer.Typer(
-        name="qmamba",
-        add_completion=False,
-        no_args_is_help=True,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    plain: dict[str, Any] = {
+        "add_completion": False,
+        "rich_markup_mode": None,
+        "pretty_exceptions_enable": False,
+        "context_settings": {"help_option_names": ["-h", "--help"]},
+    }
+    application = typer.Typer(name="qmamba", no_args_is_help=True, **plain)
     application.callback()(_main)
     application.command(no_args_is_help=True, epilog=EPILOG)(score)
     application.command()(models)
@@ -60,6 +60,7 @@ def _build() -> typer.Typer:
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
     application.command(no_args_is_help=True, epilog=EXPORT_EPILOG)(export)
+    application.add_typer(build_data(**plain), name="data")
     application.command()(env)
     return application
 

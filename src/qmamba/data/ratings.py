@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from ..errors import RecipeError
+from ..errors import DataSetError
+from ._tables import number, read_csv
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,25 @@ class Rated:
 
     Attributes:
         path: of the image file.
-        mos: mean opinion score on the data set's own scale, higher is better.
+        mos: mean opinion score on the data set's own scale, higher is better; DMOS come turned.
         fold: "train", "val" or "test", or "" where a set has none.
+        std: standard deviation of the opinions, in units of `mos`; None where it is not given.
+        reference: id of the original or content that it was made from, "" where there is none. Photographs of
+            one reference belong in one fold.
+        distortion: what was done to the original, "" where that is not known.
+        scale: nominal ends of the scale of `mos`, worst and best; None where they are not known.
+        direction: which end of the label in the data set's files is the good one. "lower" (a DMOS) says
+            that `mos` is that label turned: worst + best - label.
     """
 
     path: Path
     mos: float
     fold: str = ""
+    std: float | None = None
+    reference: str = ""
+    distortion: str = ""
+    scale: tuple[float, float] | None = None
+    direction: Literal["higher", "lower"] = "higher"
 
 
 FOLDS = ("train", "val", "test")
@@ -42,26 +55,27 @@ def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
         folds: which folds to return.
 
     Returns:
-        The photographs of these folds, in the order of the split file.
+        The photographs of these folds, in the order of the split file; `reference` is the number of their
+        content.
 
     Raises:
-        RecipeError: an unknown fold, a file is missing, or the labels do not cover the folds.
+        DataSetError: an unknown fold, a file is missing, or the labels do not cover the folds.
     """
     root = Path(root)
     images, wanted = root / "Images", set(folds)
     if unknown := sorted(wanted - set(FOLDS)):
-        raise RecipeError(f"BIQ2021 has no fold {unknown[0]!r}: choose from {', '.join(FOLDS)}")
+        raise DataSetError(f"BIQ2021 has no fold {unknown[0]!r}: choose from {', '.join(FOLDS)}")
     if not images.is_dir():
-        raise RecipeError(
+        raise DataSetError(
             f"no BIQ2021 at {root}: it has no folder Images (clone nisarahmedrana/BIQ2021 there)"
         )
     # Names are looked up in lower case: one differs between the labels and the disk.
     mos = {}
     for label in BIQ2021_LABELS:
         if not (root / label).is_file():
-            raise RecipeError(f"BIQ2021 at {root} is incomplete: {label!r} is missing")
-        for row in _read_csv(root / label, ("Image Name", "MOS")):
-            mos[row["Image Name"].lower()] = _number(row["MOS"], f"{label}: MOS of {row['Image Name']!r}")
+            raise DataSetError(f"BIQ2021 at {root} is incomplete: {label!r} is missing")
+        for row in read_csv(root / label, ("Image Name", "MOS")):
+            mos[row["Image Name"].lower()] = number(row["MOS"], f"{label}: MOS of {row['Image Name']!r}")
     on_disk = {path.name.lower(): path for path in images.iterdir()}
     rated = []
     split = resources.files("qmamba.data") / "splits" / "biq2021.csv"
@@ -71,61 +85,51 @@ def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
         name = row["image"].lower()
         path = on_disk.get(name)
         if path is None or name not in mos:
-            raise RecipeError(
+            raise DataSetError(
                 f"BIQ2021 at {root} is incomplete: {row['image']!r} has no {'label' if path else 'file'}"
             )
-        rated.append(Rated(path, mos[name], row["fold"]))
+        rated.append(Rated(path, mos[name], row["fold"], reference=row["content"]))
     return rated
 
 
-def read_manifest(path: str | Path) -> list[Rated]:
-    """A CSV with the columns ``image`` and ``mos``, and ``fold`` if there is one; others are ignored.
+def read_manifest(
+    path: str | Path, *, root: str | Path | None = None, score: Literal["mos", "dmos"] = "mos"
+) -> list[Rated]:
+    """A CSV with the columns ``image`` and ``mos``, and perhaps others.
 
-    Relative image paths start at the manifest's folder. Folds may have any name; training looks at "train"
-    and "val".
+    These are ``fold``, ``std``, ``reference`` and ``distortion``; any further ones are ignored. Folds may
+    have any name; training looks at "train" and "val".
+
+    Args:
+        path: of the CSV file, in UTF-8, with a header line.
+        root: folder that relative image paths start at; the manifest's own by default.
+        score: the column with the opinion scores, as `mos` of what is returned.
 
     Returns:
         The photographs, in the order of the rows.
 
     Raises:
-        RecipeError: the file, a column or an image is missing, or a MOS is no number.
+        DataSetError: the file, a column or an image is missing, or a score is no number.
     """
     path = Path(path)
     if not path.is_file():
-        raise RecipeError(f"no manifest at {path}: expected a CSV file with the columns image and mos")
-    rows = _read_csv(path, ("image", "mos"))
+        raise DataSetError(f"no manifest at {path}: expected a CSV file with the columns image and {score}")
+    rows = read_csv(path, ("image", score))
     if not rows:
-        raise RecipeError(f"{path} lists no images")
-    return [_rated(row, path, number) for number, row in enumerate(rows, start=1)]
+        raise DataSetError(f"{path} lists no images")
+    folder = path.parent if root is None else Path(root)
+    return [_rated(row, folder, score, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
 
 
-def _rated(row: dict[str, str], manifest: Path, number: int) -> Rated:
-    image = manifest.parent / row["image"]
+def _rated(row: dict[str, str], folder: Path, score: str, where: str) -> Rated:
+    image = folder / row["image"]
     if not image.is_file():
-        raise RecipeError(f"{manifest}, row {number}: no image at {image}")
-    return Rated(image, _number(row["mos"], f"{manifest}, row {number}: mos"), row.get("fold", ""))
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header line; a cell that is not there is empty."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
-            header, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RecipeError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
-    if missing := [name for name in columns if name not in header]:
-        raise RecipeError(
-            f"{path} has no column {missing[0]!r}; its columns are {', '.join(header) or 'none'}"
-        )
-    return rows
-
-
-def _number(text: str, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise RecipeError(f"{what} is {text!r}, not a number")
-    return value
+        raise DataSetError(f"{where}: no image at {image}")
+    return Rated(
+        image,
+        number(row[score], f"{where}: {score}"),
+        row.get("fold", ""),
+        std=number(row["std"], f"{where}: std") if row.get("std") else None,
+        reference=row.get("reference", ""),
+        distortion=row.get("distortion", ""),
+    )
