@@ -162,7 +162,7 @@ def main() -> None:
             if args.kernels not in name:
                 continue
             if target.startswith("gfx"):
-                known = known | {"PRECISION": "ieee"}
+                known = known | {"PRECISION": "ieee", "num_warps": 4}
             binary = compiled(kernels[function], known, dtype, TARGETS[target])
             usages.append(Usage(target, name, dtype, rank, states, *resources(binary)))
             print(*usages[-1], sep="\t", file=sys.stderr)
