@@ -14,7 +14,7 @@ import triton.language as tl
 from qmamba import create_model
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan, triton_gate
 from qmamba.ops.selective_scan.triton import TritonScan
-from qmamba.ops.selective_scan.triton_kernels import _softplus
+from qmamba.ops.selective_scan.triton_steps import softplus
 from test_gated_scan import check as check_gated
 from test_gated_scan import make as make_gated
 from test_selective_scan import assert_same, make_inputs, run
@@ -151,7 +151,7 @@ def test_the_polynomial_of_softplus_is_as_precise_as_float32():
     @triton.jit
     def kernel(x, y, N: tl.constexpr):
         i = tl.arange(0, N)
-        tl.store(y + i, _softplus(tl.load(x + i))[0])
+        tl.store(y + i, softplus(tl.load(x + i))[0])
 
     x = torch.linspace(-16, 40, 2**14)
     y = torch.empty_like(x)

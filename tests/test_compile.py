@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library as registry
 
 from qmamba.models import create_model
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes
@@ -78,8 +78,8 @@ def test_the_operators_keep_the_rules(routes, backend):
         torch.manual_seed(0)
         numbers = numbers_of(routes)
         for merge in (True, False):
-            opcheck(operators.scan_operator, (operands(routes, gated=False), numbers, merge, "auto"))
-        opcheck(operators.gated_operator, (operands(routes, gated=True), numbers))
+            registry.opcheck(operators.scan_operator, (operands(routes, gated=False), numbers, merge, "auto"))
+        registry.opcheck(operators.gated_operator, (operands(routes, gated=True), numbers))
 
 
 def test_routes_as_numbers():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 from ..models import QMamba
+from ..models.backbone import undecayed
 
 PAPER_WIDTH = 192  # of the first stage's output in the smallest of the paper's networks
 
@@ -120,8 +121,7 @@ class Adapter(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that an optimiser should not decay, as a network has them."""
-        names = {name for name, p in self.named_parameters() if p.ndim <= 1}
-        return names | {n for n, _ in self.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
+        return undecayed(self)
 
 
 class _Kind(NamedTuple):

@@ -9,13 +9,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from qmamba.cli._shared import bar_of, note
 
 UNFINISHED = 3
+
+# Options of all commands that train.
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
+]
+Progress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
+]
 
 
 class TimeIsUpError(Exception):

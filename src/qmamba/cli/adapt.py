@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from qmamba.cli._shared import note, quiet_ends
-from qmamba.cli._watch import Watch
+from qmamba.cli._watch import Minutes, Progress, Resume, Watch
 from qmamba.errors import AdapterError
 
 EPILOG = """\
@@ -68,16 +68,9 @@ def adapt(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one a core.")] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
-    ] = True,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
-    ] = None,
+    minutes: Minutes = None,
+    resume: Resume = True,
+    progress: Progress = None,
 ) -> None:
     """Adapt a model to another domain; docs/adapters.md describes the methods.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qmamba.cli._shared import note, quiet_ends
-from qmamba.cli._watch import Watch
+from qmamba.cli._watch import Minutes, Progress, Resume, Watch
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
@@ -73,16 +73,9 @@ def train(
     arch: Annotated[
         str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
-    ] = True,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
-    ] = None,
+    minutes: Minutes = None,
+    resume: Resume = True,
+    progress: Progress = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the shipped recipes and exit.")
     ] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -103,12 +103,12 @@ class QMamba(nn.Module):
     def _walk(self, images: Tensor, prompts: Prompts | None = None) -> list[tuple[Tensor, Tensor]]:
         """Per stage its features (B, H, W, C) before the downsample, and after it and the stage's prompt."""
         _check_images(images)
-        with workspace() if in_parts(images) else nullcontext():
-            return self._stages(self.stem(images), 0, prompts)
+        with _working_on(images):
+            return self._stages(self.stem(images), range(len(self.stages)), prompts)
 
-    def _stages(self, x: Tensor, first: int, prompts: Prompts | None) -> list[tuple[Tensor, Tensor]]:
+    def _stages(self, x: Tensor, which: range, prompts: Prompts | None) -> list[tuple[Tensor, Tensor]]:
         features = []
-        for s in range(first, len(self.stages)):
+        for s in which:
             stage = self.stages[s]
             assert isinstance(stage, Stage)
             before = stage.blocks(x)
@@ -144,19 +144,15 @@ class QMamba(nn.Module):
         """
         _check_images(images)
         head = self.head if head is None else head
-        with workspace() if in_parts(images) else nullcontext():  # the same buffers for all parts
+        with _working_on(images):  # the same buffers for all parts
             raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
         return raw[0] if len(raw) == 1 else torch.cat(raw)
 
     def forward_until(self, images: Tensor, stage: int) -> Tensor:
         """Output (B, H, W, C') of a stage after its downsample; the later ones are not computed."""
         _check_images(images)
-        with workspace() if in_parts(images) else nullcontext():
-            x: Tensor = self.stem(images)
-            for each in list(self.stages)[: stage + 1]:
-                assert isinstance(each, Stage)
-                x = each.downsample(each.blocks(x))
-        return x
+        with _working_on(images):
+            return self._stages(self.stem(images), range(stage + 1), None)[-1][1]
 
     def forward_after(
         self, features: Tensor, stage: int, prompts: Prompts | None = None, head: nn.Module | None = None
@@ -168,15 +164,25 @@ class QMamba(nn.Module):
         """
         x = features if prompts is None else prompts[stage](features)
         if stage + 1 < len(self.stages):
-            with workspace() if in_parts(x) else nullcontext():
-                x = self._stages(x, stage + 1, prompts)[-1][1]
+            with _working_on(x):
+                x = self._stages(x, range(stage + 1, len(self.stages)), prompts)[-1][1]
         raw: Tensor = (self.head if head is None else head)(x)
         return raw
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that an optimiser should not decay: norms, biases, A_log and D."""
-        names = {name for name, p in self.named_parameters() if p.ndim <= 1}
-        return names | {n for n, _ in self.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
+        return undecayed(self)
+
+
+def undecayed(module: nn.Module) -> set[str]:
+    """Names of a module's norms, biases, A_log and D, on which weight decay has no business."""
+    names = {name for name, p in module.named_parameters() if p.ndim <= 1}
+    return names | {n for n, _ in module.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
+
+
+def _working_on(x: Tensor) -> AbstractContextManager[None]:
+    """Where large buffers are used again, if these features are worked on some at a time."""
+    return workspace() if in_parts(x) else nullcontext()
 
 
 def _parts(images: Tensor) -> Sequence[Tensor]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from .backend import choose, usable
 from .gated_scan import NativeGatedScan, TritonGatedScan, gated_scan
@@ -79,13 +78,13 @@ def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in tensors]
 
 
-@custom_op("qmamba::selective_scan", mutates_args=())
+@library.custom_op("qmamba::selective_scan", mutates_args=())
 def scan_operator(tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str) -> Tensor:
     """:func:`selective_scan`."""
     return _scan(tensors, routes, merge, backend).contiguous()
 
 
-@custom_op("qmamba::selective_scan_backward", mutates_args=())
+@library.custom_op("qmamba::selective_scan_backward", mutates_args=())
 def scan_backward_operator(
     g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str
 ) -> list[Tensor]:
@@ -96,13 +95,13 @@ def scan_backward_operator(
     return _gradients(_function(tensors, backend), context, g_out)
 
 
-@custom_op("qmamba::gated_scan", mutates_args=())
+@library.custom_op("qmamba::gated_scan", mutates_args=())
 def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
     """:func:`gated_scan`."""
     return _gated(tensors, routes).contiguous()
 
 
-@custom_op("qmamba::gated_scan_backward", mutates_args=())
+@library.custom_op("qmamba::gated_scan_backward", mutates_args=())
 def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> list[Tensor]:
     """Its gradients of all tensors."""
     together = {NativeScan: NativeGatedScan, TritonScan: TritonGatedScan}.get(_function(tensors, "auto"))

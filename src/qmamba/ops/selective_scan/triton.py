@@ -190,14 +190,13 @@ class Problem:
         _, height, width, D, K, _, _ = self.sizes
         channels = block(LANES, self.sizes)
         carries = self._carries(None)
-        several = self.merge and K > 1
-        so_far = self._new(*self.x.shape) if several and y is not None and y.dtype != torch.float32 else y
-        out = self.x if y is None else y
-        route = 0 if self.merge else out.stride(1) if y is not None else 0
+        out = self.x if y is None else y  # without y nothing is written there
+        apart = self.merge and K > 1 and y is not None and y.dtype != torch.float32
+        so_far = self._new(*self.x.shape) if apart else out
         for index, pair in enumerate(self.pairs):
             kernels.forward_kernel[self._grid(channels)](
                 self.x, *_walked(self.dt), *_walked(self.B), *_walked(self.C), self.weight, self.bias, self.A,
-                self._skip(), carries, so_far if so_far is not None else out, out, out.stride(0), route,
+                self._skip(), carries, so_far, out, *_strides(out),
                 carries if entering is None else entering, height, width, D, self.chunk,
                 self.tiles, MERGE=self.merge, FIRST=index == 0,
                 LAST=index == len(self.pairs) - 1, OUTPUT=y is not None, KEEP=entering is not None,
@@ -220,7 +219,7 @@ class Problem:
         cotangent = self.x if gy is None else gy
         for pair in self.pairs:
             kernels.chunks_kernel[grid](
-                self.x, cotangent, *self._cotangent(cotangent), *_walked(self.dt), *_walked(self.B),
+                self.x, cotangent, *_strides(cotangent), *_walked(self.dt), *_walked(self.B),
                 *_walked(self.C), self.weight, self.bias, self.A, decays, states, height, width, D,
                 self.chunk, ADJOINT=gy is not None, **self._constants(pair, channels),
             )  # fmt: skip
@@ -229,9 +228,6 @@ class Problem:
             decays, states, grid[0], D * N, REVERSED=down, K=K, LANES=CARRIES, num_warps=4
         )
         return states
-
-    def _cotangent(self, gy: Tensor) -> tuple[int, int]:
-        return (gy.stride(0), gy.stride(1)) if gy.ndim == 5 else (gy.stride(0), 0)
 
     def backward(self, gy: Tensor, entering: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D, all but x's in float32."""
@@ -251,7 +247,7 @@ class Problem:
             carries = self._carries(gy)
             for index, pair in enumerate(self.pairs):
                 kernels.backward_kernel[grid](
-                    self.x, gy, *self._cotangent(gy), *_walked(self.dt), *_walked(self.B), *_walked(self.C),
+                    self.x, gy, *_strides(gy), *_walked(self.dt), *_walked(self.B), *_walked(self.C),
                     self.weight, self.bias, self.A, self._skip(), entering, carries, so_far, g_x, g_dt, g_B,
                     g_C, g_weight, g_bias, g_A, g_D, height, width, D, self.chunk, self.tiles,
                     MERGE=self.merge, FIRST=index == 0, LAST=index == len(self.pairs) - 1,
@@ -260,6 +256,11 @@ class Problem:
         sums = (v.sum((0, 1)) for v in (g_weight, g_bias, g_A, g_D))
         g_weight, g_bias, g_A, g_D = sums
         return g_x, g_dt.sum(0), g_B.sum(0), g_C.sum(0), g_weight.transpose(1, 2), g_bias, g_A, g_D
+
+
+def _strides(v: Tensor) -> tuple[int, int]:
+    """From image to image and from route to route of v (B, K, H, W, D), or (B, H, W, D) of all routes."""
+    return v.stride(0), v.stride(1) if v.ndim == 5 else 0
 
 
 def _walked(v: Tensor) -> tuple[Tensor, int, int, int]:

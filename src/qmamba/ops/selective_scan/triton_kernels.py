@@ -12,130 +12,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-
-# --- where a route goes ------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _position(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
-    """The row-major position on the grid (H, W) that a forward route visits at a step."""
-    height, width = H, W
-    if COLUMN:  # the row route of the transposed grid
-        height, width = W, H
-    visited = step
-    if WINDOW > 0:
-        band = step // (WINDOW * width)
-        inside = step - band * (WINDOW * width)
-        tall = tl.minimum(WINDOW, height - band * WINDOW)
-        block = inside // (tall * WINDOW)
-        inside -= block * (tall * WINDOW)
-        wide = tl.minimum(WINDOW, width - block * WINDOW)
-        visited = (band * WINDOW + inside // wide) * width + block * WINDOW + inside % wide
-    if COLUMN:
-        visited = visited % H * W + visited // H
-    return visited
-
-
-@triton.jit
-def _steps(first, last, taken, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr, DOWN: tl.constexpr):
-    """Of steps counted along a walk over [first, last): their positions, and whether there are such."""
-    valid = (taken >= 0) & (taken < last - first)
-    counted = tl.where(valid, taken, 0)
-    step = last - 1 - counted if DOWN else first + counted
-    return _position(step, H, W, COLUMN, WINDOW), valid
-
-
-# --- what a step does --------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _softplus(pre):
-    """log(1 + exp(pre)), and exp(-|pre|). log(1 + e) of e in [0, 1] is a polynomial, to float32's precision:
-    the card's own logarithm is absolute in its error, and small step sizes would be off by 1e-4."""
-    e = tl.exp2(-tl.abs(pre) * LOG2E)
-    p = e * -0.00324400915 + 0.0198513901
-    p = p * e - 0.0569593986
-    p = p * e + 0.106036411
-    p = p * e - 0.153055845
-    p = p * e + 0.196759364
-    p = p * e - 0.249541331
-    p = p * e + 0.333299624
-    p = p * e - 0.499999024
-    p = p * e + 0.999999995
-    return tl.maximum(pre, 0.0) + p * e, e
-
-
-@triton.jit
-def _low_rank(dt, position, valid, dt_position, RANK: tl.constexpr, RANK_: tl.constexpr):
-    """The step sizes before their expansion, (T, RANK_)."""
-    r = tl.arange(0, RANK_)
-    at = dt + position[:, None] * dt_position + r[None, :]
-    return tl.load(at, mask=valid[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _expansion(weight, d, D, RANK: tl.constexpr, RANK_: tl.constexpr):
-    """Columns d of a weight (RANK, D), with rows of zeros up to RANK_."""
-    r = tl.arange(0, RANK_)
-    return tl.load(
-        weight + r[:, None] * D + d[None, :], mask=(r < RANK)[:, None] & (d < D)[None, :], other=0.0
-    )
-
-
-@triton.jit
-def _of_states(v, position, valid, v_position, n, STATES: tl.constexpr, STATES_: tl.constexpr):
-    """B or C of the lanes with states n: (T, lanes), or (T, 1) where there is one state."""
-    if STATES_ == 1:
-        found = tl.load(v + position * v_position, mask=valid, other=0.0)[:, None]
-    else:
-        at = v + position[:, None] * v_position + n[None, :]
-        found = tl.load(at, mask=valid[:, None] & (n < STATES)[None, :], other=0.0)
-    return found.to(tl.float32)
-
-
-@triton.jit
-def _of_channels(x, position, valid, d, D):
-    """A grid's features at some positions, (T, channels)."""
-    at = x + position[:, None] * D + d[None, :]
-    return tl.load(at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _over_states(v, T: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """Lanes (T, CHANNELS · STATES_) summed over their states, (T, CHANNELS)."""
-    if STATES_ == 1:
-        return v
-    else:
-        return tl.sum(tl.reshape(v, (T, CHANNELS, STATES_)), 2)
-
-
-@triton.jit
-def _to_lanes(v, T: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """(T, CHANNELS) → (T, CHANNELS · STATES_), each channel as often as it has states."""
-    if STATES_ == 1:
-        return v
-    else:
-        spread = tl.broadcast_to(v[:, :, None], (T, CHANNELS, STATES_))
-        return tl.reshape(spread, (T, CHANNELS * STATES_))
-
-
-@triton.jit
-def _compose(decay_1, state_1, decay_2, state_2):
-    return decay_1 * decay_2, decay_2 * state_1 + state_2
-
-
-@triton.jit
-def _row(v, i, T: tl.constexpr):
-    """Row i of a tile (T, lanes)."""
-    return tl.sum(tl.where((tl.arange(0, T) == i)[:, None], v, 0.0), 0)
-
-
-@triton.jit
-def _rows_at(v, i, T: tl.constexpr, LANES: tl.constexpr):
-    """Rows i (T,) of a tile (T, LANES)."""
-    return tl.gather(v, tl.broadcast_to(i[:, None], (T, LANES)), 0)
-
+from .triton_steps import (
+    LOG2E,
+    add_states,
+    compose,
+    expansion,
+    low_rank,
+    of_channels,
+    of_states,
+    over_states,
+    row_of,
+    rows_at,
+    softplus,
+    steps_of,
+    to_lanes,
+)
 
 # --- chunks: what each does to a state that enters it ------------------------------------------------------
 
@@ -183,26 +74,26 @@ def _chunk(
     lane = tl.arange(0, CHANNELS * STATES_)
     d, n = tl.program_id(1) * CHANNELS + lane // STATES_, lane % STATES_
     known = (d < D) & (n < STATES)
-    of_weight = _expansion(weight, d, D, RANK, RANK_)
+    of_weight = expansion(weight, d, D, RANK, RANK_)
     of_bias = tl.load(bias + d, mask=d < D, other=0.0)
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
     i = tl.arange(0, T)
     state = tl.zeros((CHANNELS * STATES_,), tl.float32)
     total = tl.zeros((CHANNELS * STATES_,), tl.float32)  # of Δ
     for taken in range(0, last - first, T):
-        position, valid = _steps(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
-        low = _low_rank(dt, position, valid, dt_position, RANK, RANK_)
-        delta, _ = _softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
+        position, valid = steps_of(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
+        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
+        delta, _ = softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
         delta = tl.where(valid[:, None], delta, 0.0)
         decay = tl.exp2(delta * of_A[None, :])
         if ADJOINT:
-            into = _of_channels(gy, position, valid, d, D) * decay
-            into *= _of_states(C, position, valid, C_position, n, STATES, STATES_)
+            into = of_channels(gy, position, valid, d, D) * decay
+            into *= of_states(C, position, valid, C_position, n, STATES, STATES_)
         else:
-            into = _of_channels(x, position, valid, d, D) * delta
-            into *= _of_states(B, position, valid, B_position, n, STATES, STATES_)
-        products, ends = tl.associative_scan((decay, into), 0, _compose)
-        state = _row(ends, T - 1, T) + _row(products, T - 1, T) * state
+            into = of_channels(x, position, valid, d, D) * delta
+            into *= of_states(B, position, valid, B_position, n, STATES, STATES_)
+        products, ends = tl.associative_scan((decay, into), 0, compose)
+        state = row_of(ends, T - 1, T) + row_of(products, T - 1, T) * state
         total += tl.sum(delta, 0)
     entry = (image * K + ROUTE) * tl.num_programs(0) + tl.program_id(0)
     at = (entry * D + d) * STATES + n
@@ -289,30 +180,30 @@ def _walk(
     d, n = tl.program_id(1) * CHANNELS + lane // STATES_, lane % STATES_
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = (d < D) & (n < STATES)
-    of_weight = _expansion(weight, d, D, RANK, RANK_)
+    of_weight = expansion(weight, d, D, RANK, RANK_)
     of_bias = tl.load(bias + d, mask=d < D, other=0.0)
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
     of_skip = tl.load(skip + channel, mask=channel < D, other=0.0)
     i = tl.arange(0, T)
     state = tl.load(carries + ((walk * tl.num_programs(0) + c) * D + d) * STATES + n, mask=known, other=0.0)
     for taken in range(0, last - first, T):
-        position, valid = _steps(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
+        position, valid = steps_of(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
         if KEEP:
             tile = c * (chunk // T) + taken // T
             tl.store(entering + ((walk * tiles + tile) * D + d) * STATES + n, state, mask=known)
-        low = _low_rank(dt, position, valid, dt_position, RANK, RANK_)
-        delta, _ = _softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
+        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
+        delta, _ = softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
         delta = tl.where(valid[:, None], delta, 0.0)
         decay = tl.exp2(delta * of_A[None, :])
-        features = _of_channels(x, position, valid, channel, D)
-        into = _to_lanes(features, T, CHANNELS, STATES_) * delta
-        into *= _of_states(B, position, valid, B_position, n, STATES, STATES_)
-        products, ends = tl.associative_scan((decay, into), 0, _compose)
+        features = of_channels(x, position, valid, channel, D)
+        into = to_lanes(features, T, CHANNELS, STATES_) * delta
+        into *= of_states(B, position, valid, B_position, n, STATES, STATES_)
+        products, ends = tl.associative_scan((decay, into), 0, compose)
         states = ends + products * state[None, :]
-        state = _row(states, T - 1, T)
+        state = row_of(states, T - 1, T)
         if OUTPUT:
-            seen = states * _of_states(C, position, valid, C_position, n, STATES, STATES_)
-            out = _over_states(seen, T, CHANNELS, STATES_)
+            seen = states * of_states(C, position, valid, C_position, n, STATES, STATES_)
+            out = over_states(seen, T, CHANNELS, STATES_)
             at = position[:, None] * D + channel[None, :]
             here = valid[:, None] & (channel < D)[None, :]
             if STARTS:
@@ -401,7 +292,7 @@ def _walk_back(
     d, n = start + lane // STATES_, lane % STATES_
     channel = start + tl.arange(0, CHANNELS)
     known = (d < D) & (n < STATES)
-    of_weight = _expansion(weight, channel, D, RANK, RANK_)
+    of_weight = expansion(weight, channel, D, RANK, RANK_)
     of_bias = tl.load(bias + channel, mask=channel < D, other=0.0)
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
     of_skip = tl.load(skip + channel, mask=channel < D, other=0.0)
@@ -415,19 +306,19 @@ def _walk_back(
     count = tl.cdiv(last - first, T)
     for j in range(0, count):
         tile = count - 1 - j
-        position, valid = _steps(first, last, tile * T + T - 1 - i, H, W, COLUMN, WINDOW, DOWN)
+        position, valid = steps_of(first, last, tile * T + T - 1 - i, H, W, COLUMN, WINDOW, DOWN)
         here = valid[:, None] & (channel < D)[None, :]
-        low = _low_rank(dt, position, valid, dt_position, RANK, RANK_)
+        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
         pre = tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :]
-        delta, e = _softplus(pre)
+        delta, e = softplus(pre)
         slope = tl.where(pre >= 0, 1.0, e) / (1.0 + e)  # dΔ/d pre
         delta = tl.where(here, delta, 0.0)
-        features = _of_channels(x, position, valid, channel, D)
-        cotangent = _of_channels(gy, position, valid, channel, D)
-        of_B = _of_states(B, position, valid, B_position, n, STATES, STATES_)
-        of_C = _of_states(C, position, valid, C_position, n, STATES, STATES_)
-        step = _to_lanes(delta, T, CHANNELS, STATES_)
-        driven = _to_lanes(delta * features, T, CHANNELS, STATES_)
+        features = of_channels(x, position, valid, channel, D)
+        cotangent = of_channels(gy, position, valid, channel, D)
+        of_B = of_states(B, position, valid, B_position, n, STATES, STATES_)
+        of_C = of_states(C, position, valid, C_position, n, STATES, STATES_)
+        step = to_lanes(delta, T, CHANNELS, STATES_)
+        driven = to_lanes(delta * features, T, CHANNELS, STATES_)
         decay, into = tl.exp2(step * of_A[None, :]), driven * of_B
 
         # the states once more, in the walk's order, from the one that entered the tile
@@ -435,24 +326,24 @@ def _walk_back(
         entered = tl.load(entering + at, mask=known, other=0.0)
         turned = T - 1 - i
         products, ends = tl.associative_scan(
-            (_rows_at(decay, turned, T, LANES), _rows_at(into, turned, T, LANES)), 0, _compose
+            (rows_at(decay, turned, T, LANES), rows_at(into, turned, T, LANES)), 0, compose
         )
         states = ends + products * entered[None, :]
-        before = _rows_at(states, tl.maximum(T - 2 - i, 0), T, LANES)
+        before = rows_at(states, tl.maximum(T - 2 - i, 0), T, LANES)
         before = tl.where((i == T - 1)[:, None], entered[None, :], before)
         kept = decay * before  # a_t h_{t-1}
 
         # g of every step, against the walk's order
-        seen = _to_lanes(cotangent, T, CHANNELS, STATES_)
-        later = _rows_at(decay, tl.maximum(i - 1, 0), T, LANES)
+        seen = to_lanes(cotangent, T, CHANNELS, STATES_)
+        later = rows_at(decay, tl.maximum(i - 1, 0), T, LANES)
         later = tl.where((i == 0)[:, None], 1.0, later)
-        products, ends = tl.associative_scan((later, seen * of_C), 0, _compose)
+        products, ends = tl.associative_scan((later, seen * of_C), 0, compose)
         g = ends + products * owed[None, :]
-        owed = _row(decay * g, T - 1, T)
+        owed = row_of(decay * g, T - 1, T)
 
         sum_A += tl.sum(g * kept * step, 0)
-        g_driven = _over_states(g * of_B, T, CHANNELS, STATES_)  # of Δ x
-        g_delta = _over_states(g * kept * (of_A / LOG2E)[None, :], T, CHANNELS, STATES_)
+        g_driven = over_states(g * of_B, T, CHANNELS, STATES_)  # of Δ x
+        g_delta = over_states(g * kept * (of_A / LOG2E)[None, :], T, CHANNELS, STATES_)
         g_pre = tl.where(here, (g_delta + g_driven * features) * slope, 0.0)
         sum_weight += tl.dot(tl.trans(low), g_pre, input_precision=PRECISION)
         sum_bias += tl.sum(g_pre, 0)
@@ -474,29 +365,11 @@ def _walk_back(
         of_rank = valid[:, None] & (r < RANK)[None, :]
         g_low += tl.load(g_dt + in_row, mask=of_rank & more[:, None], other=0.0)
         tl.store(g_dt + in_row, g_low, mask=of_rank)
-        _add_states(g_B, g * driven, position, valid, more, K, STATES, STATES_, T, CHANNELS)
-        _add_states(g_C, seen * (kept + into), position, valid, more, K, STATES, STATES_, T, CHANNELS)
+        add_states(g_B, g * driven, position, valid, more, K, STATES, STATES_, T, CHANNELS)
+        add_states(g_C, seen * (kept + into), position, valid, more, K, STATES, STATES_, T, CHANNELS)
 
     tl.store(g_weight + r[:, None] * D + channel[None, :], sum_weight,
              mask=(r < RANK)[:, None] & (channel < D)[None, :])  # fmt: skip
     tl.store(g_bias + channel, sum_bias, mask=channel < D)
     tl.store(g_A + d * STATES + n, sum_A, mask=known)
     tl.store(g_D + channel, sum_D, mask=channel < D)
-
-
-@triton.jit
-def _add_states(
-    out, lanes, position, valid, more, K: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
-    T: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Write lanes, summed over their channels, to a gradient of B or C; if ``more``, add them to it."""
-    if STATES_ == 1:
-        at = out + position * K
-        sums = tl.sum(lanes, 1) + tl.load(at, mask=valid & more, other=0.0)
-        tl.store(at, sums, mask=valid)
-    else:
-        n = tl.arange(0, STATES_)
-        at = out + (position * K * STATES)[:, None] + n[None, :]
-        known = valid[:, None] & (n < STATES)[None, :]
-        sums = tl.sum(tl.reshape(lanes, (T, CHANNELS, STATES_)), 1)
-        tl.store(at, sums + tl.load(at, mask=known & more[:, None], other=0.0), mask=known)
