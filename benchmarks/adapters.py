@@ -9,7 +9,9 @@ network (the two take turns, ratios are medians over the rounds), and, in a proc
 training step and the memory that training takes at most beyond what the process holds before it.
 
 ``table`` runs `qmamba.train.adapt` for each row of a table and each seed: 3 and 8 are the methods, 9 the
-number of prompts, 10 their size. Rows that a folder has already are not run again.
+number of prompts, 10 their size. A manifest without folds is divided anew for each seed: a fifth for testing
+and a fifth of the rest held out, by reference where there are references (``benchmarks/adapter_domains.py``
+makes such manifests). Runs that a folder has already are not run again. Seconds are those of the steps.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 import qmamba
 from qmamba.adapters import create, list_methods, read_adapter_config
 from qmamba.data import Rated, read_manifest
+from qmamba.data.splitting import make_splits
 from qmamba.models import QMamba
 from qmamba.train import AdaptRecipe, adapt
 
@@ -117,6 +120,13 @@ def cost(
     return rows
 
 
+def divided(ratings: list[Rated], seed: int) -> list[Rated]:
+    """The photographs, a fifth of them or of their references in the fold "test", unless they have folds."""
+    if any(r.fold for r in ratings):
+        return ratings
+    return make_splits(ratings, count=1, seed=seed)[0].of(ratings)
+
+
 def table(
     rows: dict[str, tuple[str, dict[str, Any]]],
     base: str,
@@ -126,26 +136,27 @@ def table(
     recipe: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """For each row its parameters, and over the seeds the median SRCC and PLCC before and after, and of
-    the seconds that it took."""
+    the seconds that its steps took."""
     network, found = qmamba.load(base).base(), {}
     for row, (method, options) in rows.items():
         results, seconds = [], []
         for seed in seeds:
-            began = time.monotonic()
+            out = runs / f"{row.replace(' ', '')}-{seed}"
             folder = adapt(
-                base, ratings, runs / f"{row.replace(' ', '')}-{seed}", method=method, options=options,
+                base, divided(ratings, seed), out, method=method, options=options,
                 recipe=AdaptRecipe(seed=seed, **recipe),
             )  # fmt: skip
-            seconds.append(time.monotonic() - began)
+            log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+            seconds.append(sum(entry.get("seconds", 0) for entry in log))
             results.append(list(read_adapter_config(folder).results.values()))
         line: dict[str, Any] = {"trained": create(method, network, **options).size.trained}
         for i, when in enumerate(("before", "after")):
             for metric in ("srcc", "plcc"):
                 line[f"{metric}_{when}"] = statistics.median(result[i][metric] for result in results)
-        found[row] = {**line, "seeds": len(seeds), "seconds": statistics.median(seconds)}
-        print(
-            f"{row:18s} " + "  ".join(f"{key} {value:,.4g}" for key, value in found[row].items()), flush=True
-        )
+        line |= {"seeds": len(seeds), "seconds": statistics.median(seconds)}
+        print(f"{row:18s} " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
+        gains = [after["srcc"] - before["srcc"] for before, after in results]
+        found[row] = {**line, "srcc_gains": [round(gain, 4) for gain in gains]}
     return found
 
 

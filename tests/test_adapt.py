@@ -188,9 +188,15 @@ def test_folds(ratings: list[Rated]) -> None:
     assert (len(drawn["train"]), len(drawn["val"]), len(drawn["test"])) == (9, 4, 0)
     assert {r.path for fold in drawn.values() for r in fold} == {r.path for r in ratings}
     assert _folds(bare, AdaptRecipe(held_out=0.3)) == drawn != _folds(bare, AdaptRecipe(held_out=0.3, seed=1))
+    no_val = [replace(r, fold="test" if r.fold == "val" else "train") for r in ratings]
+    drawn = _folds(no_val, AdaptRecipe(held_out=0.3))
+    assert [len(fold) for fold in drawn.values()] == [6, 2, 5]
+    pairs = [replace(r, reference=f"scene {i // 2}") for i, r in enumerate(bare[:12])]
+    drawn = _folds(pairs, AdaptRecipe(held_out=0.3))
+    scenes = {name: {r.reference for r in fold} for name, fold in drawn.items()}
+    assert len(drawn["val"]) == 4 and not scenes["train"] & scenes["val"] and len(scenes["val"]) == 2
     for wrong, says in (
         ([replace(r, mos=r.mos * 5) for r in ratings], "rescale"),
-        ([replace(r, fold="train") for r in ratings], "'val', and there are 0"),
         (bare[:2], "two photographs or more"),
     ):
         with pytest.raises(RecipeError, match=says):

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from qmamba.checkpoint import save_checkpoint
+from qmamba.data import Rated
 from rated_photos import rated_photos, write_manifest
 from test_adapt import base_network
 from tiny_scorer import tiny_config
@@ -55,8 +56,18 @@ def test_table(
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found) == list(rows) and found["N=3"]["trained"] > found["N=2"]["trained"]
     assert found["N=2"]["srcc_before"] == found["N=3"]["srcc_before"] and found["N=2"]["seeds"] == 2
+    assert len(found["N=2"]["srcc_gains"]) == 2
     assert len(list((tmp_path / "runs").iterdir())) == 4 and "N=2" in capsys.readouterr().out
 
 
 def test_the_papers_tables(benchmark: ModuleType) -> None:
     assert [len(rows) for rows in benchmark.TABLES.values()] == [4, 5, 6, 5]
+
+
+def test_whole_references_are_tested_on(benchmark: ModuleType) -> None:
+    rated = [Rated(Path(f"{i}.png"), i / 40, reference=f"scene {i // 4}") for i in range(40)]
+    folds = [benchmark.divided(rated, seed) for seed in (0, 1)]
+    for divided in folds:
+        test, train = ({r.reference for r in divided if r.fold == fold} for fold in ("test", "train"))
+        assert len(test) == 2 and len(train) == 8 and not test & train
+    assert folds[0] != folds[1] and benchmark.divided(folds[0], 1) == folds[0]

@@ -74,8 +74,9 @@ def adapt(
 ) -> None:
     """Adapt a model to another domain; docs/adapters.md describes the methods.
 
-    The model itself stays as it is. The fold `val` of the manifest, or a fifth of the photographs where there
-    are no folds, tells when to stop. SRCC is told on the fold `test` if there is one, and else on that part.
+    The model itself stays as it is. The fold `val` of the manifest tells when to stop; where there is none, a
+    fifth of the rest is drawn, all photographs of a reference together. SRCC is told on the fold `test` if
+    there is one, and else on that part.
     """
     with quiet_ends():
         from qmamba.data import read_manifest

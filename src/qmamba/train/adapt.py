@@ -41,7 +41,8 @@ class AdaptRecipe:
         batch: crops a step.
         lr: peak learning rate; by default the method's own.
         patience: epochs without a better SRCC on the held-out part after which it ends.
-        held_out: share of the photographs that is held out, where they have no fold "val".
+        held_out: share of the references, or of photographs without, that is held out where there is no fold
+            "val".
         weight_decay: none on biases.
         beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
         ema: decay of the running mean of the weights, which is what is evaluated and saved.
@@ -106,9 +107,10 @@ def adapt(
 
     Args:
         base: any name that ``qmamba.load`` takes.
-        ratings: MOS in [0, 1]. The fold "val" is the held-out part; where no photograph has a fold, a part of
-            them is drawn. The fold "test", if there is one, is what the results are measured on, and
-            otherwise the held-out part, which then has chosen the weights it measures.
+        ratings: MOS in [0, 1]. The fold "val" is the held-out part; where there is none, a part of the others
+            is drawn, all photographs of a reference together. The fold "test", if there is one, is what the
+            results are measured on, and otherwise the held-out part, which then has chosen the weights it
+            measures.
         out: folder for ``state.pt`` (to go on from), ``log.jsonl`` and ``adapter/``.
         method: one of :func:`qmamba.adapters.list_methods`.
         options: of the method.
@@ -157,16 +159,19 @@ def adapt(
 
 
 def _folds(ratings: Sequence[Rated], recipe: AdaptRecipe) -> dict[str, list[Rated]]:
-    """The folds train, val and test; drawn where no photograph has one."""
+    """The folds train, val and test; val is drawn where no photograph has it, whole references at a time."""
     if not all(0.0 <= r.mos <= 1.0 for r in ratings):
         raise RecipeError("adapting needs MOS in [0, 1], higher is better: rescale the ratings first")
     folds = {fold: [r for r in ratings if r.fold == fold] for fold in ("train", "val", "test")}
-    if not any(r.fold for r in ratings):
+    if not folds["val"]:
+        rest = folds["train"] or [r for r in ratings if not r.fold]
+        keys = [r.reference or f"image {i}" for i, r in enumerate(rest)]
+        names = sorted(set(keys))
         g = torch.Generator().manual_seed(recipe.seed)
-        order = torch.randperm(len(ratings), generator=g).tolist()
-        count = round(recipe.held_out * len(ratings))
-        folds["val"] = [ratings[i] for i in sorted(order[:count])]
-        folds["train"] = [ratings[i] for i in sorted(order[count:])]
+        order = torch.randperm(len(names), generator=g).tolist()
+        held = {names[i] for i in order[: round(recipe.held_out * len(names))]}
+        folds["val"] = [r for r, key in zip(rest, keys, strict=True) if key in held]
+        folds["train"] = [r for r, key in zip(rest, keys, strict=True) if key not in held]
     for fold in ("train", "val"):
         if len(folds[fold]) < 2:
             raise RecipeError(
