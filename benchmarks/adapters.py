@@ -179,6 +179,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--crops", type=int, default=5)
+    parser.add_argument("--precision", default="float32")
     return parser.parse_args(arguments)
 
 
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
             steps=options.steps, device=options.device,
         )  # fmt: skip
     else:
-        recipe = {"epochs": options.epochs, "crops": options.crops}
+        recipe = {"epochs": options.epochs, "crops": options.crops, "precision": options.precision}
         rows, ratings = TABLES[options.table], read_manifest(options.data)
         found = table(rows, options.base, ratings, options.runs, options.seeds, recipe)
     if options.out:

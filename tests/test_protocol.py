@@ -206,6 +206,16 @@ def test_scales_bring_every_image_to_the_same_areas(height: int, width: int) -> 
     assert second.windows == ((0, 0, second.height, second.width),)
 
 
+def test_scales_that_are_all_seen_whole() -> None:
+    found = views(3000, 4000, Protocol("scales", max_crops=0, sides=(448, 480)))
+    assert [view.windows for view in found] == [((0, 0, v.height, v.width),) for v in found]
+    assert [round((v.height * v.width) ** 0.5) for v in found] == [448, 480]
+    first, _ = views(10, 2000, Protocol("scales", max_crops=0))
+    assert first.height == 64  # no crop has to fit
+    with pytest.raises(CheckpointError, match="max_crops"):
+        Protocol("whole", max_crops=0)
+
+
 def test_scales_of_a_very_long_image_hold_a_crop() -> None:
     first, second = views(10, 2000, Protocol("scales"))
     assert (first.height, second.height) == (224, 64)

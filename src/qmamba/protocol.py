@@ -40,8 +40,8 @@ class Protocol:
     * `whole`: the full image in one pass.
     * `scales`: the image brought to each of `sides`, that is to about side² pixels with its aspect ratio
       kept, whether it is larger or smaller. At the first of them it is cut into a grid of no more than
-      `max_crops` crops, at the others it is seen whole. Each scale counts the same. So it hardly matters at
-      what size a picture was saved.
+      `max_crops` crops, if that is not 0; at the others it is seen whole. Each scale counts the same. So it
+      hardly matters at what size a picture was saved.
 
     An image with a side shorter than `crop` is enlarged first, see `fit_side`; for `scales` after it has been
     brought to its first size.
@@ -49,7 +49,7 @@ class Protocol:
     Attributes:
         kind: "grid", "random", "whole" or "scales".
         crop: side of a crop in pixels, at least 32.
-        max_crops: the most crops of a grid, at least 1.
+        max_crops: the most crops of a grid, at least 1; 0 for `scales` that are all seen whole.
         n_crops: the number of random crops, at least 1.
         seed: seed of the random crops, at least 0.
         sides: at least one size of `scales`, each the square root of a number of pixels, at least 32.
@@ -72,7 +72,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise CheckpointError(f"protocol: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
-        for name, least in (("crop", 32), ("max_crops", 1), ("n_crops", 1), ("seed", 0)):
+        crops = 0 if self.kind == "scales" else 1
+        for name, least in (("crop", 32), ("max_crops", crops), ("n_crops", 1), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value < 2**31:
                 raise CheckpointError(
@@ -87,6 +88,16 @@ class Protocol:
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return {**dataclasses.asdict(self), "sides": list(self.sides)}
+
+    def as_kind(self, kind: Kind) -> Protocol:
+        """Another kind with the same numbers; `max_crops` of 0 becomes the default where crops are needed.
+
+        Examples:
+            >>> Protocol("scales", max_crops=0).as_kind("grid") == Protocol("grid", sides=(512, 256))
+            True
+        """
+        crops = self.max_crops if kind == "scales" else self.max_crops or Protocol.max_crops
+        return dataclasses.replace(self, kind=kind, max_crops=crops)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
@@ -141,14 +152,15 @@ def views(height: int, width: int, protocol: Protocol) -> list[View]:
     for place, side in enumerate(protocol.sides):
         ratio = math.sqrt(side * side / (height * width))
         h, w = (max(1, round(length * ratio)) for length in (height, width))
-        h, w = _fitted(h, w, protocol.crop if place == 0 else LEAST)
-        cut = windows(h, w, protocol) if place == 0 else [(0, 0, h, w)]
+        is_cut = place == 0 and protocol.max_crops > 0
+        h, w = _fitted(h, w, protocol.crop if is_cut else LEAST)
+        cut = windows(h, w, protocol) if is_cut else [(0, 0, h, w)]
         found.append(View(h, w, tuple(cut)))
     return found
 
 
 def windows(height: int, width: int, protocol: Protocol) -> list[Window]:
-    """The crops of an image of this size, in a fixed order; for `scales` at the first of its sizes.
+    """The crops of an image of this size, in a fixed order; for `scales` those of the first of its sizes.
 
     Args:
         height: rows of pixels, at least `protocol.crop` unless the kind is "whole".

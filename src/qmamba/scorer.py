@@ -74,7 +74,7 @@ def load(
     if isinstance(protocol, Protocol):
         config = config.replace(protocol=protocol)
     elif protocol is not None:
-        config = config.replace(protocol=Protocol(**{**config.protocol.to_dict(), "kind": protocol}))
+        config = config.replace(protocol=config.protocol.as_kind(protocol))
     if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype!r}")
     try:

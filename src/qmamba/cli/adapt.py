@@ -44,6 +44,13 @@ class Method(str, Enum):
     lora = "lora"
 
 
+class Precision(str, Enum):
+    """What products are made in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 def adapt(
     data: Annotated[
         Path, typer.Option("--data", "-d", help="The manifest: a CSV file with image, mos and perhaps fold.")
@@ -65,6 +72,9 @@ def adapt(
     patience: Annotated[
         int, typer.Option(min=1, help="Epochs without a better SRCC on the held-out part before it ends.")
     ] = 6,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the products while training; bfloat16 is faster where it is native.")
+    ] = Precision.float32,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one a core.")] = None,
@@ -84,7 +94,9 @@ def adapt(
         from qmamba.train import adapt as train
 
         options = _options(option or [])
-        recipe = AdaptRecipe(epochs=epochs, crops=crops, lr=lr, patience=patience, seed=seed)
+        recipe = AdaptRecipe(
+            epochs=epochs, crops=crops, lr=lr, patience=patience, precision=precision.value, seed=seed
+        )
         ratings = read_manifest(data)
         if threads is not None:
             import torch

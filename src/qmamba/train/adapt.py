@@ -46,6 +46,7 @@ class AdaptRecipe:
         weight_decay: none on biases.
         beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
         ema: decay of the running mean of the weights, which is what is evaluated and saved.
+        precision: "float32", or "bfloat16" for the products while training.
         dtype: that the adapter is stored in.
         seed: of everything random.
         most_bytes: that the bank of crops may take.
@@ -61,6 +62,7 @@ class AdaptRecipe:
     beta: float = 0.1
     plcc: float = 0.5
     ema: float = 0.98
+    precision: str = "float32"
     dtype: str = "float16"
     seed: int = 0
     most_bytes: int = MOST_BYTES
@@ -195,6 +197,7 @@ def _plan(
     return _Plan(
         name=scorer.name, arch=scorer.config.arch, phases=(phase,), lr=recipe.lr or adapter.lr, warmup=0.05,
         weight_decay=recipe.weight_decay, clip=5.0, ema=recipe.ema, seed=recipe.seed, recipe=recipe,
+        precision=recipe.precision,
         method=method, options=options, base_sha256=scorer.base_sha256(),
         data_sha256=hashlib.sha256(rows.encode()).hexdigest(), epoch_steps=epoch_steps,
     )  # fmt: skip
@@ -230,7 +233,8 @@ class _Adapter(Learner[_Batch]):
         return self.step >= self.plan.steps or self.waited >= self.plan.recipe.patience
 
     def losses(self, batch: _Batch) -> dict[str, Tensor]:
-        raw = self.network.after(self.base, batch.features)[:, 0].float()
+        with self.precision():
+            raw = self.network.after(self.base, batch.features)[:, 0].float()
         losses = {"smooth_l1": smooth_l1(raw, batch.mos, self.plan.recipe.beta)}
         losses["plcc"] = plcc_loss(raw, batch.mos)
         return {"loss": losses["smooth_l1"] + self.plan.recipe.plcc * losses["plcc"], **losses}

@@ -87,8 +87,7 @@ class Learner(ABC, Generic[B]):
         In the recipe's precision; float32 comes out.
         """
         pixels = pixels.to(self.device).float()
-        fast = self.plan.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+        with self.precision():
             assert not isinstance(self.network, Adapter)
             raw, features = self.network.forward_with_features((pixels - self._mean) / self._std)
             lesson = Lesson([], None) if teacher is None else teacher(pixels / 255)
@@ -96,6 +95,10 @@ class Learner(ABC, Generic[B]):
         return Looks(
             raw[:, 0].float(), [f.float() for f in features], [t.float() for t in lesson.features], scores
         )
+
+    def precision(self) -> torch.autocast:
+        """A context in which products are made in the recipe's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "bfloat16")
 
     def lr(self) -> float:
         """Linear warm-up, a plateau, and a cosine to zero over the last part."""

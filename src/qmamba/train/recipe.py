@@ -128,6 +128,7 @@ class Recipe(Plan):
         sides: of the protocol of scales that the checkpoint gets, and of crops, which are then cut at random
             scales up to the largest of them; without, it gets the default grid, and crops are of photographs
             as they are.
+        max_crops: of the grid at the first of ``sides``; 0, and it is seen whole like the others.
         beta: of the smooth-L1 loss on MOS.
         plcc, ranking: weights of the two other losses.
         margin: by which a score should fall with each level of damage.
@@ -139,6 +140,7 @@ class Recipe(Plan):
     images: int = 24
     ranked: int = 4
     sides: tuple[int, ...] = ()
+    max_crops: int = 4
     beta: float = 0.1
     plcc: float = 0.5
     ranking: float = 0.5
@@ -149,6 +151,7 @@ class Recipe(Plan):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
+        self._at_least(max_crops=0)
         object.__setattr__(self, "sides", tuple(self.sides))  # TOML knows lists only
         if not 0 <= self.ranked <= self.images:
             raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")

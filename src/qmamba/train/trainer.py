@@ -193,7 +193,7 @@ class _Tuner(Learner[Batch]):
 
 def protocol_of(recipe: Recipe) -> Protocol:
     """The protocol of the checkpoint that a recipe makes."""
-    return Protocol("scales", max_crops=4, sides=recipe.sides) if recipe.sides else Protocol()
+    return Protocol("scales", max_crops=recipe.max_crops, sides=recipe.sides) if recipe.sides else Protocol()
 
 
 def _losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ def _losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
 
 def validate(scorer: Scorer, ratings: Sequence[Rated], team: Team, max_crops: int = 4) -> dict[str, float]:
     """SRCC and PLCC on a fold with at most four crops an image, shared among the processes."""
-    protocol = replace(scorer.protocol, max_crops=max_crops)
+    protocol = replace(scorer.protocol, max_crops=min(max_crops, scorer.protocol.max_crops))
     quick = Scorer(scorer.network, scorer.config.replace(protocol=protocol))
     mine = list(ratings[team.rank :: team.size])
     scores = quick.score([r.path for r in mine])
