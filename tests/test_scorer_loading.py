@@ -260,7 +260,7 @@ def test_devices_and_types_that_cannot_be_used_are_one_line(folder: Path) -> Non
 # --- what surrounds the scorer does not reach its scores
 
 
-@pytest.mark.parametrize("kind", ["grid", "random", "whole"])
+@pytest.mark.parametrize("kind", ["grid", "random", "whole", "scales"])
 def test_default_device_and_type_of_the_process_change_nothing(
     scorer: Scorer, kind: Any, folder: Path
 ) -> None:

@@ -166,7 +166,9 @@ class Scorer(AdapterVerbs):
             [view.in_image(box, height, width) for view in seen for box in view.windows],
             torch.cat(scores).cpu(),
             torch.tensor(
-                [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows], device="cpu"
+                [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows],
+                dtype=torch.float32,
+                device="cpu",
             ),
         )
 
