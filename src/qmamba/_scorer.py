@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class Scorer(AdapterVerbs):
     """A trained network with all that turns images into scores: crops, normalisation, calibration.
 
-    Get one from `load`. The parameters are frozen, and the module stays in evaluation mode whatever an outer
-    module's `.train()` says; gradients flow to the images. It works on the device, and in the floating type,
-    that its parameters have.
+    Get one from `load`. The parameters are frozen, and the module stays in evaluation mode, whatever an outer
+    module's `.train()` or `.requires_grad_()` says; gradients flow to the images. It works on the device, and
+    in the floating type, that its parameters have.
 
     Adapters for other domains go by `load_adapter`, `set_adapter`, `disable_adapter` and `delete_adapter`.
 
@@ -58,6 +58,10 @@ class Scorer(AdapterVerbs):
         """Stay in evaluation mode: a score must not depend on what else is being trained."""
         super().train(False)
         return self
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
 
     @property
     def name(self) -> str:
@@ -105,6 +109,8 @@ class Scorer(AdapterVerbs):
                 torch.compile and torch.export values are not looked at.)
         """
         check_batch(batch)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self._freeze()  # `.requires_grad_()` of an outer module asks none of its parts
         if batch.shape[0] == 0:
             return batch.to(torch.float32).sum((1, 2, 3))
         batch = batch.to(torch.float32)

@@ -37,6 +37,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    checkpointing: bool = False,
 ) -> Scorer:
     """Load a scorer from a checkpoint.
 
@@ -53,6 +54,8 @@ def load(
         token: in place of the token that is logged in to the Hub.
         adapter: folder or Hub id of an adapter that was made for this model; it is active from the start,
             under the name "default". More of them can be had with `Scorer.load_adapter`.
+        checkpointing: as a loss, keep less for the backward and compute it again there: the same gradients
+            in less memory and more time. `scorer.network.checkpointing` is the switch itself.
 
     Returns:
         A frozen scorer.
@@ -85,6 +88,7 @@ def load(
         raise BackendError(
             f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
         ) from error
+    network.checkpointing = checkpointing
     scorer = Scorer(network, config)
     if adapter is not None:
         scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
