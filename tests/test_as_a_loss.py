@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +17,7 @@ from qmamba.adapters import create
 from qmamba.protocol import KINDS
 from qmamba.scorer import Scorer
 from tiny_scorer import tiny_config, tiny_network, with_protocol
+from two_processes import in_two_processes
 
 
 class Restorer(nn.Module):
@@ -229,22 +228,6 @@ def test_a_step_compiled_to_machine_code(scorer: Scorer, fresh_graphs: None) -> 
 # Several processes
 
 
-def in_two_processes(job: Callable[..., None], folder: Path, *args: Any) -> list[Any]:
-    """What job(rank, *args) saves in each of two processes that are joined by gloo."""
-    mp.spawn(_joined, (job, str(folder), args), nprocs=2)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
-
-
-def _joined(rank: int, job: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        torch.save(job(rank, *args), Path(folder, f"{rank}.pt"))
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
 class Step(nn.Module):
     """A forward pass that ends in the loss, as DistributedDataParallel wants it."""
 
@@ -260,12 +243,13 @@ def _two_steps(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model = Restorer(Scorer(tiny_network(), tiny_config())).train()
     wrapped = DistributedDataParallel(Step(model))
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    found = []
     for step in range(2):
         optimiser.zero_grad()
         wrapped(batch(seed=2 * step + rank)).backward()
-        first = gradients(model) if step == 0 else first
+        found.append(gradients(model))
         optimiser.step()
-    return first, {name: p.detach() for name, p in model.mend.named_parameters()}
+    return found[0], {name: p.detach() for name, p in model.mend.named_parameters()}
 
 
 def test_two_processes_train_one_model(scorer: Scorer, tmp_path: Path) -> None:
