@@ -16,9 +16,11 @@ from torch import nn
 
 from qmamba._adapter_verbs import AdapterVerbs, Loaded
 from qmamba._scoring import (
+    Column,
     CropScores,
     Decoded,
     ScoreOptions,
+    as_given,
     check_batch,
     decode_ahead,
     located,
@@ -185,7 +187,7 @@ class Scorer(AdapterVerbs):
         **options: Unpack[ScoreOptions],
     ) -> float: ...
     @overload
-    def score(self, images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+    def score(self, images: np.ndarray | torch.Tensor | Column, **options: Unpack[ScoreOptions]) -> Any: ...
     @overload
     def score(self, images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
 
@@ -216,8 +218,9 @@ class Scorer(AdapterVerbs):
                 the active one scores all.
 
         Returns:
-            A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU. All in
-            `score_range`, higher is better. With `return_std` a pair of these: scores, deviations.
+            A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU; for a pandas
+            Series a Series with its index. All in `score_range`, higher is better. With `return_std` a pair
+            of these: scores, deviations.
 
         Raises:
             ImageError: (MissingImageError for a path that names no file) with on_error="raise", at the first
@@ -237,7 +240,7 @@ class Scorer(AdapterVerbs):
                 found[0, index], found[1, index] = result.mean, result.std
             elif on_error == "raise":
                 raise result if single else located(result, index, found[0])
-        scores, deviations = (float(row[0]) if single else row for row in found)
+        scores, deviations = (float(row[0]) if single else as_given(row, images) for row in found)
         return (scores, deviations) if return_std else scores
 
     def iter_scores(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from qmamba._adapter_verbs import DEFAULT_NAME
 from qmamba._scorer import Scorer
-from qmamba._scoring import ScoreOptions
+from qmamba._scoring import Column, ScoreOptions
 from qmamba.errors import BackendError
 from qmamba.protocol import Kind, Protocol
 
@@ -109,7 +109,7 @@ def score(
     images: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, **options: Unpack[ScoreOptions]
 ) -> float: ...
 @overload
-def score(images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+def score(images: np.ndarray | torch.Tensor | Column, **options: Unpack[ScoreOptions]) -> Any: ...
 @overload
 def score(images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
 
@@ -124,7 +124,8 @@ def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
         **options: on_error, batch_size, progress, max_pixels; see `Scorer.score`.
 
     Returns:
-        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32.
+        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32,
+        or for a pandas Series a Series with its index.
 
     Raises:
         ImageError: as `Scorer.score`.
