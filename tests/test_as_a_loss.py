@@ -243,6 +243,7 @@ def _two_steps(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     model = Restorer(Scorer(tiny_network(), tiny_config())).train()
     wrapped = DistributedDataParallel(Step(model))
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.requires_grad_(True)  # once it is wrapped, even this does no harm
     found = []
     for step in range(2):
         optimiser.zero_grad()
