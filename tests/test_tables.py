@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import pickle
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 import qmamba
-from qmamba.errors import ImageError
+from qmamba.errors import BackendError, ImageError
 from qmamba.integrations.hf import add_scores
 from qmamba.scorer import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
@@ -138,6 +139,21 @@ def test_map_in_two_processes_and_again(
         found.append(run.stdout)
     assert str([score.hex() for score in want]) in found[0]
     assert found[0] == found[1]  # the fingerprint too: what was computed is found again
+
+
+# Packages that are not there
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("torchmetrics", "torchmetrics"), ("sklearn", "sklearn.base")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"qmamba.integrations.{module}", raising=False)
+    with pytest.raises(BackendError, match=r"qmamba\[integrations\]"):
+        importlib.import_module(f"qmamba.integrations.{module}")
 
 
 # pandas

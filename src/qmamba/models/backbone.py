@@ -62,8 +62,8 @@ class QMamba(nn.Module):
     Attributes:
         out_widths: per stage the channels of its output, after the downsample.
         feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
-        checkpointing: keep only the blocks' inputs for the backward, which computes the rest again: more time,
-            less memory, the same gradients. Set it to True or False at any time.
+        checkpointing: keep only the blocks' inputs for the backward, which computes the rest again: more
+            time, less memory, the same gradients. Set it to True or False at any time.
         arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
     """
 
