@@ -2,6 +2,7 @@
 
 `strip.png`: a photograph and damaged versions of it, with the embedded model's scores.
 `distortions.jpg`: every distortion at its five levels.
+`ascent.jpg`: a photograph that JPEG has crushed, before and after gradient ascent on its score.
 
 Run it with `make figures`. It takes the first photograph of examples/ unless another is named:
 
@@ -10,9 +11,11 @@ Run it with `make figures`. It takes the first photograph of examples/ unless an
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
@@ -21,6 +24,9 @@ from qmamba.data import DISTORTIONS, Distortion
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "docs" / "assets"
 SUFFIXES = (".jpg", ".jpeg", ".png")
+sys.path.insert(0, str(ROOT / "examples"))
+
+from improve import improve  # noqa: E402
 
 TILE = 300  # pixels: side of a drawn photograph
 GAP = 12
@@ -87,6 +93,28 @@ def cells(photograph: Image.Image, distortion: Distortion) -> list[Image.Image]:
     return [qmamba.distort(photograph, distortion.name, level).crop(box) for level in range(1, 6)]
 
 
+def ascent(photograph: Image.Image) -> Image.Image:
+    """A part of the photograph, what JPEG at quality 8 leaves of it, and that after `examples/improve.py`."""
+    part = tile(photograph)
+    buffer = io.BytesIO()
+    part.save(buffer, "JPEG", quality=8)
+    crushed = Image.open(buffer).convert("RGB")
+    shown = (("original", part), ("JPEG, quality 8", crushed))
+    shown = (*shown, ("after 40 steps", improve(crushed, qmamba.load())))
+    canvas = Image.new("RGB", (len(shown) * (TILE + GAP) - GAP, TILE + CAPTION), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, image) in enumerate(shown):
+        left = index * (TILE + GAP)
+        canvas.paste(image, (left, 0))
+        error = np.asarray(image, np.float64) - np.asarray(part, np.float64)
+        near = f", PSNR {10 * np.log10(255**2 / np.square(error).mean()):.1f} dB" if error.any() else ""
+        middle = left + TILE // 2
+        score = f"{qmamba.score(image):.2f}"
+        draw.text((middle, TILE + 6), score, INK, ImageFont.load_default(28), anchor="ma")
+        draw.text((middle, TILE + 40), name + near, FAINT, ImageFont.load_default(17), anchor="ma")
+    return canvas
+
+
 def main() -> None:
     if len(sys.argv) > 1:
         source = Path(sys.argv[1])
@@ -97,7 +125,8 @@ def main() -> None:
     ASSETS.mkdir(parents=True, exist_ok=True)
     strip(photograph).save(ASSETS / "strip.png", optimize=True)
     contact_sheet(photograph).save(ASSETS / "distortions.jpg", quality=72, optimize=True)
-    print(f"{source} -> {ASSETS / 'strip.png'}, {ASSETS / 'distortions.jpg'}")
+    ascent(photograph).save(ASSETS / "ascent.jpg", quality=92, optimize=True)
+    print(f"{source} -> {ASSETS}: strip.png, distortions.jpg, ascent.jpg")
 
 
 if __name__ == "__main__":

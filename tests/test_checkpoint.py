@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from torch import nn
 
+import qmamba
 from qmamba.calibration import Calibration
 from qmamba.checkpoint import (
     ModelConfig,
@@ -466,9 +468,27 @@ def test_card() -> None:
 def test_card_of_odd_texts_keeps_its_front_matter() -> None:
     odd = 'a "b"\n---\nlicense: mit\n| c'
     front = front_matter(render_card(tiny_config(licence=odd, trained_on=(odd,), results={odd: {"srcc": 1}})))
-    assert front["license"] == "other"
-    assert front["datasets"] == [odd]
+    assert front["license"] == "other" and front["license_name"] == "a-b-license-mit-c"
+    assert "datasets" not in front, "the Hub takes names of data sets there only"
+    assert odd.split()[0] in render_card(tiny_config(trained_on=(odd,)))
     assert "Nothing measured" in render_card(ModelConfig(name="a", arch="b"))
+
+
+def test_the_hub_client_reads_the_cards(tmp_path: Path) -> None:
+    shipped = Path(qmamba.__file__).parent / "weights" / "lqmamba-n" / "README.md"
+    config = tiny_config(
+        licence="My own (2.1)", trained_on=("user/rated-photos", "BIQ2021", "our photographs")
+    )
+    save_checkpoint(tmp_path, tiny_network(), config)
+    for path in (shipped, tmp_path / "README.md"):
+        card = huggingface_hub.ModelCard.load(path)
+        data = card.data.to_dict()
+        assert data["library_name"] == "qmamba" and data["pipeline_tag"] == "image-classification"
+        assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in data["datasets"])
+        assert re.fullmatch(
+            r"[a-z0-9.-]+", data.get("license_name", "none")
+        ) and card.text.lstrip().startswith("# ")
+    assert data["datasets"] == ["user/rated-photos", "BIQ2021"] and data["license_name"] == "my-own-2.1"
 
 
 def test_own_card_text(tmp_path: Path) -> None:

@@ -166,6 +166,14 @@ def load(arguments: str = "") -> str:
 # ------------------------------------------------------------------------------------------------ loading
 
 
+def test_a_scorer_by_its_name_on_the_hub(client: Client, repo: Repo, folders: tuple[Path, Path]) -> None:
+    answer = client(
+        "import numpy, qmamba\nimage = numpy.full((64, 64, 3), 90, 'uint8')\n"
+        f"answer = [qmamba.load(name).score(image) for name in ('hf-hub:{ID}', {ID!r}, {str(folders[1])!r})]"
+    )
+    assert answer[0] == answer[1] == answer[2]
+
+
 def test_load_by_id(client: Client, hub: LocalHub, repo: Repo, folders: tuple[Path, Path]) -> None:
     answer = client(
         f"folder = resolve('hf-hub:{ID}'); network, config = load_checkpoint(folder)\n"

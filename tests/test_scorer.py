@@ -116,12 +116,14 @@ def test_sequences(scorer: Scorer, mixed: list[Any]) -> None:
     for images in (
         tuple(paths),
         iter(paths),
-        table.path,
         table.path.to_numpy(),
         np.array(paths),
-        pd.Series(mixed[:2]),
     ):
         assert torch.equal(scorer.score(images), want)
+    for column in (table.path, pd.Series(mixed[:2], index=[7, 3])):
+        found = scorer.score(column)
+        assert isinstance(found, pd.Series) and found.index.tolist() == [7, 3]
+        assert found.dtype == np.float32 and found.tolist() == want.tolist()
     batch = torch.rand(3, 3, 70, 64)
     assert torch.equal(scorer.score(batch), scorer.score(list(batch)))
     assert scorer.score(batch[:1]).shape == (1,) and type(scorer.score(batch[0])) is float

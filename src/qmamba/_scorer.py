@@ -16,9 +16,11 @@ from torch import nn
 
 from qmamba._adapter_verbs import AdapterVerbs, Loaded
 from qmamba._scoring import (
+    Column,
     CropScores,
     Decoded,
     ScoreOptions,
+    as_given,
     check_batch,
     decode_ahead,
     located,
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 class Scorer(AdapterVerbs):
     """A trained network with all that turns images into scores: crops, normalisation, calibration.
 
-    Get one from `load`. The parameters are frozen, and the module stays in evaluation mode whatever an outer
-    module's `.train()` says; gradients flow to the images. It works on the device, and in the floating type,
-    that its parameters have.
+    Get one from `load`. The parameters are frozen, and the module stays in evaluation mode, whatever an outer
+    module's `.train()` or `.requires_grad_()` says; gradients flow to the images. It works on the device, and
+    in the floating type, that its parameters have.
 
     Adapters for other domains go by `load_adapter`, `set_adapter`, `disable_adapter` and `delete_adapter`.
 
@@ -58,6 +60,10 @@ class Scorer(AdapterVerbs):
         """Stay in evaluation mode: a score must not depend on what else is being trained."""
         super().train(False)
         return self
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
 
     @property
     def name(self) -> str:
@@ -105,6 +111,8 @@ class Scorer(AdapterVerbs):
                 torch.compile and torch.export values are not looked at.)
         """
         check_batch(batch)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self._freeze()  # `.requires_grad_()` of an outer module asks none of its parts
         if batch.shape[0] == 0:
             return batch.to(torch.float32).sum((1, 2, 3))
         batch = batch.to(torch.float32)
@@ -181,7 +189,7 @@ class Scorer(AdapterVerbs):
         **options: Unpack[ScoreOptions],
     ) -> float: ...
     @overload
-    def score(self, images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+    def score(self, images: np.ndarray | torch.Tensor | Column, **options: Unpack[ScoreOptions]) -> Any: ...
     @overload
     def score(self, images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
 
@@ -212,8 +220,9 @@ class Scorer(AdapterVerbs):
                 the active one scores all.
 
         Returns:
-            A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU. All in
-            `score_range`, higher is better. With `return_std` a pair of these: scores, deviations.
+            A float for a single image. For a sequence of n a tensor (n,), float32 on the CPU; for a pandas
+            Series a Series with its index. All in `score_range`, higher is better. With `return_std` a pair
+            of these: scores, deviations.
 
         Raises:
             ImageError: (MissingImageError for a path that names no file) with on_error="raise", at the first
@@ -233,7 +242,7 @@ class Scorer(AdapterVerbs):
                 found[0, index], found[1, index] = result.mean, result.std
             elif on_error == "raise":
                 raise result if single else located(result, index, found[0])
-        scores, deviations = (float(row[0]) if single else row for row in found)
+        scores, deviations = (float(row[0]) if single else as_given(row, images) for row in found)
         return (scores, deviations) if return_std else scores
 
     def iter_scores(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
 
@@ -43,6 +44,13 @@ class CropScores(NamedTuple):
         """How far the parts lie apart: the weighted standard deviation; 0 for a single part."""
         centred = self.scores - (self.weights * self.scores).sum()
         return float((self.weights * centred.square()).sum().sqrt())
+
+
+class Column(Protocol):
+    """A pandas Series, which need not be installed to be spoken of."""
+
+    @property
+    def iloc(self) -> Any: ...
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -120,6 +128,14 @@ def located(error: ImageError, index: int, scores: torch.Tensor) -> ImageError:
     found.__cause__ = error
     found.__dict__.update(index=index, scores=scores)
     return found
+
+
+def as_given(scores: torch.Tensor, images: Any) -> Any:
+    """The scores, as a Series with the index of the images if these are a Series: pandas aligns by it."""
+    pandas: Any = sys.modules.get("pandas")  # who has a Series has imported it
+    if pandas is None or not isinstance(images, pandas.Series):
+        return scores
+    return pandas.Series(scores.numpy(), index=images.index)
 
 
 def with_bar(results: Iterator[Any], total: int) -> Iterator[Any]:

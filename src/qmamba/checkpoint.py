@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from qmamba._weights import Shapes, read_tensors, read_weights, serialise, shape
 from qmamba.errors import CheckpointError, QMambaError
 from qmamba.model_card import render_card
 from qmamba.model_config import FORMAT_VERSION, ModelConfig, Preprocessing
+
+if TYPE_CHECKING:
+    from qmamba.models import QMamba
 
 __all__ = [
     "CARD_FILE",
@@ -72,7 +76,7 @@ def verify_checkpoint(folder: str | os.PathLike[str]) -> ModelConfig:
     return config
 
 
-def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig]:
+def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[QMamba, ModelConfig]:
     """Build the network that a checkpoint folder describes and load its weights, strictly.
 
     Args:
@@ -158,7 +162,7 @@ def _check_same(network: nn.Module, config: ModelConfig) -> None:
             raise CheckpointError(f"the network has {key}={ours}, the config {key}={theirs}: make them agree")
 
 
-def _build(folder: Path, config: ModelConfig) -> nn.Module:
+def _build(folder: Path, config: ModelConfig) -> QMamba:
     from qmamba.models import create_model
 
     try:
@@ -175,7 +179,7 @@ def _build(folder: Path, config: ModelConfig) -> nn.Module:
     return network
 
 
-def _build_empty(config: ModelConfig) -> nn.Module | None:
+def _build_empty(config: ModelConfig) -> QMamba | None:
     """The network without memory: a config with absurd widths costs nothing before its weights are compared.
 
     None for an architecture that computes with tensors while it is built, or keeps some outside its state.
@@ -184,7 +188,7 @@ def _build_empty(config: ModelConfig) -> nn.Module | None:
 
     try:
         with torch.device("meta"):
-            network: nn.Module = create_model(config.arch, **config.overrides)
+            network = create_model(config.arch, **config.overrides)
     except (NotImplementedError, RuntimeError):
         return None
     buffers = {name for name, _ in network.named_buffers()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from qmamba.model_config import ModelConfig
@@ -10,6 +11,7 @@ from qmamba.model_config import ModelConfig
 # Licence identifiers that the Hub knows and that weights are likely to carry; others become `other`.
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0"}
 _HUB_LICENCES |= {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unknown"}
+_DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 METRIC_TITLES = {
     "srcc": "SRCC",
     "plcc": "PLCC",
@@ -50,11 +52,13 @@ def _front_matter(config: ModelConfig) -> str:
     if licence in _HUB_LICENCES:
         lines.append(f"license: {licence}")
     else:
-        lines += ["license: other", f"license_name: {_quoted(_inline(config.licence))}"]
+        slug = re.sub(r"[^a-z0-9.]+", "-", licence).strip("-.") or "other"
+        lines += ["license: other", f"license_name: {_quoted(slug)}"]
     lines += ["library_name: qmamba", "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in ("image-quality-assessment", "no-reference", "vision-mamba")]
-    if config.trained_on:
-        lines += ["datasets:", *(f"- {_quoted(name)}" for name in config.trained_on)]
+    # The Hub links these, and warns of what cannot be one of its names; the text has them all.
+    if ids := [name for name in config.trained_on if _DATASET_ID.fullmatch(name)]:
+        lines += ["datasets:", *(f"- {_quoted(name)}" for name in ids)]
     return "\n".join([*lines, "---", ""])
 
 

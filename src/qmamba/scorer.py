@@ -14,7 +14,7 @@ from PIL import Image
 
 from qmamba._adapter_verbs import DEFAULT_NAME
 from qmamba._scorer import Scorer
-from qmamba._scoring import ScoreOptions
+from qmamba._scoring import Column, ScoreOptions
 from qmamba.errors import BackendError
 from qmamba.protocol import Kind, Protocol
 
@@ -37,6 +37,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    checkpointing: bool = False,
 ) -> Scorer:
     """Load a scorer from a checkpoint.
 
@@ -53,6 +54,8 @@ def load(
         token: in place of the token that is logged in to the Hub.
         adapter: folder or Hub id of an adapter that was made for this model; it is active from the start,
             under the name "default". More of them can be had with `Scorer.load_adapter`.
+        checkpointing: as a loss, keep less for the backward and compute it again there: the same gradients
+            in less memory and more time. `scorer.network.checkpointing` is the switch itself.
 
     Returns:
         A frozen scorer.
@@ -85,6 +88,7 @@ def load(
         raise BackendError(
             f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
         ) from error
+    network.checkpointing = checkpointing
     scorer = Scorer(network, config)
     if adapter is not None:
         scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
@@ -105,7 +109,7 @@ def score(
     images: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, **options: Unpack[ScoreOptions]
 ) -> float: ...
 @overload
-def score(images: np.ndarray | torch.Tensor, **options: Unpack[ScoreOptions]) -> Any: ...
+def score(images: np.ndarray | torch.Tensor | Column, **options: Unpack[ScoreOptions]) -> Any: ...
 @overload
 def score(images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
 
@@ -120,7 +124,8 @@ def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
         **options: on_error, batch_size, progress, max_pixels; see `Scorer.score`.
 
     Returns:
-        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32.
+        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32,
+        or for a pandas Series a Series with its index.
 
     Raises:
         ImageError: as `Scorer.score`.

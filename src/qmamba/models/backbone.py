@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..ops import cross_scan_routes, local_scan_routes
 from ..ops.scratch import workspace
@@ -61,11 +62,14 @@ class QMamba(nn.Module):
     Attributes:
         out_widths: per stage the channels of its output, after the downsample.
         feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
+        checkpointing: keep only the blocks' inputs for the backward, which computes the rest again: more
+            time, less memory, the same gradients. Set it to True or False at any time.
         arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
     """
 
     arch: str = "custom"
     overrides: dict[str, Any]
+    checkpointing: bool = False
 
     def __init__(
         self,
@@ -104,15 +108,24 @@ class QMamba(nn.Module):
         """Per stage its features (B, H, W, C) before the downsample, and after it and the stage's prompt."""
         _check_images(images)
         with _working_on(images):
-            return self._stages(self.stem(images), range(len(self.stages)), prompts)
+            return self._stages(self._kept_small(self.stem, images), range(len(self.stages)), prompts)
+
+    def _kept_small(self, part: nn.Module, x: Tensor) -> Tensor:
+        """A part of the network, of which the backward finds the input only, if that is wanted."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            out: Tensor = part(x)
+            return out
+        # Stochastic depth draws again what it drew before; without it nothing is drawn.
+        return checkpoint(part, x, use_reentrant=False, preserve_rng_state=self.training)  # type: ignore[no-any-return]
 
     def _stages(self, x: Tensor, which: range, prompts: Prompts | None) -> list[tuple[Tensor, Tensor]]:
         features = []
         for s in which:
             stage = self.stages[s]
             assert isinstance(stage, Stage)
-            before = stage.blocks(x)
-            x = stage.downsample(before)
+            for block in stage.blocks:
+                x = self._kept_small(block, x)
+            before, x = x, stage.downsample(x)
             if prompts is not None:
                 x = prompts[s](x)
             features.append((before, x))

@@ -109,8 +109,9 @@ class NativeGatedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
-        tensors, gate = ctx.saved_tensors[:8], ctx.saved_tensors[8:14]
-        mean, rstd, pooled = ctx.saved_tensors[14:]
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing they are made then
+        tensors, gate = saved[:8], saved[8:14]
+        mean, rstd, pooled = saved[14:]
         g_out = g_out.to(torch.float32).flatten(1, 2).contiguous()
         rows: list[tuple[Tensor, ...]] = []  # gradients of x, dt, B, C of some images
         sums: list[tuple[Tensor, ...]] = []  # theirs of all weights
@@ -150,7 +151,8 @@ class TritonGatedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
-        tensors, (mean, rstd, pooled) = ctx.saved_tensors[:14], ctx.saved_tensors[14:]
+        saved = ctx.saved_tensors
+        tensors, (mean, rstd, pooled) = saved[:14], saved[14:]
         with torch.cuda.device_of(g_out), without_autocast(g_out.device):  # type: ignore[no-untyped-call]
             problem = TritonProblem.of(tensors[:8], ctx.routes, False)
             routes, entering = problem.forward(keep=True)

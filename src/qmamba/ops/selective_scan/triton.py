@@ -97,7 +97,8 @@ class TritonScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        tensors, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing they are made then
+        tensors, kept = saved[:8], saved[8:]
         with torch.cuda.device_of(gy):  # type: ignore[no-untyped-call]
             problem = Problem.of(tensors, ctx.routes, ctx.merge)
             grads = problem.backward(gy, kept[0] if kept else problem.entering())
