@@ -1,6 +1,6 @@
 r"""How well scores agree with people: our model beside its peers, on the same images, in one run.
 
-    pip install "qmamba[train,distil,benchmarks]" brisque
+    pip install "qmamba[train,distil,benchmarks]" brisque scikit-video
     python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json \
         --teacher runs/teacher/teacher.safetensors
 
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import qmamba
-from peers import Peer, brisque, lite0_ridge, lite0_tuned
+from peers import Peer, brisque, lite0_ridge, lite0_tuned, niqe
 from qmamba.data import Rated, read_biq2021, read_manifest
 from qmamba.metrics import plcc, srcc
 
@@ -42,7 +42,7 @@ def ours(model: str) -> tuple[str, Peer]:
 def peers(args: argparse.Namespace) -> dict[str, Peer]:
     """Those that can be had here; the reason for what is missing is printed."""
     found: dict[str, Peer] = dict(ours(model) for model in args.model if model not in args.without)
-    makers = {"brisque": brisque}
+    makers = {"brisque": brisque, "niqe": niqe}
     if args.biq2021 is not None:
         train, val = (read_biq2021(args.biq2021, [fold]) for fold in ("train", "val"))
         makers["lite0-ridge"] = lambda: lite0_ridge(train, val, args.cache)

@@ -1,13 +1,15 @@
 """Other ways to judge a photograph, measured beside ours: each is a function of paths to scores.
 
-Only such as can be had without a download at run time: BRISQUE from the PyPI package ``brisque``, a ridge
-regression on the frozen features of EfficientNet-Lite0, fitted to the training fold of BIQ2021, and the same
-network fine-tuned on that fold. NIQE is left out: no package on PyPI ships its parameters without fetching
-them.
+Only such as can be had without a download at run time: BRISQUE from the PyPI package ``brisque``, NIQE from
+``scikit-video``, a ridge regression on the frozen features of EfficientNet-Lite0, fitted to the training fold
+of BIQ2021, and the same network fine-tuned on that fold.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from qmamba.data import Rated
 from qmamba.model_config import ModelConfig
 
 Peer = Callable[[Sequence[Path]], np.ndarray]
+LEAST_NIQE = 194
 SIDE = 320
 BLOCKS = (2, 4, 10)  # of 16, whose features the ridge is given
 STRENGTHS = (1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4)
@@ -42,6 +45,40 @@ def brisque() -> Peer:
         return np.array(scores)
 
     return score
+
+
+def niqe() -> Peer:
+    """NIQE as the PyPI package ``scikit-video`` computes it on luminance, turned round: higher is better.
+
+    The package is of 2018. What numpy and scipy have dropped since and it calls is put back for it: `np.int`,
+    and `scipy.misc.imresize`, which was Pillow's resizing.
+    """
+    import scipy
+
+    misc = types.ModuleType("scipy.misc")
+    vars(misc)["imresize"] = _halved
+    vars(scipy)["misc"] = sys.modules["scipy.misc"] = misc
+    vars(np)["int"] = int
+    from skvideo.measure import niqe as measure
+
+    def score(paths: Sequence[Path]) -> np.ndarray:
+        scores = []
+        for path in tqdm(paths, desc="niqe", unit=" images", leave=False):
+            with Image.open(path) as image:
+                grey = image.convert("L")
+            if min(grey.size) < LEAST_NIQE:  # its least: two patches of 96 pixels
+                ratio = LEAST_NIQE / min(grey.size)
+                grey = grey.resize([math.ceil(side * ratio) for side in grey.size], Image.Resampling.BICUBIC)
+            scores.append(-float(measure(np.asarray(grey))[0]))
+        return np.array(scores)
+
+    return score
+
+
+def _halved(pixels: np.ndarray, ratio: float, interp: str, mode: str) -> np.ndarray:
+    assert (ratio, interp, mode) == (0.5, "bicubic", "F")
+    size = pixels.shape[1] // 2, pixels.shape[0] // 2
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Peer:
