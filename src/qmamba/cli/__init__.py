@@ -21,6 +21,8 @@ from qmamba.cli.export import export
 from qmamba.cli.models import models
 from qmamba.cli.photos import EPILOG as PHOTOS_EPILOG
 from qmamba.cli.photos import photos
+from qmamba.cli.reproduce import EPILOG as REPRODUCE_EPILOG
+from qmamba.cli.reproduce import reproduce
 from qmamba.cli.score import EPILOG, score
 from qmamba.cli.train import EPILOG as TRAIN_EPILOG
 from qmamba.cli.train import train
@@ -56,6 +58,7 @@ def _build() -> typer.Typer:
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
+    application.command(no_args_is_help=True, epilog=REPRODUCE_EPILOG)(reproduce)
     application.command(no_args_is_help=True, epilog=ADAPT_EPILOG)(adapt)
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
