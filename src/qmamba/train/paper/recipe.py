@@ -21,6 +21,11 @@ OWN = "own"  # in place of a convention: the folds that come with the data
 AVERAGE = "average"  # in place of a set: what a paper prints in that column
 NO_TUNING = "none"  # in place of an adapter's method
 
+_ORDER = (  # of rows, as the paper has them
+    "qmamba-t", "qmamba-s", "qmamba-b", "lqmamba-t", "lqmamba-s", "lqmamba-b",
+    "no-tuning", "linear-probe", "full", "style-prompt", "style-prompt-r",
+)  # fmt: skip
+
 Printed = dict[str, tuple[float, float]]
 """PLCC and SRCC of a set, as a paper prints them."""
 
@@ -200,7 +205,12 @@ def list_paper_recipes() -> list[str]:
     >>> "table1/lqmamba-t" in list_paper_recipes()
     True
     """
-    return sorted(f"{path.parent.name}/{path.stem}" for path in _folder().glob("*/*.toml"))
+    found = sorted((path.parent.name, _place(path.stem), path.stem) for path in _folder().glob("*/*.toml"))
+    return [f"{table}/{row}" for table, _, row in found]
+
+
+def _place(row: str) -> int:
+    return _ORDER.index(row) if row in _ORDER else len(_ORDER)
 
 
 def shipped_text(name: str) -> str | None:

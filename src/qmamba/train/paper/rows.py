@@ -48,6 +48,12 @@ def cells_of(recipe: PaperRecipe) -> list[Cell]:
     return [cell for t in recipe.transfers for cell in cells(t.sources, t.targets, t.paper)]
 
 
+def empty_row(recipe: PaperRecipe) -> dict[str, Any]:
+    """What :func:`do_row` gives, with nothing done yet."""
+    cells = [{**asdict(cell), "absent": None, "splits": []} for cell in cells_of(recipe)]
+    return {"recipe": asdict(recipe), "dry_run": False, "cells": cells}
+
+
 def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
     """Do all runs of a recipe whose data are there, and write the results file, anew after each run.
 
@@ -69,8 +75,8 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
             lacks.append(_no_start(recipe, shop.root))
         return next((lack for lack in lacks if lack is not None), None)
 
-    cells = [{**asdict(cell), "absent": None, "splits": []} for cell in cells_of(recipe)]
-    row: dict[str, Any] = {"recipe": asdict(recipe), "dry_run": shop.dry, "cells": cells}
+    row = {**empty_row(recipe), "dry_run": shop.dry}
+    cells = row["cells"]
     for run, found in each_run(recipe, shop, absent):
         for cell in cells:
             if tuple(cell["sources"]) != run.sources or cell["test"] not in run.test:
@@ -110,9 +116,3 @@ def median(splits: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         values = [s[name] for s in splits if s.get(name) is not None]
         found[name] = round(statistics.median(values), 6) if values else None
     return found
-
-
-def load_row(path: Path) -> dict[str, Any]:
-    """What :func:`do_row` wrote."""
-    row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return row

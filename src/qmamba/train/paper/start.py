@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,10 @@ class Start:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        return {**asdict(self), "dropped": dict(self.dropped or {})}
+        return {
+            "source": self.source, "loaded": list(self.loaded), "missing": list(self.missing),
+            "dropped": dict(self.dropped or {}),
+        }  # fmt: skip
 
 
 def start(network: QMamba, name: str, root: Path | None = None) -> Start:
