@@ -57,6 +57,10 @@ class Watch:
         if (run := event.get("run", "")) != self.run:
             self.run, self.step, self.shown = run, 0, {}
         title = f"{run}: " if run else ""
+        if "note" in event:
+            self.bar.clear()
+            note(event["note"])
+            return
         if "step" not in event:  # before the first one, and after the last, photographs are read
             self.bar.set_description(f"{title}photograph {event['image']}/{event['images']}")
             self._end_if_told(run != "")

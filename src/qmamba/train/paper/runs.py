@@ -118,7 +118,8 @@ class Workshop:
         workers: processes that make crops, for each training process.
         dry: two images of each set, two steps, random weights where there is nothing to start from.
         report: called with what :func:`qmamba.train.paper.trainer.fit` tells, with ``run`` added; and with
-            ``{"run", "image", "images"}`` while images are rated.
+            ``{"run", "image", "images"}`` while images are rated, ``{"run", "note"}`` where published weights
+            were loaded.
     """
 
     root: Path
@@ -177,6 +178,8 @@ def _do(
     accelerator = make_accelerator(recipe, folder, cpu=shop.cpu, log=shop.log)
     rater, began, base = _rater(run, recipe, shop)
     steps, tell = 0, shop.told(run)
+    if began.dropped and run.split == 0 and accelerator.is_main_process:
+        tell({"note": began.report()})
     learnt = [sets[name] for name in run.train]
     if learnt:
         if shop.log is not None:
