@@ -147,8 +147,10 @@ def test_absent_sets(root: Path) -> None:
     for name in ("koniq10k", "nothing"):
         with pytest.raises(DataSetError, match=f"the set '{name}' is absent: no "):
             read_set(name, root)
-    with pytest.raises(DataSetError, match="two images or more are needed in the fold 'train'"):
-        split_set("stars", read_set("stars", root), TINY, 0)
+    trained = [dataclasses.replace(r, fold="train") for r in read_set("stars", root)]
+    with pytest.raises(DataSetError, match="two images or more are needed in the fold 'test' of own-00"):
+        split_set("stars", trained, TINY, 0)
+    assert split_set("stars", read_set("stars", root), TINY, 1).split == "deiqt-0-01"  # it has no folds
 
 
 # A run

@@ -54,8 +54,9 @@ class PaperRecipe:
         sizes: to which images of a set are brought before they are cut, in place of those that are common:
             the shorter side, or height and width; 0 for as they are.
         init_from: weights to start from, see :func:`qmamba.train.paper.start.start`; "" for random ones.
-        convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with the data.
-        splits: how many; with "own" the folds are the same in all, and the seed is another.
+        convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with a set, and
+            as by "deiqt" for sets that have none.
+        splits: how many; where folds come with a set they are the same in all, and the seed is another.
         epochs, crops: an epoch is so many random crops of every image of the training folds.
         crop: side of a crop, in training and in testing.
         test_crops: random crops of an image in testing, whose mean is its score.

@@ -80,16 +80,17 @@ def split_set(
         dry: two images and no more, in both folds.
 
     Raises:
-        DataSetError: too few images; or the folds that come with the data are wanted, and there are none.
+        DataSetError: a fold has too few images.
     """
     size = {**SIZES, **recipe.sizes}.get(name, 0)
     if dry:
         ends = [min(ratings, key=lambda r: r.mos), max(ratings, key=lambda r: r.mos)]
         return RatedSet(name, "dry run", dict.fromkeys(("train", "test"), _unit(name, ends, ends)), size)
-    if recipe.convention == OWN:
+    if recipe.convention == OWN and any(r.fold for r in ratings):
         label, rated = f"own-{index:02d}", list(ratings)
     else:
-        split = make_splits(ratings, recipe.convention, count=index + 1)[index]
+        convention = "deiqt" if recipe.convention == OWN else recipe.convention
+        split = make_splits(ratings, convention, count=index + 1)[index]
         label, rated = split.name, split.of(ratings)
     folds = {fold: [r for r in rated if r.fold == fold] for fold in ("train", "val", "test")}
     for fold in ("train", "test"):
