@@ -26,6 +26,7 @@ from .sets import Crops, RatedSet
 
 TRACKERS = ("tensorboard", "trackio")
 LOG = "log.jsonl"
+VAL_IMAGES = 100  # of each set that a learning curve's SRCC is measured on, spread over its fold
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PART, _STATE = "state.part", "state-"
 
@@ -233,10 +234,11 @@ def losses_of(raw: Tensor, mos: Tensor, recipe: PaperRecipe) -> dict[str, Tensor
 def _validate(
     rater: Rater, sets: list[RatedSet], recipe: PaperRecipe, accelerator: Any
 ) -> dict[str, float] | None:
-    """Mean SRCC and PLCC on the sets' folds "val"; None where there are none."""
+    """Mean SRCC and PLCC on some images of the sets' folds "val"; None where there are none."""
     found = []
     for each in sets:
-        images = each.folds.get("val", ())
+        images = list(each.folds.get("val", ()))
+        images = images[:: -(-len(images) // VAL_IMAGES) or 1]
         if len(images) > 1:
             raw = rate_images(rater, images, each.size, protocol_of(recipe), accelerator).mean(dim=1)
             mos = [r.mos for r in images]
