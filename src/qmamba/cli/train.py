@@ -100,6 +100,10 @@ def train(
         from qmamba.train.paper import PaperRecipe
 
         plan = load_recipe(recipe)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
         if isinstance(plan, PaperRecipe):
             if processes > 1 or teacher is not None:
                 raise RecipeError(
@@ -114,20 +118,31 @@ def train(
             raise RecipeError("--log and --workers are for recipes with a task, see docs/reproducing.md")
         if arch is not None:
             plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         options = {"processes": processes, "device": device or "cpu", "resume": resume}
-        until = None if minutes is None else time.monotonic() + 60 * minutes
-        if teacher is not None and teacher.is_dir():
-            lessons = load_recipe("teacher")
-            with Watch(lessons.steps, progress, until) as watch:
-                teacher = _train(watch, lessons, teacher, out / "teacher", **options)
-            note(f"the teacher that rates is {teacher}")
-        with Watch(plan.steps, progress, until) as watch:
-            folder = _train(watch, plan, data, out, init=init, teacher=teacher, **options)
-        typer.echo(str(folder))
+        typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
+
+
+def _train_after_teacher(
+    plan: Recipe | PretrainRecipe,
+    data: Path,
+    out: Path,
+    init: str | None,
+    teacher: Path | None,
+    minutes: float | None,
+    progress: bool | None,
+    **options: Any,
+) -> Path:
+    """The checkpoint's folder; a teacher is made first where its data are given in place of its weights."""
+    from qmamba.train import load_recipe
+
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    if teacher is not None and teacher.is_dir():
+        lessons = load_recipe("teacher")
+        with Watch(lessons.steps, progress, until) as watch:
+            teacher = _train(watch, lessons, teacher, out / "teacher", **options)
+        note(f"the teacher that rates is {teacher}")
+    with Watch(plan.steps, progress, until) as watch:
+        return _train(watch, plan, data, out, init=init, teacher=teacher, **options)
 
 
 def _ratings(recipe: Recipe, data: Path) -> list[Rated]:

@@ -28,7 +28,7 @@ from .rater import Rater, measure, protocol_of, rate_images
 from .recipe import NO_TUNING, PaperRecipe
 from .sets import RatedSet, read_set, split_set
 from .start import Start, start
-from .trainer import fit, forget_states, make_accelerator, random_state_kept
+from .trainer import fit, forget_states, is_first, make_accelerator, random_state_kept
 
 RESULTS, RUN, CURVE = "results.json", "run.json", "curve.png"
 CALIBRATION_IMAGES = 200  # of each training set
@@ -156,6 +156,8 @@ def do_run(
     """
     folder = shop.out / folder_of(run, recipe)
     if (folder / RESULTS).is_file():
+        if is_first():
+            forget_states(folder)  # it may have been ended just before
         found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         return found
     if run.base is not None:

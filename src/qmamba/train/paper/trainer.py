@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +135,7 @@ def fit(
     first = _restore(accelerator, out)
     if accelerator.is_main_process:
         shorten_log(out, first)
-
-    def tell(event: dict[str, Any]) -> None:
-        if not accelerator.is_main_process:
-            return
-        with (out / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-        accelerator.log({k: v for k, v in event.items() if k not in ("step", "steps")}, step=event["step"])
-        if report is not None:
-            try:
-                report(event)
-            except BaseException:  # whoever watches may stop the run, with Ctrl-C say: then no step is lost
-                if accelerator.num_processes == 1:
-                    _save(accelerator, out, event["step"])
-                raise
-
+    tell = partial(_tell, accelerator, out, report)
     wrapped.train()
     micro = _micro_batches(crops, recipe, accelerator, first, steps, workers)
     for step in range(first, steps):
@@ -160,6 +147,22 @@ def fit(
         if (step + 1) % crops.epoch_steps == 0 and (found := _validate(rater, sets, recipe, accelerator)):
             tell({"step": step + 1, **found})
     return steps
+
+
+def _tell(accelerator: Any, out: Path, report: Report | None, event: dict[str, Any]) -> None:
+    """Write an event into the logs and tell whoever watches; the first process does."""
+    if not accelerator.is_main_process:
+        return
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+    accelerator.log({k: v for k, v in event.items() if k not in ("step", "steps")}, step=event["step"])
+    if report is not None:
+        try:
+            report(event)
+        except BaseException:  # whoever watches may stop the run, with Ctrl-C say: then no step is lost
+            if accelerator.num_processes == 1:
+                _save(accelerator, out, event["step"])
+            raise
 
 
 def _check_shares(crops: Crops, recipe: PaperRecipe, processes: int) -> None:
