@@ -177,8 +177,12 @@ def test_commands(scorer: Scorer, manifest: Path, tmp_path: Path) -> None:
     assert np.array_equal(found.stages[3][0], features_of(folder, found.image[0])[3].numpy())
     for module in ("sklearn", "matplotlib"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-    result = run("plot", "tsne", out, "--out", tmp_path / "a.png", "--stage", "2")
-    assert result.exit_code == 0 and (tmp_path / "a.png").stat().st_size > 5000, result.output
+    drawn = []
+    for options in ((), ("--stage", "2"), ("--stage", "4")):
+        result = run("plot", "tsne", out, "--out", tmp_path / "a.png", *options)
+        assert result.exit_code == 0 and (tmp_path / "a.png").stat().st_size > 5000, result.output
+        drawn.append((tmp_path / "a.png").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1]  # the last stage unless told otherwise
     for arguments, says in (
         (("plot", "tsne", out, "--out", tmp_path / "a.png", "--stage", "5"), "has 4 stages, and no stage 5"),
         (("features", "--data", manifest, "--out", tmp_path / "a.csv"), ".npz or .parquet"),

@@ -59,7 +59,7 @@ def draw_points(points: npt.NDArray[np.float32], kinds: Sequence[str], path: Pat
     for i, name in enumerate(names):
         mine = points[np.array([kind == name for kind in kinds])]
         look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.scatter(mine[:, 0], mine[:, 1], s=18, linewidths=0.3, edgecolors="white", label=name, **look)
+        axes.scatter(mine[:, 0], mine[:, 1], s=18, linewidths=0.4, edgecolors="#333333", label=name, **look)
     axes.set(xticks=[], yticks=[], title=title)
     axes.legend(
         loc="upper left",

@@ -85,7 +85,9 @@ def features(
 def tsne(
     features: Annotated[Path, typer.Argument(metavar="FEATURES", help="A file of `qmamba features`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture: .png, .svg or .pdf.")],
-    stage: Annotated[int, typer.Option(min=1, help="Whose features: 1 is the first. Default: the last.")] = 0,
+    stage: Annotated[
+        int | None, typer.Option(min=1, help="Whose features: 1 is the first. Default: the last.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the search for places.")] = 0,
     perplexity: Annotated[float, typer.Option(min=1, help="About how many neighbours count.")] = 30.0,
 ) -> None:
@@ -100,9 +102,9 @@ def tsne(
         from qmamba.plots import tsne as place
 
         found = load_features(features)
-        if stage > len(found.stages):
-            raise FeaturesError(f"{features} has {len(found.stages)} stages, and no stage {stage}")
-        which = stage or len(found.stages)
+        which = len(found.stages) if stage is None else stage
+        if which > len(found.stages):
+            raise FeaturesError(f"{features} has {len(found.stages)} stages, and no stage {which}")
         points = place(found.stages[which - 1], seed=seed, perplexity=perplexity)
         kinds = [kind or "not known" for kind in found.distortion.tolist()]
         draw_points(points, kinds, out, f"t-SNE of stage {which}, {len(found)} photographs")
