@@ -27,10 +27,11 @@ from qmamba.train.paper.rater import Rater
 from qmamba.train.paper.sets import Crops, read_set, split_set
 
 
-def crops_of(name: str, root: Path, batch: int) -> Crops:
+def crops_of(name: str, root: Path, batch: int, cache: Path | None) -> Crops:
     """The crops of a set's training fold."""
     recipe = PaperRecipe(task="single", name="loader", arch="lqmamba-n", data=(name,), batch=batch, epochs=99)
-    return Crops([split_set(name, read_set(name, root), recipe, 0)], recipe, seed=0)
+    images = split_set(name, read_set(name, root), recipe, 0, cache=cache)
+    return Crops([images], recipe, seed=0)
 
 
 def loading(crops: Crops, workers: int, batches: int) -> float:
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="as for `qmamba reproduce`")
     parser.add_argument("--set", default="biq2021", help="a set below it")
+    parser.add_argument("--cache", type=Path, help="as for `qmamba reproduce`")
     parser.add_argument("--models", nargs="+", default=["lqmamba-n", "lqmamba-t"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=32)
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of the network")
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
-    crops = crops_of(args.set, args.data_root, args.batch)
+    crops = crops_of(args.set, args.data_root, args.batch, args.cache)
     found: dict[str, Any] = {}
     for _ in range(args.rounds):
         for workers in args.workers:

@@ -143,6 +143,29 @@ def test_sizes(root: Path) -> None:
     assert split_set("koniq10k", read_set("stars", root), plan, 0).size == 0
 
 
+def test_cached_images_are_the_same(root: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(TINY, sizes={"bright": 48}, epochs=1)
+    (plain, first), (cached, second) = (
+        only(plan, root, tmp_path / str(i), cache=cache) for i, cache in enumerate((None, tmp_path / "cache"))
+    )
+    kept = list((tmp_path / "cache").iterdir())
+    assert len(kept) == 15 and plain == cached  # all images, each once
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    assert (first / "log.jsonl").read_text() == (second / "log.jsonl").read_text()
+    each = split_set("bright", read_set("bright", root), plan, 0, cache=tmp_path / "cache")
+    rated = each.folds["test"][0]
+    assert torch.equal(each.pixels(rated), sized(rated.path, 48))
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+    sizes = dataclasses.replace(plan, sizes={"bright": 0})  # as they are: nothing to keep
+    split_set("bright", read_set("bright", root), sizes, 0, cache=tmp_path / "none").pixels(rated)
+    assert not (tmp_path / "none").exists()
+
+
+def test_float16_needs_a_gpu(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="accelerate cannot train in float16 here"):
+        only(dataclasses.replace(TINY, precision="float16"), root, tmp_path)
+
+
 def test_absent_sets(root: Path) -> None:
     for name in ("koniq10k", "nothing"):
         with pytest.raises(DataSetError, match=f"the set '{name}' is absent: no "):

@@ -29,6 +29,10 @@ class Tracker(str, Enum):
 Log = Annotated[
     Tracker | None, typer.Option("--log", help="Log losses there, too; each has an extra of its name.")
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder to keep images in that a set's size makes smaller. Default: none."),
+]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that cut crops. Default: none on a processor, else 8.")
 ]
@@ -64,6 +68,7 @@ def train_paper(
     arch: str | None,
     log: Tracker | None,
     workers: int | None,
+    cache: Path | None,
     minutes: float | None,
     progress: bool | None,
     resume: bool,
@@ -88,9 +93,8 @@ def train_paper(
             raise RecipeError(f"the set {name!r} is absent: {lack}; --data is the folder that holds all sets")
     many = workers_or_default(workers, device == "cpu")
     with watched(minutes, progress, resume) as watch:
-        shop = Workshop(
-            data, out / "runs", device == "cpu", None if log is None else log.value, many, report=watch
-        )
+        tracker = None if log is None else log.value
+        shop = Workshop(data, out / "runs", device == "cpu", tracker, many, cache=cache, report=watch)
         row = do_row(plan, shop, out / "results.json")
     if is_first():
         typer.echo(row_text(plan.name, row), err=True)

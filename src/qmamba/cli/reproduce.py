@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qmamba.cli._paper import Log, Workers, watched, workers_or_default
+from qmamba.cli._paper import Cache, Log, Workers, watched, workers_or_default
 from qmamba.cli._shared import quiet_ends
 from qmamba.cli._watch import Minutes, Progress
 from qmamba.errors import RecipeError
@@ -85,6 +85,7 @@ def reproduce(
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave accelerators alone.")] = False,
     log: Log = None,
     workers: Workers = None,
+    cache: Cache = None,
     minutes: Minutes = None,
     form: Annotated[
         TableFormat, typer.Option("--format", "-f", help="How rows are written.")
@@ -108,7 +109,7 @@ def reproduce(
         many, done = workers_or_default(workers, cpu), {}
         with _folder(out, dry_run) as folder, watched(minutes, progress) as watch:
             tracker = None if log is None else log.value
-            shop = Workshop(data_root, folder / "runs", cpu, tracker, many, dry_run, watch)
+            shop = Workshop(data_root, folder / "runs", cpu, tracker, many, dry_run, cache, watch)
             for name, plan in chosen.items():
                 plan = dry_recipe(plan) if dry_run else plan
                 done[name] = row = do_row(plan, shop, folder / "results" / f"{name}.json")

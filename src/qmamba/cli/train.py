@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._paper import Log, Workers, train_paper
+from qmamba.cli._paper import Cache, Log, Workers, train_paper
 from qmamba.cli._shared import note, quiet_ends
 from qmamba.cli._watch import Minutes, Progress, Resume, Watch
 from qmamba.errors import RecipeError
@@ -83,6 +83,7 @@ def train(
     ] = None,
     log: Log = None,
     workers: Workers = None,
+    cache: Cache = None,
     minutes: Minutes = None,
     resume: Resume = True,
     progress: Progress = None,
@@ -111,11 +112,13 @@ def train(
                 )
             train_paper(
                 plan, data, out, device=device, init=init, arch=arch, log=log, workers=workers,
-                minutes=minutes, progress=progress, resume=resume,
+                cache=cache, minutes=minutes, progress=progress, resume=resume,
             )  # fmt: skip
             return
-        if log is not None or workers is not None:
-            raise RecipeError("--log and --workers are for recipes with a task, see docs/reproducing.md")
+        if (log, workers, cache) != (None, None, None):
+            raise RecipeError(
+                "--log, --workers and --cache are for recipes with a task, see docs/reproducing.md"
+            )
         if arch is not None:
             plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
         options = {"processes": processes, "device": device or "cpu", "resume": resume}

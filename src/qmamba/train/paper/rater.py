@@ -18,7 +18,7 @@ from ...models.backbone import undecayed
 from ...protocol import Protocol, fit_side, windows
 from ..loop import batch_workers, made_ahead
 from .recipe import PaperRecipe
-from .sets import sized
+from .sets import RatedSet
 
 
 class Rater(nn.Module):
@@ -76,7 +76,7 @@ def protocol_of(recipe: PaperRecipe) -> Protocol:
 def rate_images(
     rater: Rater,
     images: Sequence[Rated],
-    size: Any,
+    of: RatedSet,
     protocol: Protocol,
     accelerator: Any,
     done: Callable[[int, int], None] | None = None,
@@ -84,7 +84,7 @@ def rate_images(
     """Raw quality (n, crops) of images in float32, shared among the processes; an image's crops go together.
 
     Args:
-        size: what images are brought to first, see :class:`qmamba.train.paper.sets.RatedSet`.
+        of: the set that they are from.
         accelerator: of accelerate, for its processes and its device.
         done: told after each image how many this process has rated, and of how many.
 
@@ -96,7 +96,7 @@ def rate_images(
     mine = list(range(accelerator.process_index, len(images), accelerator.num_processes))
 
     def crops(place: int) -> Tensor:
-        pixels = fit_side(sized(images[mine[place]].path, size), protocol.crop)
+        pixels = fit_side(of.pixels(images[mine[place]]), protocol.crop)
         if pixels.is_floating_point():
             pixels = (pixels * 255).round().byte()
         boxes = windows(pixels.shape[1], pixels.shape[2], protocol)

@@ -117,6 +117,7 @@ class Workshop:
         log: a tracker of :data:`qmamba.train.paper.trainer.TRACKERS`.
         workers: processes that make crops, for each training process.
         dry: two images of each set, two steps, random weights where there is nothing to start from.
+        cache: a folder for images that have been brought to their set's size, some 0.6 MB each; None for none.
         report: called with what :func:`qmamba.train.paper.trainer.fit` tells, with ``run`` added; and with
             ``{"run", "image", "images"}`` while images are rated, ``{"run", "note"}`` where published weights
             were loaded.
@@ -128,6 +129,7 @@ class Workshop:
     log: str | None = None
     workers: int = 0
     dry: bool = False
+    cache: Path | None = None
     report: Report | None = None
 
     def told(self, run: Run) -> Report:
@@ -166,7 +168,10 @@ def do_run(
     for name in run.sets:
         if name not in ratings:
             ratings[name] = read_set(name, shop.root)
-    sets = {name: split_set(name, ratings[name], recipe, run.split, shop.dry) for name in run.sets}
+    sets = {
+        name: split_set(name, ratings[name], recipe, run.split, dry=shop.dry, cache=shop.cache)
+        for name in run.sets
+    }
     with random_state_kept():
         return _do(run, recipe, shop, folder, sets)
 
@@ -200,7 +205,7 @@ def _do(
             if accelerator.is_main_process:
                 tell({"image": place, "images": of})
 
-        return rate_images(rater, images, sets[name].size, protocol_of(recipe), accelerator, done)
+        return rate_images(rater, images, sets[name], protocol_of(recipe), accelerator, done)
 
     measured = {}
     for name in run.test:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..._weights import replace_file
 from ...data import DATASETS, Rated, read_dataset, read_manifest
 from ...data.splitting import make_splits
 from ...errors import DataSetError, RecipeError
@@ -61,16 +65,43 @@ class RatedSet:
         folds: images by fold, "train", "test" and perhaps "val"; MOS brought to [0, 1], higher is better.
         size: what images are brought to before they are cut: the shorter side, or height and width; 0 for as
             they are.
+        cache: a folder that images are kept in once they have been brought to that size; None for none.
     """
 
     name: str
     split: str
     folds: Mapping[str, Sequence[Rated]]
     size: Any = 0
+    cache: Path | None = None
+
+    def pixels(self, rated: Rated) -> Tensor:
+        """One of its images as (3, H, W) uint8, brought to its size.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            RecipeError: the size is none.
+        """
+        if self.cache is None or self.size == 0:
+            return sized(rated.path, self.size)
+        about = rated.path.stat() if rated.path.is_file() else None
+        key = f"{rated.path.resolve()} {about and (about.st_mtime_ns, about.st_size)} {self.size}"
+        place = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        if not place.is_file():
+            buffer = io.BytesIO()
+            np.save(buffer, sized(rated.path, self.size).numpy())
+            self.cache.mkdir(parents=True, exist_ok=True)
+            replace_file(place, buffer.getvalue())
+        return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads no more than its part
 
 
 def split_set(
-    name: str, ratings: Sequence[Rated], recipe: PaperRecipe, index: int, dry: bool = False
+    name: str,
+    ratings: Sequence[Rated],
+    recipe: PaperRecipe,
+    index: int,
+    *,
+    dry: bool = False,
+    cache: Path | None = None,
 ) -> RatedSet:
     """A set in one of a recipe's splits.
 
@@ -78,6 +109,7 @@ def split_set(
         ratings: what :func:`read_set` gave.
         index: of the split, from 0.
         dry: two images and no more, in both folds.
+        cache: see :class:`RatedSet`.
 
     Raises:
         DataSetError: a fold has too few images.
@@ -85,7 +117,8 @@ def split_set(
     size = {**SIZES, **recipe.sizes}.get(name, 0)
     if dry:
         ends = [min(ratings, key=lambda r: r.mos), max(ratings, key=lambda r: r.mos)]
-        return RatedSet(name, "dry run", dict.fromkeys(("train", "test"), _unit(name, ends, ends)), size)
+        folds = dict.fromkeys(("train", "test"), _unit(name, ends, ends))
+        return RatedSet(name, "dry run", folds, size, cache)
     if recipe.convention == OWN and any(r.fold for r in ratings):
         label, rated = f"own-{index:02d}", list(ratings)
     else:
@@ -97,7 +130,7 @@ def split_set(
         if len(folds[fold]) < 2:
             raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")
     scaled = {fold: _unit(name, images, folds["train"]) for fold, images in folds.items()}
-    return RatedSet(name, label, scaled, size)
+    return RatedSet(name, label, scaled, size, cache)
 
 
 def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Rated]:
@@ -172,7 +205,7 @@ class Crops(Dataset[tuple[Tensor, float]]):
         which, image = _order(tuple(map(len, self.images)), tuple(self.counts), self.seed, epoch)[within]
         rated = self.images[which][image]
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-        pixels = sized(rated.path, self.sets[which].size)
+        pixels = self.sets[which].pixels(rated)
         return random_crop(pixels, self.recipe.crop, (), g), rated.mos
 
 

@@ -56,15 +56,19 @@ def make_accelerator(recipe: PaperRecipe, out: Path, *, cpu: bool = False, log: 
         raise RecipeError("logging to trackio needs its package: pip install 'qmamba[trackio]'")
     # Settings are the process's own in accelerate; another recipe may have others. Processes stay joined.
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=_PRECISION[recipe.precision],
-        gradient_accumulation_steps=recipe.accumulate,
-        log_with=log,
-        project_dir=out,
-        # Each process takes its part of a recipe's batch: their number does not change what is learnt.
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=_PRECISION[recipe.precision],
+            gradient_accumulation_steps=recipe.accumulate,
+            log_with=log,
+            project_dir=out,
+            # Each process takes its part of a recipe's batch: their number does not change what is learnt.
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except ValueError as error:  # float16 on a processor, say
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"accelerate cannot train in {recipe.precision} here: {reason}") from error
 
 
 def is_first() -> bool:
@@ -243,7 +247,7 @@ def _validate(
         images = list(each.folds.get("val", ()))
         images = images[:: -(-len(images) // VAL_IMAGES) or 1]
         if len(images) > 1:
-            raw = rate_images(rater, images, each.size, protocol_of(recipe), accelerator).mean(dim=1)
+            raw = rate_images(rater, images, each, protocol_of(recipe), accelerator).mean(dim=1)
             mos = [r.mos for r in images]
             found.append((srcc(raw, mos), plcc(raw, mos)))
     if not found:
