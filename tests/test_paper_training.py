@@ -161,8 +161,14 @@ def test_cached_images_are_the_same(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_float16_needs_a_gpu(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="accelerate cannot train in float16 here"):
+def test_a_precision_that_is_not_to_be_had(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(**options: Any) -> None:
+        raise ValueError(f"{options['mixed_precision']} mixed precision requires a GPU")
+
+    monkeypatch.setattr("accelerate.Accelerator", refuses)
+    with pytest.raises(RecipeError, match="train in float16 here: fp16 mixed precision requires a GPU"):
         only(dataclasses.replace(TINY, precision="float16"), root, tmp_path)
 
 

@@ -124,9 +124,7 @@ def test_train_with_such_a_recipe(tables: Path, tmp_path: Path) -> None:
 
 def test_paper_options_are_for_such_recipes(tmp_path: Path) -> None:
     result = run("train", "lqmamba-n", "--data", tmp_path, "--out", tmp_path / "o", "--log", "tensorboard")
-    assert (
-        result.exit_code == 2 and "--log, --workers and --cache are for recipes with a task" in result.stderr
-    )
+    assert result.exit_code == 2 and "--log, --workers, --cache are for recipes with a task" in result.stderr
 
 
 def test_minutes_end_a_run_that_goes_on(tables: Path, tmp_path: Path) -> None:

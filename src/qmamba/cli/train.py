@@ -117,7 +117,7 @@ def train(
             return
         if (log, workers, cache) != (None, None, None):
             raise RecipeError(
-                "--log, --workers and --cache are for recipes with a task, see docs/reproducing.md"
+                "--log, --workers, --cache are for recipes with a task, see docs/reproducing.md"
             )
         if arch is not None:
             plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))

@@ -117,7 +117,7 @@ class Workshop:
         log: a tracker of :data:`qmamba.train.paper.trainer.TRACKERS`.
         workers: processes that make crops, for each training process.
         dry: two images of each set, two steps, random weights where there is nothing to start from.
-        cache: a folder for images that have been brought to their set's size, some 0.6 MB each; None for none.
+        cache: a folder for images that have been brought to their set's size; None for none.
         report: called with what :func:`qmamba.train.paper.trainer.fit` tells, with ``run`` added; and with
             ``{"run", "image", "images"}`` while images are rated, ``{"run", "note"}`` where published weights
             were loaded.
