@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..._weights import replace_file
-from ...errors import CheckpointError
 from .recipe import PaperRecipe, Printed
 from .runs import Run, Workshop, each_run
 from .sets import missing
-from .start import find_start
+from .start import no_start
 from .trainer import is_first
 
 METRICS = ("srcc", "plcc", "plcc_fitted")
@@ -71,8 +70,8 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
 
     def absent(run: Run) -> str | None:
         lacks = [missing(name, shop.root) for name in run.sets]
-        if not shop.dry and recipe.init_from:
-            lacks.append(_no_start(recipe, shop.root))
+        if not shop.dry:
+            lacks.append(no_start(recipe.init_from, shop.root))
         return next((lack for lack in lacks if lack is not None), None)
 
     row = {**empty_row(recipe), "dry_run": shop.dry}
@@ -91,18 +90,6 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, (json.dumps(row, indent=2) + "\n").encode())
     return row
-
-
-def _no_start(recipe: PaperRecipe, root: Path) -> str | None:
-    from ...registry import list_models
-
-    if recipe.init_from in list_models():
-        return None
-    try:
-        find_start(recipe.init_from, root)
-    except CheckpointError as error:
-        return str(error)
-    return None
 
 
 def median(splits: Sequence[dict[str, Any]]) -> dict[str, float | None]:

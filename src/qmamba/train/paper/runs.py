@@ -27,7 +27,7 @@ from .curve import draw_curve
 from .rater import Rater, measure, protocol_of, rate_images
 from .recipe import NO_TUNING, PaperRecipe
 from .sets import RatedSet, read_set, split_set
-from .start import Start, start
+from .start import Start, no_start, start
 from .trainer import fit, forget_states, is_first, make_accelerator, random_state_kept
 
 RESULTS, RUN, CURVE = "results.json", "run.json", "curve.png"
@@ -234,7 +234,7 @@ def _rater(run: Run, recipe: PaperRecipe, shop: Workshop) -> tuple[Rater, Start,
     if run.base is None:
         network = create_model(recipe.arch, **recipe.overrides)
         name = recipe.init_from
-        if shop.dry and not (shop.root / name).exists():
+        if shop.dry and no_start(name, shop.root) is not None:
             name = ""
         return Rater(network), start(network, name, shop.root), None
     folder = shop.out / folder_of(run.base, recipe) / "checkpoint"

@@ -16,7 +16,7 @@ from ...convert import load_vmamba
 from ...errors import CheckpointError
 from ...hub import fetch_file, is_repo_id
 from ...models import QMamba
-from ...registry import list_models
+from ...registry import list_models, resolve
 from ..loop import fresh_start
 
 WEIGHTS = "model.safetensors"  # of a Hub repository whose id names no file
@@ -127,14 +127,23 @@ def find_start(name: str, root: Path | None) -> Path | None:
     raise CheckpointError(f"nothing to start from: no {root / name if root else name}, and it is no Hub id")
 
 
+def no_start(name: str, root: Path | None) -> str | None:
+    """Why there is nothing to start from by a name; None where there is, or may be on the Hub."""
+    if not name or name in list_models():
+        return None
+    try:
+        find_start(name, root)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def _repo_of(name: str) -> str:
     return "/".join(name.removeprefix("hf-hub:").split("/")[:2])
 
 
 def _state(name: str, root: Path | None) -> Mapping[str, Any]:
     if name in list_models():
-        from ...registry import resolve
-
         return load_checkpoint(resolve(name))[0].state_dict()
     path = find_start(name, root)
     if path is None:
