@@ -306,7 +306,16 @@ def each_run(
 def dry_recipe(recipe: PaperRecipe) -> PaperRecipe:
     """The recipe for a dry run: small crops and few of them, one split."""
     return replace(
-        recipe, splits=1, epochs=1, crops=4, crop=64, test_crops=2, batch=2, accumulate=1, precision="float32"
+        recipe,
+        splits=1,
+        epochs=1,
+        crops=4,
+        crop=64,
+        test_crops=2,
+        batch=2,
+        accumulate=1,
+        precision="float32",
+        weights={},
     )
 
 
