@@ -17,8 +17,8 @@ from qmamba.ops.native import build
 SOURCE = Path(qmamba.__file__).parents[1]
 ROOT = SOURCE.parent
 HEAVY = (
-    "huggingface_hub", "imagehash", "mamba_ssm", "matplotlib", "openpyxl", "pandas", "requests", "scipy",
-    "timm", "torchmetrics", "torchvision", "tqdm", "transformers", "triton", "typer",
+    "accelerate", "huggingface_hub", "imagehash", "mamba_ssm", "matplotlib", "openpyxl", "pandas", "requests",
+    "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "tqdm", "transformers", "triton", "typer",
 )  # fmt: skip
 ALLOWED_SECONDS = 0.3
 
@@ -48,6 +48,9 @@ print(*sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & set({
     assert python(code) == ""
     # The readers of data sets look for their libraries when a file needs them.
     assert python(code.replace("import qmamba\n", "import qmamba.data, qmamba.data.duplicates\n")) == ""
+    # So do recipes, training, features and pictures.
+    later = "import qmamba.train.paper, qmamba.features, qmamba.plots\n"
+    assert python(code.replace("import qmamba\n", later)) == ""
 
 
 def test_import_time() -> None:

@@ -53,5 +53,9 @@ class DataSetError(RecipeError):
     """A data set whose files are not there, cannot be read, or are not laid out as its reader expects."""
 
 
+class FeaturesError(QMambaError, ValueError):
+    """Features of photographs that cannot be had, kept, read or drawn."""
+
+
 class BackendError(QMambaError, RuntimeError):
     """A scan backend that was asked for by name and cannot be used here; the message says why."""

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from qmamba.adapters.files import ADAPTER_FILES
 from qmamba.checkpoint import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, verify_checkpoint
 from qmamba.errors import HubError
 
@@ -53,29 +54,52 @@ def fetch(
     """
     if not is_repo_id(repo_id):
         raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
-    from huggingface_hub import hf_hub_download
 
     def get(file: str, at: str | None) -> Path:
-        try:
-            return Path(
-                hf_hub_download(
-                    repo_id,
-                    file,
-                    revision=at,
-                    cache_dir=None if cache_dir is None else Path(cache_dir),
-                    local_files_only=local_files_only,
-                    token=token,
-                    library_name="qmamba",
-                )
-            )
-        # The client raises errors of its own and of its HTTP library, which changed with its versions.
-        except Exception as error:
-            raise HubError(_explain(error, repo_id, file, revision, local_files_only)) from error
+        return fetch_file(
+            repo_id, file, revision=at, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+        )
 
     config, weights = files
     folder = get(config, revision).parent
     get(weights, folder.name)
     return folder
+
+
+def fetch_file(
+    repo_id: str,
+    file: str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Download one file of a repository, or find it in the cache; options as for :func:`fetch`.
+
+    Returns:
+        The file in the cache. Its contents are not verified.
+
+    Raises:
+        HubError: not found, gated, no network, not in the cache; one line that says how to mend it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(
+                repo_id,
+                file,
+                revision=revision,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                local_files_only=local_files_only,
+                token=token,
+                library_name="qmamba",
+            )
+        )
+    # The client raises errors of its own and of its HTTP library, which changed with its versions.
+    except Exception as error:
+        raise HubError(_explain(error, repo_id, file, revision, local_files_only)) from error
 
 
 def push(
@@ -158,8 +182,11 @@ def _explain(error: Exception, repo_id: str, file: str | None, revision: str | N
             f"{what}: {file or 'the Hub'} is out of reach while HF_HUB_OFFLINE is set: unset it and try again"
         )
     if status == 404 and {"EntryNotFoundError", "RemoteEntryNotFoundError"} & kinds:
-        kind = "checkpoint" if file in (CONFIG_FILE, WEIGHTS_FILE) else "adapter"
-        return f"{what}: no {file} in this repository, so it is not a qmamba {kind}"
+        kinds_of = {CONFIG_FILE: "checkpoint", WEIGHTS_FILE: "checkpoint"} | dict.fromkeys(
+            ADAPTER_FILES, "adapter"
+        )
+        so = f", so it is not a qmamba {kinds_of[file]}" if file in kinds_of else ""
+        return f"{what}: no {file} in this repository{so}"
     if status in (401, 403):
         return (
             f"{what}: the Hub refused access ({status}): `hf auth login`, or pass a token= that may do this"

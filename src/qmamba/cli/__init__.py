@@ -18,9 +18,12 @@ from qmamba.cli.evaluate import EPILOG as EVALUATE_EPILOG
 from qmamba.cli.evaluate import evaluate
 from qmamba.cli.export import EPILOG as EXPORT_EPILOG
 from qmamba.cli.export import export
+from qmamba.cli.features import FEATURES_EPILOG, build_plot, features
 from qmamba.cli.models import models
 from qmamba.cli.photos import EPILOG as PHOTOS_EPILOG
 from qmamba.cli.photos import photos
+from qmamba.cli.reproduce import EPILOG as REPRODUCE_EPILOG
+from qmamba.cli.reproduce import reproduce
 from qmamba.cli.score import EPILOG, score
 from qmamba.cli.train import EPILOG as TRAIN_EPILOG
 from qmamba.cli.train import train
@@ -56,11 +59,14 @@ def _build() -> typer.Typer:
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)
+    application.command(no_args_is_help=True, epilog=REPRODUCE_EPILOG)(reproduce)
     application.command(no_args_is_help=True, epilog=ADAPT_EPILOG)(adapt)
     application.command(no_args_is_help=True, epilog=PHOTOS_EPILOG)(photos)
     application.command(no_args_is_help=True, epilog=DISTORT_EPILOG)(distort)
+    application.command(no_args_is_help=True, epilog=FEATURES_EPILOG)(features)
     application.command(no_args_is_help=True, epilog=EXPORT_EPILOG)(export)
     application.add_typer(build_data(**plain), name="data")
+    application.add_typer(build_plot(**plain), name="plot")
     application.command()(env)
     return application
 

@@ -39,6 +39,7 @@ class Watch:
 
     def __init__(self, steps: int, progress: bool | None, until: float | None) -> None:
         self.step = 0
+        self.run = ""  # a row of a table has many, one after the other
         self.until = until  # as time.monotonic() tells it
         self.stopping = 0
         self.shown: dict[str, str] = {}
@@ -53,10 +54,18 @@ class Watch:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """A report of the trainer, which saves its state when this raises."""
-        if "step" not in event:  # before the first one, photographs are read
-            self.bar.set_description(f"photograph {event['image']}/{event['images']}")
+        if (run := event.get("run", "")) != self.run:
+            self.run, self.step, self.shown = run, 0, {}
+        title = f"{run}: " if run else ""
+        if "note" in event:
+            self.bar.clear()
+            note(event["note"])
             return
-        self.bar.set_description("")
+        if "step" not in event:  # before the first one, and after the last, photographs are read
+            self.bar.set_description(f"{title}photograph {event['image']}/{event['images']}")
+            self._end_if_told(run != "")
+            return
+        self.bar.set_description(title.rstrip(": "))
         if self.step == 0:  # a run that goes on does not begin at 0
             self.bar.initial = self.bar.n = self.bar.last_print_n = event["step"] - 1
             self.bar.total = event.get("steps", self.bar.total)
@@ -66,9 +75,12 @@ class Watch:
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(event["step"] - self.bar.n)
         self.step = event["step"]
+        self._end_if_told(self.step < event.get("steps", 0))
+
+    def _end_if_told(self, unfinished: bool) -> None:
         if self.stopping:
             raise KeyboardInterrupt
-        if self.until is not None and time.monotonic() > self.until and self.step < event.get("steps", 0):
+        if self.until is not None and time.monotonic() > self.until and unfinished:
             raise TimeIsUpError
 
     @contextmanager

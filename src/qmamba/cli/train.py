@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.cli._paper import Cache, Log, Workers, train_paper
 from qmamba.cli._shared import note, quiet_ends
 from qmamba.cli._watch import Minutes, Progress, Resume, Watch
+from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
@@ -35,8 +37,9 @@ Exit code:
 def _list(wanted: bool) -> None:
     if wanted:
         from qmamba.train import list_recipes
+        from qmamba.train.paper import list_paper_recipes
 
-        typer.echo("\n".join(list_recipes()))
+        typer.echo("\n".join(list_recipes() + list_paper_recipes()))
         raise typer.Exit()
 
 
@@ -47,7 +50,10 @@ def train(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", "-d", help="The data set's folder, the manifest (a CSV file), or packed photographs."
+            "--data",
+            "-d",
+            help="The data set's folder, the manifest (a CSV file), packed photographs, or the folder of all "
+            "sets.",
         ),
     ],
     out: Annotated[
@@ -55,7 +61,9 @@ def train(
         typer.Option("--out", "-o", help="Folder for the checkpoint, the log, and the state to go on from."),
     ],
     processes: Annotated[int, typer.Option(min=1, help="How many share each batch, on a processor.")] = 1,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, … Default: cpu.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of all processes together. Default: one a core.")
     ] = None,
@@ -73,6 +81,9 @@ def train(
     arch: Annotated[
         str | None, typer.Option(help="Another architecture than the recipe's, without its overrides.")
     ] = None,
+    log: Log = None,
+    workers: Workers = None,
+    cache: Cache = None,
     minutes: Minutes = None,
     resume: Resume = True,
     progress: Progress = None,
@@ -87,24 +98,54 @@ def train(
     """
     with quiet_ends():
         from qmamba.train import load_recipe
+        from qmamba.train.paper import PaperRecipe
 
         plan = load_recipe(recipe)
-        if arch is not None:
-            plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        options = {"processes": processes, "device": device, "resume": resume}
-        until = None if minutes is None else time.monotonic() + 60 * minutes
-        if teacher is not None and teacher.is_dir():
-            lessons = load_recipe("teacher")
-            with Watch(lessons.steps, progress, until) as watch:
-                teacher = _train(watch, lessons, teacher, out / "teacher", **options)
-            note(f"the teacher that rates is {teacher}")
-        with Watch(plan.steps, progress, until) as watch:
-            folder = _train(watch, plan, data, out, init=init, teacher=teacher, **options)
-        typer.echo(str(folder))
+        if isinstance(plan, PaperRecipe):
+            if processes > 1 or teacher is not None:
+                raise RecipeError(
+                    "this recipe has no teacher, and its processes are those of `accelerate launch`"
+                )
+            train_paper(
+                plan, data, out, device=device, init=init, arch=arch, log=log, workers=workers,
+                cache=cache, minutes=minutes, progress=progress, resume=resume,
+            )  # fmt: skip
+            return
+        if (log, workers, cache) != (None, None, None):
+            raise RecipeError(
+                "--log, --workers, --cache are for recipes with a task, see docs/reproducing.md"
+            )
+        if arch is not None:
+            plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
+        options = {"processes": processes, "device": device or "cpu", "resume": resume}
+        typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
+
+
+def _train_after_teacher(
+    plan: Recipe | PretrainRecipe,
+    data: Path,
+    out: Path,
+    init: str | None,
+    teacher: Path | None,
+    minutes: float | None,
+    progress: bool | None,
+    **options: Any,
+) -> Path:
+    """The checkpoint's folder; a teacher is made first where its data are given in place of its weights."""
+    from qmamba.train import load_recipe
+
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    if teacher is not None and teacher.is_dir():
+        lessons = load_recipe("teacher")
+        with Watch(lessons.steps, progress, until) as watch:
+            teacher = _train(watch, lessons, teacher, out / "teacher", **options)
+        note(f"the teacher that rates is {teacher}")
+    with Watch(plan.steps, progress, until) as watch:
+        return _train(watch, plan, data, out, init=init, teacher=teacher, **options)
 
 
 def _ratings(recipe: Recipe, data: Path) -> list[Rated]:

@@ -61,7 +61,7 @@ class Learner(ABC, Generic[B]):
         if init is not None:
             self.network.load_state_dict(init)
         elif isinstance(self.network, QMamba):
-            _start(self.network)
+            fresh_start(self.network)
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.heads = self.make_heads().to(device)
         self.optimisers = _optimisers(self.network, self.heads, plan)
@@ -193,7 +193,7 @@ def run_steps(
     ``look`` is called after each step, by all processes; what it finds is told as well.
     """
     if team.rank == 0:
-        _shorten_log(out, learner.step)
+        shorten_log(out, learner.step)
     for batch in batches:
         began, lr = time.monotonic(), learner.lr()
         losses = learner.learn(batch, team)
@@ -286,7 +286,7 @@ def _create(plan: Plan) -> QMamba | Trainee:
         raise RecipeError(f"the recipe's overrides do not fit: {error}") from error
 
 
-def _start(network: QMamba) -> None:
+def fresh_start(network: QMamba) -> None:
     """A start for short trainings from nothing.
 
     Linears are drawn with a deviation of fan_in^-½: 0.02 leaves the branches of a narrow network almost
@@ -342,7 +342,7 @@ def _tell(learner: Learner[B], out: Path, report: Report | None, event: dict[str
             raise
 
 
-def _shorten_log(out: Path, steps: int) -> None:
+def shorten_log(out: Path, steps: int) -> None:
     """Take the steps out of the log that will be done again."""
     log = out / "log.jsonl"
     if not log.exists():

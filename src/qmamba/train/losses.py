@@ -34,3 +34,15 @@ def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float) -> Tenso
     """Hinge: each ``better`` should exceed its ``worse`` by ``margin``."""
     loss: Tensor = torch.relu(margin - (better - worse)).mean()
     return loss
+
+
+def pairwise_ranking(pred: Tensor, mos: Tensor) -> Tensor:
+    """Hinge over all pairs of a batch: the better one should exceed the worse one by what their MOS differ.
+
+    >>> round(float(pairwise_ranking(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]))), 4)
+    0.8
+    """
+    better, worse = (mos[:, None] > mos[None, :]).nonzero(as_tuple=True)
+    if not len(better):
+        return pred.sum() * 0.0
+    return ranking_loss(pred[better], pred[worse], mos[better] - mos[worse])

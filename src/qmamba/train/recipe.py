@@ -203,10 +203,12 @@ def list_recipes() -> list[str]:
 
 
 def load_recipe(name: str | Path) -> Any:
-    """A recipe from a TOML file, or one of :func:`list_recipes` by name.
+    """A recipe from a TOML file, or one of :func:`list_recipes` by name, or of
+    :func:`qmamba.train.paper.list_paper_recipes`.
 
     Returns:
-        A :class:`PretrainRecipe` where ``data`` is "photos", and otherwise a :class:`Recipe`.
+        A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`PretrainRecipe` where
+        ``data`` is "photos", and otherwise a :class:`Recipe`.
 
     Raises:
         RecipeError: no such recipe, not TOML, a key that a recipe does not have, or a value it cannot have.
@@ -216,10 +218,18 @@ def load_recipe(name: str | Path) -> Any:
         text = _read(path)
     elif str(name) in list_recipes():
         text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    elif shipped := _of_a_paper(str(name)):
+        text = shipped
     else:
         known = ", ".join(list_recipes())
         raise RecipeError(f"no recipe {str(name)!r}: give a .toml file, or one of {known}")
     return parse_recipe(text, str(name))
+
+
+def _of_a_paper(name: str) -> str | None:
+    from .paper.recipe import shipped_text
+
+    return shipped_text(name)
 
 
 def _read(path: Path) -> str:
@@ -235,6 +245,10 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
         values = parse_toml(text)
     except ValueError as error:
         raise RecipeError(f"{where} is not valid TOML: {error}") from error
+    if "task" in values:
+        from .paper.recipe import parse_paper_recipe
+
+        return parse_paper_recipe(values, where)
     kind = PretrainRecipe if values.get("data") == "photos" else Recipe
     known = {f.name for f in dataclasses.fields(kind)}
     unknown, missing = sorted(values.keys() - known), {"name", "arch", "phases"} - values.keys()

@@ -1,0 +1,102 @@
+"""Crops a second of the loader beside those of a network in training: nobody should wait for the loader.
+
+    python benchmarks/loader.py --data-root DATA --set biq2021 --models lqmamba-n lqmamba-t --workers 0 1 2
+
+The loader decodes a photograph for each crop, brings it to its set's size, and cuts and flips it, as training
+does. The network does a whole step (forward, backward, AdamW) on batches that lie ready. The two take turns
+over the rounds; what is told is the median. ``--device cuda`` puts the network on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from qmamba.models import create_model
+from qmamba.train.losses import smooth_l1
+from qmamba.train.paper import PaperRecipe
+from qmamba.train.paper.rater import Rater
+from qmamba.train.paper.sets import Crops, read_set, split_set
+
+
+def crops_of(name: str, root: Path, batch: int, cache: Path | None) -> Crops:
+    """The crops of a set's training fold."""
+    recipe = PaperRecipe(task="single", name="loader", arch="lqmamba-n", data=(name,), batch=batch, epochs=99)
+    images = split_set(name, read_set(name, root), recipe, 0, cache=cache)
+    return Crops([images], recipe, seed=0)
+
+
+def loading(crops: Crops, workers: int, batches: int) -> float:
+    """Crops a second, the first batch left out: until then processes start."""
+    loader = DataLoader(crops, batch_size=crops.batch, num_workers=workers)
+    taken = iter(loader)
+    next(taken)
+    began = time.perf_counter()
+    count = sum(len(mos) for _, mos in islice(taken, batches))
+    return count / (time.perf_counter() - began)
+
+
+def learning(arch: str, batch: int, size: int, steps: int, device: str) -> float:
+    """Crops a second of whole steps, after one to warm up."""
+    torch.manual_seed(0)
+    rater = Rater(create_model(arch)).to(device).train()
+    optimiser = torch.optim.AdamW(rater.groups(0.05), lr=1e-4)
+    pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    mos = torch.rand(batch, device=device)
+    began = 0.0
+    for step in range(steps + 1):
+        if step == 1:
+            _wait(device)
+            began = time.perf_counter()
+        optimiser.zero_grad()
+        smooth_l1(rater(pixels), mos).backward()
+        optimiser.step()
+    _wait(device)
+    return steps * batch / (time.perf_counter() - began)
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="as for `qmamba reproduce`")
+    parser.add_argument("--set", default="biq2021", help="a set below it")
+    parser.add_argument("--cache", type=Path, help="as for `qmamba reproduce`")
+    parser.add_argument("--models", nargs="+", default=["lqmamba-n", "lqmamba-t"])
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=6, help="of the loader, in each round")
+    parser.add_argument("--steps", type=int, default=2, help="of the network, in each round")
+    parser.add_argument("--device", default="cpu", help="of the network")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    args = parser.parse_args()
+    crops = crops_of(args.set, args.data_root, args.batch, args.cache)
+    found: dict[str, Any] = {}
+    for _ in range(args.rounds):
+        for workers in args.workers:
+            speed = loading(crops, workers, args.batches)
+            found.setdefault(f"loader, {workers} workers", []).append(speed)
+        for arch in args.models:
+            speed = learning(arch, args.batch, crops.recipe.crop, args.steps, args.device)
+            found.setdefault(f"{arch} on {args.device}", []).append(speed)
+    medians = {name: round(statistics.median(speeds), 1) for name, speeds in found.items()}
+    for name, speed in medians.items():
+        print(f"{name:24s} {speed:8.1f} crops/s")
+    if args.out is not None:
+        args.out.write_text(json.dumps({"set": args.set, "batch": args.batch, **medians}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

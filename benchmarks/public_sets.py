@@ -1,0 +1,59 @@
+"""A data root for `qmamba reproduce public`: BIQ2021, video stills and super-resolved images.
+
+    python benchmarks/public_sets.py --biq2021 BIQ2021 --video video.csv --sr sr.csv --root DATA
+
+``video.csv`` and ``sr.csv`` list image and mos of what is in the repositories
+Telecommunication-Telemedia-Assessment/image_quality_test and juanpaberon/IQA_SR. What is written adds each
+image's content as its reference, which splits are drawn by: the source video, before ``_1frame`` in the name
+of the file; the photograph, between the factor and the number in ``METHOD-FACTOR-NAMENUMBER``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from pathlib import Path
+
+
+def content_of(kind: str, name: str) -> str:
+    """What is shown in a picture, by the name of its file.
+
+    >>> content_of("video", "air_show_4k.mkv_1frame_crf_22_height_0256.png")
+    'air_show_4k.mkv'
+    >>> content_of("sr", "Dong11-2-books-and-papers1.tif")
+    'books-and-papers'
+    """
+    if kind == "video":
+        return name.partition("_1frame")[0]
+    found = re.fullmatch(r".+?-\d-(.+?)\d+\.\w+", name)
+    if found is None:
+        raise SystemExit(f"{name}: not a name of the data set IQA_SR")
+    return found[1]
+
+
+def write(kind: str, manifest: Path, root: Path) -> None:
+    """The manifest with absolute paths and references."""
+    with manifest.open(newline="", encoding="utf-8") as file:
+        rows = [(manifest.parent / row["image"], row["mos"]) for row in csv.DictReader(file)]
+    with (root / f"{kind}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "mos", "reference"])
+        writer.writerows([path.resolve(), mos, content_of(kind, path.name)] for path, mos in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name in ("biq2021", "video", "sr", "root"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    args = parser.parse_args()
+    args.root.mkdir(parents=True, exist_ok=True)
+    link = args.root / "biq2021"
+    if not link.exists():
+        link.symlink_to(args.biq2021.resolve(), target_is_directory=True)
+    for kind in ("video", "sr"):
+        write(kind, getattr(args, kind), args.root)
+
+
+if __name__ == "__main__":
+    main()

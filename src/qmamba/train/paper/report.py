@@ -1,0 +1,118 @@
+"""Rows of tables beside the paper's, as text for a terminal and as a page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .recipe import AVERAGE
+
+TITLES = {
+    "table1": "Table 1: task-specific, synthetic and authentic sets",
+    "table2": "Table 2: universal, averages",
+    "table3": "Table 3: transfer from authentic and from synthetic sets, LQMamba-B",
+    "table5": "Table 5: task-specific, generated images",
+    "table6": "Table 6: universal, set by set",
+    "table7": "Table 7: transfer from generated images, LQMamba-B",
+    "public": "Not in the paper: sets that anyone can have",
+}
+HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
+ABSENT = "absent"
+Line = tuple[str, ...]
+
+
+def lines_of(row: Mapping[str, Any]) -> list[Line]:
+    """The cells of a row as :data:`HEADER` names them, and their average; what is absent says so.
+
+    Args:
+        row: what :func:`qmamba.train.paper.rows.do_row` gives; or the same with nothing done yet.
+
+    PLCC is the one after the logistic fit. The average is over all cells, and there is none while one is
+    absent.
+    """
+    found, lines = [], []
+    for cell in row["cells"]:
+        ours = _ours(cell)
+        paper = cell["paper"] and (cell["paper"][1], cell["paper"][0])  # SRCC first
+        found.append((ours, paper))
+        learnt = "+".join(cell["sources"]) if [*cell["sources"]] != [cell["test"]] else "the same"
+        splits = str(len(cell["splits"])) if ours else ABSENT
+        lines.append((learnt, cell["test"], splits, *_numbers(ours, paper)))
+    if len(found) > 1:
+        ours = _mean([each for each, _ in found])
+        printed = dict(row["recipe"]["paper"]).get(AVERAGE)
+        paper = (printed[1], printed[0]) if printed else _mean([each for _, each in found])
+        lines.append(("", AVERAGE, "", *_numbers(ours, paper)))
+    return lines
+
+
+def _ours(cell: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
+    if not cell["splits"]:
+        return None
+    return cell["median"]["srcc"], cell["median"]["plcc_fitted"]
+
+
+def _mean(pairs: Sequence[Any]) -> tuple[float, float] | None:
+    if any(pair is None or None in pair for pair in pairs):
+        return None
+    first, second = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return first, second
+
+
+def _numbers(ours: Any, paper: Any) -> list[str]:
+    cells = []
+    for i in range(2):
+        mine, theirs = (None if pair is None else pair[i] for pair in (ours, paper))
+        cells.append("-" if mine is None else f"{mine:.3f}")
+        cells.append("-" if theirs is None else f"{theirs:.3f}")
+        cells.append("-" if mine is None or theirs is None else f"{mine - theirs:+.3f}")
+    return cells
+
+
+def row_text(name: str, row: Mapping[str, Any]) -> str:
+    """A row as a table for a terminal; each absent cell has a line that says what is lacking."""
+    lines = [HEADER, *lines_of(row)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    text = [_title(name, row)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  " + "  ".join(cells).rstrip())
+    text += [f"  {cell['test']} {ABSENT}: {cell['absent']}" for cell in row["cells"] if cell["absent"]]
+    return "\n".join(text) + "\n"
+
+
+def _title(name: str, row: Mapping[str, Any]) -> str:
+    starts = sorted({cell["start"] for cell in row["cells"] if cell.get("start")})
+    began = f", from {', '.join(starts)}" if starts else ""
+    dry = ", dry run: the numbers mean nothing" if row["dry_run"] else ""
+    return f"{name}  {row['recipe']['title'] or row['recipe']['name']}{began}{dry}"
+
+
+def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """docs/results.md, from rows by name, as ``table1/lqmamba-t``; those with nothing done say absent."""
+    text = [
+        "# Results",
+        "",
+        "The rows of the paper's tables that are about our six networks, as `qmamba reproduce` measured",
+        "them, beside the numbers that the paper prints. `docs/make_results.py` writes this page from",
+        "result files: nothing is typed in. *Absent* is what has not been run: most of these data sets",
+        "have to be asked for, and the ImageNet weights that the paper starts from are not part of this",
+        "library. [Reproducing](reproducing.md) says how to run them.",
+        "",
+        "SRCC and PLCC are medians over splits; PLCC is taken after the four-parameter logistic fit.",
+    ]
+    for table, title in TITLES.items():
+        mine = {name: row for name, row in rows.items() if name.split("/")[0] == table}
+        if not mine:
+            continue
+        text += ["", f"## {title}", "", f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
+        for row in mine.values():
+            label = row["recipe"]["title"] or row["recipe"]["name"]
+            for line in lines_of(row):
+                text.append(f"| {label} | {' | '.join(line)} |")
+        starts = {name.split("/")[1]: _title(name, row).partition(", from ")[2] for name, row in mine.items()}
+        text += ["", *(f"`{name}` started from {began}.  " for name, began in starts.items() if began)]
+    return "\n".join(text).rstrip() + "\n"

@@ -1,0 +1,228 @@
+"""Data sets under one root, as experiments see them: one scale and direction, folds, random crops."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..._weights import replace_file
+from ...data import DATASETS, Rated, read_dataset, read_manifest
+from ...data.splitting import make_splits
+from ...errors import DataSetError, RecipeError
+from ...images import decode
+from ...protocol import resize
+from ..batches import random_crop
+from .recipe import OWN, PaperRecipe
+
+SIZES: dict[str, Any] = {"koniq10k": [384, 512], "flive": 384, "spaq": 384}
+"""What images of a set are brought to in common practice: height and width, or the shorter side."""
+
+SMALL = 5000  # training images up to which a batch has 32 crops, and 128 beyond
+
+
+def missing(name: str, root: Path) -> str | None:
+    """What a set lacks below the root, None where it is there.
+
+    A set of ``qmamba data list`` is the folder of its name; a file of that name with ``.csv`` beside it
+    stands in for its label files. Any other name is that of a manifest, ``name.csv``.
+    """
+    if name in DATASETS:
+        return None if (root / name).is_dir() else f"no {root / name}"
+    return None if (root / f"{name}.csv").is_file() else f"no {root / name}.csv"
+
+
+def read_set(name: str, root: Path) -> list[Rated]:
+    """The rated images of a set, see :func:`missing` for where they lie.
+
+    Raises:
+        DataSetError: it is not there, or not laid out as expected.
+    """
+    if lack := missing(name, root):
+        raise DataSetError(f"the set {name!r} is absent: {lack}; make a folder or a link of that name")
+    listed = root / f"{name}.csv"
+    if name not in DATASETS:
+        return read_manifest(listed)
+    return read_dataset(name, root / name, manifest=listed if listed.is_file() else None)
+
+
+@dataclass(frozen=True)
+class RatedSet:
+    """A set in one split.
+
+    Attributes:
+        name: of the set.
+        split: of the split, ``deiqt-0-03`` say.
+        folds: images by fold, "train", "test" and perhaps "val"; MOS brought to [0, 1], higher is better.
+        size: what images are brought to before they are cut: the shorter side, or height and width; 0 for as
+            they are.
+        cache: a folder that images are kept in once they have been brought to that size; None for none.
+    """
+
+    name: str
+    split: str
+    folds: Mapping[str, Sequence[Rated]]
+    size: Any = 0
+    cache: Path | None = None
+
+    def pixels(self, rated: Rated) -> Tensor:
+        """One of its images as (3, H, W) uint8, brought to its size.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            RecipeError: the size is none.
+        """
+        if self.cache is None or self.size == 0:
+            return sized(rated.path, self.size)
+        about = rated.path.stat() if rated.path.is_file() else None
+        key = f"{rated.path.resolve()} {about and (about.st_mtime_ns, about.st_size)} {self.size}"
+        place = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        if not place.is_file():
+            buffer = io.BytesIO()
+            np.save(buffer, sized(rated.path, self.size).numpy())
+            self.cache.mkdir(parents=True, exist_ok=True)
+            replace_file(place, buffer.getvalue())
+        return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads no more than its part
+
+
+def split_set(
+    name: str,
+    ratings: Sequence[Rated],
+    recipe: PaperRecipe,
+    index: int,
+    *,
+    dry: bool = False,
+    cache: Path | None = None,
+) -> RatedSet:
+    """A set in one of a recipe's splits.
+
+    Args:
+        ratings: what :func:`read_set` gave.
+        index: of the split, from 0.
+        dry: two images and no more, in both folds.
+        cache: see :class:`RatedSet`.
+
+    Raises:
+        DataSetError: a fold has too few images.
+    """
+    size = {**SIZES, **recipe.sizes}.get(name, 0)
+    if dry:
+        ends = [min(ratings, key=lambda r: r.mos), max(ratings, key=lambda r: r.mos)]
+        folds = dict.fromkeys(("train", "test"), _unit(name, ends, ends))
+        return RatedSet(name, "dry run", folds, size, cache)
+    if recipe.convention == OWN and any(r.fold for r in ratings):
+        label, rated = f"own-{index:02d}", list(ratings)
+    else:
+        convention = "deiqt" if recipe.convention == OWN else recipe.convention
+        split = make_splits(ratings, convention, count=index + 1)[index]
+        label, rated = split.name, split.of(ratings)
+    folds = {fold: [r for r in rated if r.fold == fold] for fold in ("train", "val", "test")}
+    for fold in ("train", "test"):
+        if len(folds[fold]) < 2:
+            raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")
+    scaled = {fold: _unit(name, images, folds["train"]) for fold, images in folds.items()}
+    return RatedSet(name, label, scaled, size, cache)
+
+
+def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Rated]:
+    """MOS brought to [0, 1] by the set's nominal scale, or else by the training images' own ends."""
+    scale = train[0].scale or (min(r.mos for r in train), max(r.mos for r in train))
+    low, high = scale
+    if not low < high:
+        raise DataSetError(f"{name}: all training images have the MOS {low:g}, so nothing can be learnt")
+    return [replace(r, mos=(r.mos - low) / (high - low), scale=(0.0, 1.0)) for r in images]
+
+
+def sized(path: Path, size: Any) -> Tensor:
+    """An image file as (3, H, W) uint8, brought to a size: the shorter side, or height and width.
+
+    Raises:
+        ImageError: it cannot be decoded.
+        RecipeError: the size is none.
+    """
+    image = decode(path)
+    height, width = image.shape[1:]
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(type(side) is int for side in size):
+        height, width = size
+    elif type(size) is int and size > 0:
+        shorter = min(height, width)
+        height, width = (max(1, round(side * size / shorter)) for side in (height, width))
+    elif size != 0 or type(size) is not int:
+        raise RecipeError(f"sizes has the shorter side, or [height, width], of each set, not {size!r}")
+    image = resize(image, height, width)
+    return image if image.dtype == torch.uint8 else (image * 255).round().byte()
+
+
+class Crops(Dataset[tuple[Tensor, float]]):
+    """All crops of a training, in the order that they are learnt in; each depends on its place alone.
+
+    An epoch is a shuffle of so many crops of every image, as often as its set's weight says, less what fills
+    no batch. Images of a weight that is no whole number take turns over the epochs.
+
+    Args:
+        sets: whose training folds they come from.
+        recipe: crops, weights, batch, epochs.
+        seed: of order, places and flips.
+
+    Attributes:
+        batch: crops a step.
+        epoch_steps: steps an epoch.
+        steps: of the whole training.
+    """
+
+    def __init__(self, sets: Sequence[RatedSet], recipe: PaperRecipe, seed: int) -> None:
+        self.sets, self.recipe, self.seed = list(sets), recipe, seed
+        self.images = [list(each.folds["train"]) for each in sets]
+        self.counts = [
+            max(1, round(recipe.crops * recipe.weights.get(each.name, 1.0) * len(images)))
+            for each, images in zip(sets, self.images, strict=True)
+        ]
+        total, wanted = sum(self.counts), recipe.batch
+        if wanted is None:
+            wanted = 32 if sum(map(len, self.images)) <= SMALL else 128
+        parts = recipe.accumulate
+        self.batch = min(wanted, total) // parts * parts
+        if self.batch < 2 * parts:
+            raise RecipeError(f"{total} crops an epoch are too few for a batch of {wanted} in {parts} parts")
+        self.epoch_steps = total // self.batch
+        self.steps = recipe.epochs * self.epoch_steps
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+    def __getitem__(self, place: int) -> tuple[Tensor, float]:
+        """A crop (3, S, S) uint8 and its image's MOS in [0, 1]."""
+        epoch, within = divmod(place, self.epoch_steps * self.batch)
+        which, image = _order(tuple(map(len, self.images)), tuple(self.counts), self.seed, epoch)[within]
+        rated = self.images[which][image]
+        g = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+        pixels = self.sets[which].pixels(rated)
+        return random_crop(pixels, self.recipe.crop, (), g), rated.mos
+
+
+@lru_cache(maxsize=2)
+def _order(images: tuple[int, ...], counts: tuple[int, ...], seed: int, epoch: int) -> list[tuple[int, int]]:
+    """The set and the image of each crop of an epoch, shuffled."""
+    g = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    chosen = []
+    for which, (total, count) in enumerate(zip(images, counts, strict=True)):
+        places = range(epoch * count, (epoch + 1) * count)
+        chosen += [(which, _turn(total, seed, place // total)[place % total]) for place in places]
+    return [chosen[i] for i in torch.randperm(len(chosen), generator=g).tolist()]
+
+
+@lru_cache(maxsize=16)
+def _turn(total: int, seed: int, turn: int) -> list[int]:
+    order: list[int] = torch.randperm(
+        total, generator=torch.Generator().manual_seed(seed * 7919 + turn)
+    ).tolist()
+    return order

@@ -1,0 +1,208 @@
+"""`qmamba reproduce` and `qmamba train` with the paper's recipes, and the page of results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import qmamba.train.paper.recipe as recipes
+from dataset_trees import TREES
+from qmamba.cli import app
+from qmamba.train import load_recipe
+from qmamba.train.paper import list_paper_recipes
+from qmamba.train.paper.report import lines_of, results_page, row_text
+from qmamba.train.paper.rows import empty_row
+from rated_photos import rated_photos
+
+pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
+
+ROW = """\
+task = "single"
+name = "tiny"
+title = "Tiny"
+arch = "lqmamba-n"
+data = ["bright", "koniq10k"]
+overrides = { widths = [8, 16, 32, 64], depths = [1, 1, 1, 1] }
+epochs = 1
+crops = 2
+test_crops = 2
+crop = 32
+batch = 6
+
+[paper]
+bright = [0.9, 0.8]
+koniq10k = [0.94, 0.93]
+"""
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shipped table with one tiny row, and a data root that lacks one of its two sets."""
+    (tmp_path / "recipes" / "table9").mkdir(parents=True)
+    (tmp_path / "recipes" / "table9" / "tiny.toml").write_text(ROW)
+    monkeypatch.setattr(recipes, "_folder", lambda: tmp_path / "recipes")
+    root = tmp_path / "root"
+    rows = [f"{r.path},{r.mos:.3f}\n" for r in rated_photos(root / "photos", 20)]
+    (root / "bright.csv").write_text("image,mos\n" + "".join(rows))
+    return root
+
+
+def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("reproduce", "table9", "-d", tables, "--splits", "2", "--out", out, "--cpu")
+    result = run(*command)
+    assert result.exit_code == 1, result.output  # a set is absent
+    assert "table9/tiny  Tiny, from random weights\n" in result.stdout
+    assert f"  koniq10k absent: no {tables / 'koniq10k'}\n" in result.stdout
+    saved = json.loads((out / "results" / "table9" / "tiny.json").read_text())
+    here, absent = saved["cells"]
+    assert [s["split"] for s in here["splits"]] == ["deiqt-0-00", "deiqt-0-01"] and not absent["splits"]
+    (line,) = (text.split() for text in result.stdout.splitlines() if " bright " in text)
+    ours = here["median"]
+    assert line[3:] == [
+        "2", f"{ours['srcc']:.3f}", "0.800", f"{ours['srcc'] - 0.8:+.3f}",
+        f"{ours['plcc_fitted']:.3f}", "0.900", f"{ours['plcc_fitted'] - 0.9:+.3f}",
+    ]  # fmt: skip
+    again = run(*command, "--format", "json")
+    assert again.exit_code == 1 and json.loads(again.stdout)["table9/tiny"] == saved
+
+
+def test_unknown_tables_and_rows(tables: Path) -> None:
+    for arguments, says in (
+        (("table4",), "no table is called 'table4': choose from table9"),
+        (("table9", "--rows", "huge"), "table9 has no row 'huge': its rows are tiny"),
+    ):
+        result = run("reproduce", *arguments, "--data-root", tables)
+        assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_list() -> None:
+    names = run("reproduce", "--list").stdout.split()
+    assert names == list_paper_recipes() and "table1/lqmamba-t" in names
+    assert set(names) < set(run("train", "--list").stdout.split())
+
+
+def test_nothing_to_start_from(tmp_path: Path) -> None:
+    """The paper's rows start from ImageNet weights: without them nothing is run, unless asked for."""
+    TREES["koniq10k"](tmp_path / "koniq10k")
+    result = run("reproduce", "table1", "-d", tmp_path, "-r", "qmamba-t", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and not (tmp_path / "out" / "runs").exists()
+    assert f"koniq10k absent: nothing to start from: no {tmp_path / 'vmamba-t.pth'}" in result.stdout
+    assert f"spaq absent: no {tmp_path / 'spaq'}" in result.stdout
+
+
+def test_train_with_such_a_recipe(tables: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(ROW.replace(', "koniq10k"', "").partition("koniq10k = ")[0])
+    command = ["train", tmp_path / "mine.toml", "--data", tables, "--out", tmp_path / "run"]
+    for more, says in (
+        (["--processes", "2"], "those of `accelerate launch`"),
+        (["--device", "cuda:1"], "choose devices by `accelerate launch`"),
+    ):
+        result = run(*command, *more)
+        assert result.exit_code == 2 and says in result.stderr
+    result = run("train", "table9/tiny", "--data", tables, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "the set 'koniq10k' is absent" in result.stderr
+    plan = (tmp_path / "mine.toml").read_text().replace('title = "Tiny"\n', "splits = 1\n")
+    (tmp_path / "mine.toml").write_text(plan)
+    result = run(*command, "--device", "cpu", "--progress")
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'run'}\n", result.output
+    assert "bright, split 0" in result.stderr and "loss=" in result.stderr and "0.800" in result.stderr
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["cells"][0]["median"]["srcc"] is not None
+    )
+    assert run(*command, "--fresh").exit_code == 2
+
+
+def test_paper_options_are_for_such_recipes(tmp_path: Path) -> None:
+    result = run("train", "lqmamba-n", "--data", tmp_path, "--out", tmp_path / "o", "--log", "tensorboard")
+    assert result.exit_code == 2 and "--log, --workers, --cache are for recipes with a task" in result.stderr
+
+
+def test_minutes_end_a_run_that_goes_on(tables: Path, tmp_path: Path) -> None:
+    command = ("reproduce", "table9", "-d", tables, "--splits", "1", "--out", tmp_path / "out", "--cpu")
+    result = run(*command, "--minutes", "0")
+    assert result.exit_code == 3 and "give the same command again to go on" in result.stderr
+    assert run(*command).exit_code == 1
+
+
+# The page of results
+
+
+def row_of(name: str) -> dict[str, Any]:
+    return empty_row(load_recipe(name))
+
+
+def test_what_was_not_run_is_absent() -> None:
+    rows = {name: row_of(name) for name in list_paper_recipes()}
+    page = results_page(rows)
+    cells = [line for line in page.splitlines() if line.startswith("| LQMamba-B | the same |")]
+    assert len(cells) == 10 and all("| absent | - |" in line for line in cells)  # eight sets, and two more
+    assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
+    assert not re.search(r"\| [+-]\d", page)  # no difference to anything
+
+
+def test_average_needs_all_cells() -> None:
+    row = row_of("table5/qmamba-t")
+    for cell, value in zip(row["cells"], (0.5, 0.7), strict=True):
+        assert lines_of(row)[-1][3] == "-"
+        cell["splits"] = [{"split": "deiqt-0-00"}]
+        cell["median"] = {"srcc": value, "plcc": 0.1, "plcc_fitted": value + 0.1}
+    learnt, tested, _, srcc, paper, difference, plcc, *_ = lines_of(row)[-1]
+    assert (learnt, tested, srcc, plcc) == ("", "average", "0.600", "0.700")
+    assert paper == "0.865" and difference == "-0.265"  # of 0.858 and 0.873: 0.8655
+    row["cells"][0]["absent"] = "no folder"
+    assert "agiqa3k absent: no folder" in row_text("table5/qmamba-t", row)
+
+
+def test_the_page_is_what_its_files_say(data_dir: Path) -> None:
+    docs = data_dir.parents[1] / "docs"
+    results = docs / "results"
+    rows = {name: row_of(name) for name in list_paper_recipes()}
+    for path in results.glob("*/*.json"):
+        rows[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
+    assert (docs / "results.md").read_text(encoding="utf-8") == results_page(rows)
+
+
+# Dry runs of all recipes
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every data set in its official layout, made up."""
+    root = tmp_path_factory.mktemp("trees")
+    for name, make in TREES.items():
+        make(root / name)
+    photos = rated_photos(root / "photos", 4)
+    for name in ("video", "sr"):
+        rows = [f"{r.path},{r.mos:.3f}\n" for r in photos]
+        (root / f"{name}.csv").write_text("image,mos\n" + "".join(rows))
+    for name in (root / "biq2021" / "Images").iterdir():  # the tree has names only
+        name.write_bytes(photos[0].path.read_bytes())
+    labels = root / "biq2021" / "Train (Images and MOS).csv"
+    labels.write_text(labels.read_text().replace(",0.25,", ",0.75,", 1))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", sorted({name.split("/")[0] for name in list_paper_recipes()}))
+def test_dry_run_of_every_row(
+    table: str, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("reproduce", table, "--data-root", trees, "--dry-run", "--cpu", "--format", "json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert set(rows) == {name for name in list_paper_recipes() if name.startswith(f"{table}/")}
+    for row in rows.values():
+        assert row["dry_run"] and all(len(cell["splits"]) == 1 for cell in row["cells"])
+        assert all(cell["splits"][0]["n"] == 2 for cell in row["cells"])
+    assert not list(tmp_path.iterdir())  # nothing is kept
