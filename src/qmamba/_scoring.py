@@ -12,7 +12,7 @@ import torch
 
 from qmamba.errors import ImageError
 from qmamba.images import MAX_PIXELS, decode, label
-from qmamba.protocol import Window
+from qmamba.protocol import View, Window
 
 Decoded: TypeAlias = tuple[torch.Tensor, str]
 """The pixels of an image, and what messages call it."""
@@ -43,6 +43,17 @@ class CropScores(NamedTuple):
         """How far the parts lie apart: the weighted standard deviation; 0 for a single part."""
         centred = self.scores - (self.weights * self.scores).sum()
         return float((self.weights * centred.square()).sum().sqrt())
+
+
+def parts_of(seen: Sequence[View], scores: Sequence[torch.Tensor], height: int, width: int) -> CropScores:
+    """The parts of an image of this size, from the scores of its views' crops in their order."""
+    return CropScores(
+        [view.in_image(box, height, width) for view in seen for box in view.windows],
+        torch.cat(list(scores)).cpu(),
+        torch.tensor(
+            [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows], device="cpu"
+        ),
+    )
 
 
 class ScoreOptions(TypedDict, total=False):
