@@ -133,6 +133,11 @@ def located(error: ImageError, index: int, scores: torch.Tensor) -> ImageError:
     return found
 
 
+def senseless(score: float) -> ImageError:
+    """The error for an image whose score is no number."""
+    return ImageError(f"the model gave {score}: its weights may be damaged")
+
+
 def with_bar(results: Iterator[Any], total: int) -> Iterator[Any]:
     """The same results, with a bar on stderr."""
     from tqdm import tqdm

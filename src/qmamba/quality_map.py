@@ -15,6 +15,9 @@ from qmamba.errors import BackendError
 from qmamba.models import QMamba
 from qmamba.protocol import View, Window
 
+COARSE = 48  # values along the longer side of a map that is drawn small
+LEAST_REACH = 0.1  # how far from the score a scale of colours goes at least
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QualityMap:
@@ -49,6 +52,20 @@ class QualityMap:
     shares: Tensor
     parts: tuple[tuple[Tensor, ...], ...]
     views: tuple[View, ...]
+
+    def coarse(self) -> np.ndarray:
+        """`image` with a longer side of `COARSE`, which shows all that there is to see."""
+        scale = COARSE / max(self.height, self.width)
+        return self.image(*(max(1, round(side * scale)) for side in (self.height, self.width)))
+
+    def limits(self) -> tuple[float, float]:
+        """Where a scale of colours begins and ends, in scores.
+
+        Equally far below and above the score, so that its colour is the middle one: as far as the value that
+        is farthest from it on the smooth map, and at least `LEAST_REACH`, or noise would look like damage.
+        """
+        reach = max(LEAST_REACH, float(np.nanmax(np.abs(self.coarse() - self.score))))
+        return self.score - reach, self.score + reach
 
     def image(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The map as a picture, smooth and for display only: it does not sum to the score.
