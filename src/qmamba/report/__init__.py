@@ -95,7 +95,7 @@ def write_report(
             except ImageError as error:
                 errors.append(_error(name, str(error)))
             else:
-                cards.write(_card(place, name, decoded[0], found))
+                cards.write(_card(place, images[place], decoded[0], found))
                 scored.append(_Scored(place, name, found.score))
             done()
         cards.seek(0)
@@ -123,12 +123,12 @@ def _write(path: Path, slots: dict[str, str], cards: IO[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _card(place: int, name: str, pixels: torch.Tensor, found: QualityMap) -> str:
+def _card(place: int, path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap) -> str:
     buffer = io.BytesIO()
     small = thumbnail(pixels, THUMBNAIL)
     small.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    text, short = html.escape(name), html.escape(_short(name))
+    text, short = html.escape(label(path)), html.escape(label(Path(path).name))
     return (
         f'<li><button type="button" class="card" id="image-{place}" data-place="{place}" '
         f'data-score="{found.score:.6f}" data-name="{text}" data-size="{found.width} × {found.height}" '
@@ -136,11 +136,6 @@ def _card(place: int, name: str, pixels: torch.Tensor, found: QualityMap) -> str
         f'height="{small.height}" alt="" loading="lazy"><span class="score">{found.score:.3f}</span>'
         f'<span class="name" title="{text}">{short}</span></button></li>\n'
     )
-
-
-def _short(name: str) -> str:
-    """A path without its folders; a name that had to be quoted is left as it is."""
-    return Path(name).name or name
 
 
 def _map_text(found: QualityMap) -> str:
