@@ -63,7 +63,7 @@ def write_report(
 
     The page has a thumbnail and a map of each image, sorts them by score or name, and shows a histogram, the
     best and the worst, and the errors of what could not be scored. Of an image no more than that is kept
-    while the next ones are scored, and it is kept on disk: about 25 KB each.
+    while the next ones are scored, and it is kept on disk: about 20 KB each.
 
     Args:
         path: of the page. It is written when all images have been scored, in place of what was there.
@@ -155,6 +155,7 @@ def _error(name: str, message: str) -> str:
 def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequence[str]) -> dict[str, str]:
     best_first = sorted(scored, key=lambda image: -image.score)
     length = min(STRIP, max(1, len(scored) // 2))
+    histogram, tallest = _histogram([image.score for image in scored])
     adapter = scorer.active_adapter
     model = scorer.name if adapter is None else f"{scorer.name} with the adapter {adapter}"
     return {
@@ -163,7 +164,8 @@ def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequen
         "protocol": html.escape(scorer.protocol.kind),
         "trained_on": html.escape(", ".join(scorer.trained_on) or "unknown data"),
         "summary": _summary([image.score for image in scored], len(errors)),
-        "histogram": _histogram([image.score for image in scored]),
+        "histogram": histogram,
+        "tallest": tallest,
         "worst": "".join(_strip(best_first[::-1][:length])),
         "best": "".join(_strip(best_first[:length])),
         "scored_hidden": "" if scored else "hidden",
@@ -187,8 +189,8 @@ def _summary(scores: Sequence[float], failed: int) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in numbers.items())
 
 
-def _histogram(scores: Sequence[float]) -> str:
-    """Bars only, to be stretched over the page; the page writes the numbers under them."""
+def _histogram(scores: Sequence[float]) -> tuple[str, str]:
+    """Bars only, to be stretched over the page, which has the numbers under them; and how high they reach."""
     counts = np.histogram(np.clip(scores, 0, 1), bins=BINS, range=(0, 1))[0].tolist()
     most = max(1, *counts)
     bars = []
@@ -198,11 +200,11 @@ def _histogram(scores: Sequence[float]) -> str:
             f'<rect x="{place + 0.06:.2f}" y="{100 - height:.2f}" width="0.88" height="{height:.2f}">'
             f"<title>{place / BINS:.2f} to {(place + 1) / BINS:.2f}: {count}</title></rect>"
         )
-    name = f"Histogram of {len(scores)} scores; the tallest bar stands for {most}"
-    return (
-        f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="img" aria-label="{name}">'
-        f"{''.join(bars)}</svg>"
+    drawing = (
+        f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="Histogram of {len(scores)} scores">{"".join(bars)}</svg>'
     )
+    return drawing, f"The tallest bar stands for {most} image{'s' * (most > 1)}."
 
 
 def _strip(images: Sequence[_Scored]) -> Iterator[str]:
