@@ -113,6 +113,7 @@ def test_a_wheel(tmp_path: Path) -> None:
     models = qmamba.list_models()
     assert models, "the package must come with at least one model"
     for model in models:
+        assert "qmamba/report/template.html" in names
         for file in ("config.json", "model.safetensors", "README.md"):
             assert f"qmamba/weights/{model}/{file}" in names
 

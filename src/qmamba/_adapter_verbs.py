@@ -149,7 +149,9 @@ class AdapterVerbs(nn.Module):
     @property
     def calibration(self) -> Calibration:
         """From raw quality to [0, 1]: the active adapter's own, or the model's."""
-        chosen = self._chosen()
+        return self._calibration_of(self._chosen())
+
+    def _calibration_of(self, chosen: Loaded | None) -> Calibration:
         return self.config.calibration if chosen is None else chosen.config.calibration
 
     def base_sha256(self) -> str:

@@ -24,6 +24,7 @@ from qmamba._scoring import (
     check_batch,
     decode_ahead,
     located,
+    parts_of,
     pixel_limit,
     with_bar,
 )
@@ -32,6 +33,7 @@ from qmamba.images import as_list, decode, iterate, label
 from qmamba.model_config import ModelConfig
 from qmamba.ops.precision import without_autocast
 from qmamba.protocol import Protocol, Window, resize, unit, views
+from qmamba.quality_map import QualityMap, assembled, local_values, mappable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,15 +127,28 @@ class Scorer(AdapterVerbs):
 
     def _rate(self, crops: torch.Tensor, chosen: Loaded | None) -> torch.Tensor:
         """(N, 3, h, w) float32 in [0, 1], to N float32 scores, calibrated as the adapter or the model is."""
+        images = self._normalised(crops)
+        raw: torch.Tensor = self.network(images) if chosen is None else chosen.adapter(self.network, images)
+        return self._calibration_of(chosen)(raw[:, 0].to(torch.float32))
+
+    def _normalised(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, 3, h, w) float32 in [0, 1], as the network takes them."""
         weights = next(self.network.parameters())
         mean, std = (
             crops.new_tensor(numbers).view(1, 3, 1, 1)
             for numbers in (self.config.preprocessing.mean, self.config.preprocessing.std)
         )
-        images = ((crops - mean) / std).to(weights.dtype)
-        raw: torch.Tensor = self.network(images) if chosen is None else chosen.adapter(self.network, images)
-        calibration = self.config.calibration if chosen is None else chosen.config.calibration
-        return calibration(raw[:, 0].to(torch.float32))
+        return ((crops - mean) / std).to(weights.dtype)
+
+    def _rate_positions(
+        self, crops: torch.Tensor, chosen: Loaded | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `_rate` gives, and (N, h, w): the value of each of the network's positions, of that mean."""
+        images, network = self._normalised(crops), mappable(self.network)
+        raw, said = (
+            network.forward_positions(images) if chosen is None else chosen.adapter.positions(network, images)
+        )
+        return local_values(raw[:, 0].to(torch.float32), said, self._calibration_of(chosen))
 
     @torch.inference_mode()
     def crop_scores(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> CropScores:
@@ -154,31 +169,73 @@ class Scorer(AdapterVerbs):
         pixels = decode(image, max_pixels=limit)
         return self._crop_scores(pixels, label(image), self._chosen(), batch_size, limit)
 
+    @torch.inference_mode()
+    def quality_map(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> QualityMap:
+        """Where an image's score comes from: what each position of the network adds to it.
+
+        The parts sum to the score exactly, for every protocol and adapter. A part is a contribution and no
+        rating of its window by itself: the network mixes all positions before they speak, see `QualityMap`.
+
+        Args:
+            image: one image of any kind that `qmamba.images.decode` takes.
+            batch_size: crops per forward pass.
+            max_pixels: as for `score`.
+
+        Returns:
+            The map. Its `score` has the bits that `score` gives with the same `batch_size`.
+
+        Raises:
+            ImageError: when the image cannot be scored.
+            BackendError: the network is none that `create_model` builds.
+
+        Examples:
+            >>> import qmamba
+            >>> found = qmamba.load("lqmamba-n").quality_map(torch.full((3, 300, 400), 0.5))
+            >>> bool(abs((found.scores * found.shares).sum() - found.score) < 1e-5)
+            True
+            >>> found.image(300, 400).shape
+            (300, 400)
+        """
+        limit = pixel_limit(batch_size, max_pixels)
+        mappable(self.network)
+        pixels, chosen = decode(image, max_pixels=limit), self._chosen()
+        height, width = int(pixels.shape[-2]), int(pixels.shape[-1])
+        scores: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        with without_autocast(self._device()):
+            for crops in self._crops(pixels, label(image), batch_size, limit):
+                rated, local = self._rate_positions(crops, chosen)
+                scores.append(rated)
+                values += local.cpu().unbind(0)
+        seen = views(height, width, self.protocol)
+        return assembled(height, width, seen, values, parts_of(seen, scores, height, width).mean)
+
     def _crop_scores(
         self, pixels: torch.Tensor, name: str, chosen: Loaded | None, batch_size: int, max_pixels: int
     ) -> CropScores:
+        height, width = pixels.shape[-2:]
+        # Crops of one image, no autocast: nothing but the image and the weights decides a score's bits.
+        with without_autocast(self._device()):
+            crops = self._crops(pixels, name, batch_size, max_pixels)
+            scores = [self._rate(some, chosen) for some in crops]
+        return parts_of(views(height, width, self.protocol), scores, height, width)
+
+    def _crops(
+        self, pixels: torch.Tensor, name: str, batch_size: int, max_pixels: int
+    ) -> Iterator[torch.Tensor]:
+        """What the network sees of an image, (N, 3, h, w) float32, in the order of its views' windows."""
+        device = self._device()
+        for view in views(pixels.shape[-2], pixels.shape[-1], self.protocol):
+            whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
+            for start in range(0, len(view.windows), batch_size):
+                boxes = view.windows[start : start + batch_size]
+                yield unit(torch.stack([_cut(whole, box) for box in boxes]).to(device))
+
+    def _device(self) -> torch.device:
         device = next(self.network.parameters()).device
         if device.type == "meta":
             raise BackendError("a scorer on the device 'meta' has no weights: load it on another")
-        height, width = pixels.shape[-2:]
-        seen, scores = views(height, width, self.protocol), []
-        # Crops of one image, no autocast: nothing but the image and the weights decides a score's bits.
-        with without_autocast(device):
-            for view in seen:
-                whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
-                for start in range(0, len(view.windows), batch_size):
-                    boxes = view.windows[start : start + batch_size]
-                    crops = torch.stack([_cut(whole, box) for box in boxes])
-                    scores.append(self._rate(unit(crops.to(device)), chosen))
-        return CropScores(
-            [view.in_image(box, height, width) for view in seen for box in view.windows],
-            torch.cat(scores).cpu(),
-            torch.tensor(
-                [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows],
-                dtype=torch.float32,
-                device="cpu",
-            ),
-        )
+        return device
 
     # Images to scores
 

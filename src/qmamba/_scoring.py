@@ -13,7 +13,7 @@ import torch
 
 from qmamba.errors import ImageError
 from qmamba.images import MAX_PIXELS, decode, label
-from qmamba.protocol import Window
+from qmamba.protocol import View, Window
 
 Decoded: TypeAlias = tuple[torch.Tensor, str]
 """The pixels of an image, and what messages call it."""
@@ -51,6 +51,19 @@ class Column(Protocol):
 
     @property
     def iloc(self) -> Any: ...
+
+
+def parts_of(seen: Sequence[View], scores: Sequence[torch.Tensor], height: int, width: int) -> CropScores:
+    """The parts of an image of this size, from the scores of its views' crops in their order."""
+    return CropScores(
+        [view.in_image(box, height, width) for view in seen for box in view.windows],
+        torch.cat(list(scores)).cpu(),
+        torch.tensor(
+            [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows],
+            dtype=torch.float32,
+            device="cpu",
+        ),
+    )
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -136,6 +149,11 @@ def as_given(scores: torch.Tensor, images: Any) -> Any:
     if pandas is None or not isinstance(images, pandas.Series):
         return scores
     return pandas.Series(scores.numpy(), index=images.index)
+
+
+def senseless(score: float) -> ImageError:
+    """The error for an image whose score is no number."""
+    return ImageError(f"the model gave {score}: its weights may be damaged")
 
 
 def with_bar(results: Iterator[Any], total: int) -> Iterator[Any]:

@@ -52,6 +52,16 @@ class Calibration:
         raw = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         return torch.sigmoid(self.slope * raw + self.offset)
 
+    def derivative(self, raw: torch.Tensor) -> torch.Tensor:
+        """How fast the score rises with `raw`, of its shape and the type of the score.
+
+        Examples:
+            >>> Calibration(slope=2.0).derivative(torch.tensor([-1.0, 0.0, 1.0]))
+            tensor([0.2100, 0.5000, 0.2100])
+        """
+        score = self(raw)
+        return self.slope * score * (1 - score)
+
     def to_dict(self) -> dict[str, float]:
         """All fields, ready for JSON."""
         return dataclasses.asdict(self)

@@ -136,6 +136,24 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     )
 
 
+def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
+    """A picture of decoded pixels, to look at: shrunk where its longer side is above `longest` pixels.
+
+    Args:
+        pixels: (3, H, W), uint8 or float in [0, 1], as `decode` gives it.
+        longest: pixels of the longer side, at most.
+
+    Examples:
+        >>> thumbnail(torch.zeros(3, 300, 400), 100).size
+        (100, 75)
+    """
+    if pixels.dtype != torch.uint8:
+        pixels = (pixels * 255).round().to(torch.uint8)
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    picture.thumbnail((longest, longest), reducing_gap=3.0)
+    return picture
+
+
 def printable(name: object) -> str:
     """The name of an input on one line, whatever characters it has."""
     text = os.fsdecode(name) if isinstance(name, bytes) else str(name)

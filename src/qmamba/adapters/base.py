@@ -39,7 +39,7 @@ class Adapter(nn.Module):
     nothing to undo.
 
     A subclass gives ``prompts``, or ``head``, or both; where neither is enough it overrides :meth:`forward`
-    and sets :attr:`start` to None.
+    and :meth:`positions`, and sets :attr:`start` to None.
 
     Args:
         options: what it was made with, a frozen dataclass whose fields JSON can hold.
@@ -69,6 +69,10 @@ class Adapter(nn.Module):
         """Normalised images (B, 3, H, W) → raw quality (B, 1) of the adapted network."""
         raw: Tensor = network(images, self.prompts, self.head)
         return raw
+
+    def positions(self, network: QMamba, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives, and what each position adds; see :meth:`QMamba.forward_positions`."""
+        return network.forward_positions(images, self.prompts, self.head)
 
     def before(self, network: QMamba, images: Tensor) -> Tensor:
         """The part of :meth:`forward` that no parameter of the adapter has a say in; it may be kept."""

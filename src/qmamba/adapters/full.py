@@ -25,3 +25,7 @@ class Full(Adapter):
         """Normalised images (B, 3, H, W) → raw quality (B, 1) of the copy."""
         raw: Tensor = self.network(images)
         return raw
+
+    def positions(self, network: QMamba, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and what each position adds, in the copy."""
+        return self.network.forward_positions(images)

@@ -75,11 +75,18 @@ class LoRA(Adapter):
         Raises:
             AdapterError: this is not the network that the adapter was created for.
         """
+        raw: Tensor = self._tuned_of(network)(images)
+        return raw
+
+    def positions(self, network: QMamba, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and what each position adds; same errors."""
+        return self._tuned_of(network).forward_positions(images)
+
+    def _tuned_of(self, network: QMamba) -> QMamba:
         tuned: QMamba = self.__dict__["_tuned"]
         if tuned.stem.conv1.weight is not network.stem.conv1.weight:
             raise AdapterError("this LoRA was created for another network, whose weights it shares")
-        raw: Tensor = tuned(images)
-        return raw
+        return tuned
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoRA:
         """A copy for the same network; for the network's copy, where both are copied together."""

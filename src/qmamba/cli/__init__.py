@@ -10,6 +10,8 @@ from qmamba._version import __version__
 from qmamba.cli._memory import keep_memory
 from qmamba.cli.adapt import EPILOG as ADAPT_EPILOG
 from qmamba.cli.adapt import adapt
+from qmamba.cli.compare import EPILOG as COMPARE_EPILOG
+from qmamba.cli.compare import compare
 from qmamba.cli.data import build as build_data
 from qmamba.cli.distort import EPILOG as DISTORT_EPILOG
 from qmamba.cli.distort import distort
@@ -19,9 +21,13 @@ from qmamba.cli.evaluate import evaluate
 from qmamba.cli.export import EPILOG as EXPORT_EPILOG
 from qmamba.cli.export import export
 from qmamba.cli.features import FEATURES_EPILOG, build_plot, features
+from qmamba.cli.map import EPILOG as MAP_EPILOG
+from qmamba.cli.map import draw_map
 from qmamba.cli.models import models
 from qmamba.cli.photos import EPILOG as PHOTOS_EPILOG
 from qmamba.cli.photos import photos
+from qmamba.cli.report import EPILOG as REPORT_EPILOG
+from qmamba.cli.report import report
 from qmamba.cli.reproduce import EPILOG as REPRODUCE_EPILOG
 from qmamba.cli.reproduce import reproduce
 from qmamba.cli.score import EPILOG, score
@@ -56,6 +62,9 @@ def _build() -> typer.Typer:
     application = typer.Typer(name="qmamba", no_args_is_help=True, **plain)
     application.callback()(_main)
     application.command(no_args_is_help=True, epilog=EPILOG)(score)
+    application.command(no_args_is_help=True, epilog=COMPARE_EPILOG)(compare)
+    application.command("map", no_args_is_help=True, epilog=MAP_EPILOG)(draw_map)
+    application.command(no_args_is_help=True, epilog=REPORT_EPILOG)(report)
     application.command()(models)
     application.command(no_args_is_help=True, epilog=EVALUATE_EPILOG)(evaluate)
     application.command(no_args_is_help=True, epilog=TRAIN_EPILOG)(train)

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import typer
+
+from qmamba.cli._shared import USAGE, note
+
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
@@ -58,6 +62,23 @@ def find_images(arguments: Iterable[str], *, recursive: bool) -> Found:
                 seen.add(key)
                 found.files.append(path)
     return found
+
+
+def named_images(paths: list[str], recursive: bool) -> tuple[list[Path], bool]:
+    """The images to score, and whether everything that was named could be searched.
+
+    What gave no images is mentioned on stderr; without any image the program ends.
+    """
+    found = find_images(paths, recursive=recursive)
+    for name in found.unreadable:
+        note(f"the folder {name} cannot be read; check its permissions")
+    hint = "" if recursive else "; add --recursive to look into sub-folders"
+    for name in found.empty:
+        note(f"no images in {name}{hint}" if Path(name).is_dir() else f"nothing matches {name}")
+    if not found.files:
+        note("no images to score")
+        raise typer.Exit(USAGE)
+    return found.files, not found.unreadable
 
 
 def _expand(argument: str, recursive: bool, unreadable: list[str]) -> Iterator[Path]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 
 from qmamba.cli._shared import printable
@@ -27,23 +30,47 @@ class Row:
     error: str | None = None
 
 
-def header(form: Format) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """A row that says also how far an image is from the best one, and its parts from each other."""
+
+    path: str
+    score: float | None = None
+    difference: float | None = None
+    std: float | None = None
+    error: str | None = None
+
+
+_TITLES = {"score": " score", "difference": "   diff", "std": "   std", "path": "image"}
+
+
+def header(form: Format, kind: type[Row | Comparison] = Row) -> str:
     """What comes before the rows."""
-    return {Format.table: " score  image\n", Format.csv: "path,score,error\n", Format.json: "["}.get(form, "")
-
-
-def render(form: Format, row: Row, *, first: bool) -> str:
-    """The text of one row; `first` because JSON has commas between rows."""
+    names = [field.name for field in fields(kind)]
+    if form is Format.csv:
+        return ",".join(names) + "\n"
     if form is Format.table:
-        score = "     -" if row.score is None else f"{row.score:6.4f}"
+        return "  ".join(_TITLES[name] for name in [*_numbers(names), "path"]) + "\n"
+    return "[" if form is Format.json else ""
+
+
+def render(form: Format, row: Row | Comparison, *, first: bool) -> str:
+    """The text of one row; `first` because JSON has commas between rows."""
+    record = asdict(row)
+    numbers = _numbers(record)
+    if form is Format.table:
+        texts = ["-" if record[n] is None else f"{record[n]:{'+' * (n == 'difference')}.4f}" for n in numbers]
+        cells = [text.rjust(len(_TITLES[n])) for n, text in zip(numbers, texts, strict=True)]
         name = printable(row.path)
         # Errors begin with the file's name, which is already there.
         reason = "" if row.error is None else f"  ({printable(row.error).removeprefix(f'{name}: ')})"
-        return f"{score}  {name}{reason}\n"
+        return f"{'  '.join(cells)}  {name}{reason}\n"
     if form is Format.csv:
-        score = "" if row.score is None else f"{row.score:.6f}"
-        return f"{_csv_field(row.path)},{score},{_csv_field(row.error or '')}\n"
-    record = asdict(row) | {"score": None if row.score is None else round(row.score, 6)}
+        texts = [
+            "" if v is None else f"{v:.6f}" if n in numbers else _csv_field(v) for n, v in record.items()
+        ]
+        return ",".join(texts) + "\n"
+    record |= {n: None if record[n] is None else round(record[n], 6) for n in numbers}
     # ASCII only: a name that is not valid UTF-8 survives as \udcXX escapes, whatever the terminal's encoding.
     text = json.dumps(record, allow_nan=False)
     if form is Format.jsonl:
@@ -51,9 +78,23 @@ def render(form: Format, row: Row, *, first: bool) -> str:
     return f"{'' if first else ','}\n  {text}"
 
 
+def _numbers(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in ("score", "difference", "std")]
+
+
 def footer(form: Format) -> str:
     """What comes after the rows."""
     return "\n]\n" if form is Format.json else ""
+
+
+def prepare_stdout(form: Format) -> None:
+    """Make every file name writable, whatever the locale; bytes that are not UTF-8 go out as they came in."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    if form is Format.csv:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    else:
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _csv_field(text: str) -> str:

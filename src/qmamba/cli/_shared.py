@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -69,6 +70,20 @@ def bar_of(total: int, progress: bool | None, unit: str = " images", **options: 
 
     wanted = sys.stderr is not None and (sys.stderr.isatty() if progress is None else progress)
     return tqdm(total=total, unit=unit, file=sys.stderr, disable=not wanted, leave=False, **options)
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Refuse a file to be written that is there already, is a folder, or would lie in none.
+
+    Raises:
+        QMambaError: in one line.
+    """
+    if path.is_dir():
+        raise QMambaError(f"{path}: a folder; give the name of the file to write")
+    if not force and os.path.lexists(path):
+        raise QMambaError(f"{path}: there already; give --force to write over it")
+    if not path.parent.is_dir():
+        raise QMambaError(f"{path.parent}: no such folder to write to; make it first")
 
 
 def note(line: str) -> None:

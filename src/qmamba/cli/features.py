@@ -98,8 +98,8 @@ def tsne(
     with quiet_ends():
         from qmamba.errors import FeaturesError
         from qmamba.features import load_features
-        from qmamba.plots import draw_points
-        from qmamba.plots import tsne as place
+        from qmamba.tsne import draw_points
+        from qmamba.tsne import tsne as place
 
         found = load_features(features)
         which = len(found.stages) if stage is None else stage

@@ -44,6 +44,11 @@ class Head(nn.Module):
         out: Tensor = self.fc(self.norm(x).mean(dim=(1, 2)))
         return out
 
+    def positions(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, H, W): what each position says; its mean is what :meth:`forward` gives."""
+        out: Tensor = self.fc(self.norm(x))[..., 0]
+        return out
+
 
 class QMamba(nn.Module):
     """The network: normalised images (B, 3, H, W), any H, W ≥ 32, to raw quality (B, 1).
@@ -160,6 +165,26 @@ class QMamba(nn.Module):
         with _working_on(images):  # the same buffers for all parts
             raw = [head(self._walk(part, prompts)[-1][1]) for part in _parts(images)]
         return raw[0] if len(raw) == 1 else torch.cat(raw)
+
+    def forward_positions(
+        self, images: Tensor, prompts: Prompts | None = None, head: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives, (B, 1), bit for bit, and what it is the mean of.
+
+        The head is linear behind the last LayerNorm: its number for the mean over all positions is the mean
+        of its numbers for each. These are (B, h, w), with h and w the images' sides over the reduction of the
+        last stage, rounded up.
+        """
+        _check_images(images)
+        head = self.head if head is None else head
+        assert isinstance(head, Head)
+        raw, positions = [], []
+        with _working_on(images):
+            for part in _parts(images):
+                x = self._walk(part, prompts)[-1][1]
+                raw.append(head(x))
+                positions.append(head.positions(x))
+        return torch.cat(raw), torch.cat(positions)
 
     def forward_until(self, images: Tensor, stage: int) -> Tensor:
         """Output (B, H, W, C') of a stage after its downsample; the later ones are not computed."""
