@@ -49,7 +49,7 @@ print(*sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & set({
     # The readers of data sets look for their libraries when a file needs them.
     assert python(code.replace("import qmamba\n", "import qmamba.data, qmamba.data.duplicates\n")) == ""
     # So do recipes, training, features and pictures.
-    later = "import qmamba.train.paper, qmamba.features, qmamba.plots\n"
+    later = "import qmamba.train.paper, qmamba.features, qmamba.tsne, qmamba.map_picture\n"
     assert python(code.replace("import qmamba\n", later)) == ""
 
 

@@ -63,10 +63,6 @@ class Scorer(AdapterVerbs):
         super().train(False)
         return self
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _freeze(self) -> None:
-        self.requires_grad_(False)
-
     @property
     def name(self) -> str:
         """Name of the checkpoint."""
@@ -114,7 +110,7 @@ class Scorer(AdapterVerbs):
         """
         check_batch(batch)
         if any(parameter.requires_grad for parameter in self.parameters()):
-            self._freeze()  # `.requires_grad_()` of an outer module asks none of its parts
+            self.requires_grad_(False)  # `.requires_grad_()` of an outer module asks none of its parts
         if batch.shape[0] == 0:
             return batch.to(torch.float32).sum((1, 2, 3))
         batch = batch.to(torch.float32)
