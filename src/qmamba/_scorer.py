@@ -227,6 +227,11 @@ class Scorer(AdapterVerbs):
                 boxes = view.windows[start : start + batch_size]
                 yield unit(torch.stack([_cut(whole, box) for box in boxes]).to(device))
 
+    def inputs(self, pixels: torch.Tensor, name: str, batch_size: int) -> Iterator[torch.Tensor]:
+        """What the network is given of decoded pixels (3, H, W): their crops, normalised, N at a time."""
+        for crops in self._crops(pixels, name, batch_size, pixel_limit(batch_size, None)):
+            yield self._normalised(crops)
+
     def _device(self) -> torch.device:
         device = next(self.network.parameters()).device
         if device.type == "meta":

@@ -16,7 +16,7 @@ from ._weights import replace_file
 from .errors import FeaturesError, ImageError
 from .images import decode, label
 from .ops.precision import without_autocast
-from .protocol import resize, unit, views
+from .protocol import views
 from .scorer import Scorer
 
 if TYPE_CHECKING:
@@ -58,23 +58,16 @@ def features_of(scorer: Scorer, image: Any) -> list[torch.Tensor]:
     Raises:
         ImageError: the image cannot be decoded.
     """
-    network, stats = scorer.base(), scorer.config.preprocessing
-    weight = next(network.parameters())
-    mean, std = (
-        torch.tensor(numbers, device=weight.device).view(3, 1, 1) for numbers in (stats.mean, stats.std)
-    )
-    pixels, name = decode(image), label(image)
-    seen, sums = views(pixels.shape[1], pixels.shape[2], scorer.protocol), []
-    with torch.inference_mode(), without_autocast(weight.device):
-        for view in seen:
-            whole = resize(pixels, view.height, view.width, name=name)
-            for begin in range(0, len(view.windows), BATCH):
-                boxes = view.windows[begin : begin + BATCH]
-                crops = torch.stack([whole[:, t : t + h, left : left + w] for t, left, h, w in boxes])
-                images = ((unit(crops.to(weight.device)) - mean) / std).to(weight.dtype)
-                pooled = [f.float().mean(dim=(2, 3)).sum(dim=0) for f in network.forward_features(images)]
-                sums.append([p / (len(seen) * len(view.windows)) for p in pooled])
-    return [torch.stack(parts).sum(dim=0).cpu() for parts in zip(*sums, strict=True)]
+    network, pixels = scorer.base(), decode(image)
+    seen = views(pixels.shape[1], pixels.shape[2], scorer.protocol)
+    shares = [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows]
+    weights = torch.tensor(shares, dtype=torch.float32)
+    pooled = []
+    with torch.inference_mode(), without_autocast(next(network.parameters()).device):
+        for images in scorer.inputs(pixels, label(image), BATCH):
+            stages = network.forward_features(images)
+            pooled.append([f.float().mean(dim=(2, 3)).cpu() for f in stages])
+        return [weights @ torch.cat(parts) for parts in zip(*pooled, strict=True)]
 
 
 def extract(

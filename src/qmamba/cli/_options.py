@@ -1,4 +1,4 @@
-"""Options of all commands that score images."""
+"""Options that several commands have, most of them those that score images."""
 
 from __future__ import annotations
 

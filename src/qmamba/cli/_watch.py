@@ -25,9 +25,6 @@ Minutes = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
 ]
-Progress = Annotated[
-    bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
-]
 
 
 class TimeIsUpError(Exception):

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from qmamba.cli._options import Progress
 from qmamba.cli._shared import note, quiet_ends
-from qmamba.cli._watch import Minutes, Progress, Resume, Watch
+from qmamba.cli._watch import Minutes, Resume, Watch
 from qmamba.errors import AdapterError
 
 EPILOG = """\

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.cli._options import Progress
 from qmamba.cli._shared import bar_of, note, printable, quiet_ends
 
 if TYPE_CHECKING:
@@ -75,9 +76,6 @@ Manifest = Annotated[
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that open images. Default: one a processor.")
-]
-Progress = Annotated[
-    bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
 ]
 
 

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._shared import USAGE, DtypeName, ProtocolName, bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._options import (
+    AdapterOption,
+    BatchSize,
+    Device,
+    Dtype,
+    Model,
+    Offline,
+    Progress,
+    ProtocolOption,
+    Revision,
+)
+from qmamba.cli._shared import USAGE, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError, RecipeError
 from qmamba.model_card import METRIC_TITLES
 
@@ -47,12 +58,8 @@ class EvaluateFormat(str, Enum):
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
-    ] = "lqmamba-n",
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="A folder or Hub id of an adapter for the model.")
-    ] = None,
+    model: Model = "lqmamba-n",
+    adapter: AdapterOption = None,
     data: Annotated[
         Path | None, typer.Option("--data", "-d", help="A manifest: CSV with image, mos and perhaps fold.")
     ] = None,
@@ -60,9 +67,7 @@ def evaluate(
     fold: Annotated[
         str | None, typer.Option(help="A fold, or `all`. Default: test; all of a manifest without folds.")
     ] = None,
-    protocol: Annotated[
-        ProtocolName | None, typer.Option(help="How images are cut into crops. Default: the model's own way.")
-    ] = None,
+    protocol: ProtocolOption = None,
     resamples: Annotated[
         int, typer.Option(min=0, help="Draws of the bootstrap that gives 95 % intervals; 0 for none.")
     ] = 1000,
@@ -73,18 +78,12 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", help="CSV file for image, mos, score and error of each image."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Crops per forward pass; fewer, less memory.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, … Default: cpu.")
-    ] = None,
-    dtype: Annotated[
-        DtypeName | None, typer.Option(help="What the network computes in. Default: float32.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="For a Hub id: a branch, tag or commit.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="For a Hub id: only what is cached.")] = False,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
-    ] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    progress: Progress = None,
 ) -> None:
     """Score rated photographs, and tell how well the scores agree with the ratings.
 

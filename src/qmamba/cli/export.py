@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qmamba.cli._options import Offline, Revision
 from qmamba.cli._shared import USAGE, load_scorer, note, quiet_ends
 
 EPILOG = """\
@@ -29,8 +30,8 @@ def export(
     model: Annotated[
         str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.")
     ] = "lqmamba-n",
-    revision: Annotated[str | None, typer.Option(help="For a Hub id: a branch, tag or commit.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="For a Hub id: only what is cached.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
 ) -> None:
     """Write a model as a file that runs without torch and without qmamba."""
     with quiet_ends():

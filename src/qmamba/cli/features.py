@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._shared import ProtocolName, bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._options import Device, Model, Offline, Progress, ProtocolOption, Revision
+from qmamba.cli._shared import bar_of, load_scorer, note, quiet_ends
 
 if TYPE_CHECKING:
     from qmamba.errors import ImageError
@@ -42,20 +43,12 @@ def features(
     dataset: Annotated[
         str, typer.Option("--set", help="A data set of `qmamba data list`, whose folder --data is.")
     ] = "manifest",
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
-    ] = "lqmamba-n",
-    protocol: Annotated[
-        ProtocolName | None, typer.Option(help="How images are cut into crops. Default: the model's own way.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, … Default: cpu.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="For a Hub id: a branch, tag or commit.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="For a Hub id: only what is cached.")] = False,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr. Default: on terminals.")
-    ] = None,
+    model: Model = "lqmamba-n",
+    protocol: ProtocolOption = None,
+    device: Device = None,
+    revision: Revision = None,
+    offline: Offline = False,
+    progress: Progress = None,
 ) -> None:
     """Write a network's features of photographs: each stage's output, averaged over positions and crops.
 

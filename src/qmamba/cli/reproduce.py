@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qmamba.cli._options import Progress
 from qmamba.cli._paper import Cache, Log, Workers, watched, workers_or_default
 from qmamba.cli._shared import quiet_ends
-from qmamba.cli._watch import Minutes, Progress
+from qmamba.cli._watch import Minutes
 from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:

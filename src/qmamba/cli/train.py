@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.cli._options import Progress
 from qmamba.cli._paper import Cache, Log, Workers, train_paper
 from qmamba.cli._shared import note, quiet_ends
-from qmamba.cli._watch import Minutes, Progress, Resume, Watch
+from qmamba.cli._watch import Minutes, Resume, Watch
 from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
