@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Route
+from ..ops import Route, linear
 from ..ops.scratch import Scratch
-from .ss2d import SS2D
+from .ss2d import SS2D, Linear
 
 POSITIONS = 2**18  # numbers in the features that a processor takes through a position-wise part together
 
@@ -112,7 +112,7 @@ def conv_as_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3 × 3 convolution with stride 2 on (B, H, W, C) as one matrix product over its patches."""
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(1, 3, 2).unfold(2, 3, 2)  # (B, ⌈H/2⌉, ⌈W/2⌉, C, 3, 3)
-    return F.linear(patches.flatten(3), conv.weight.flatten(1), conv.bias)
+    return linear(patches.flatten(3), conv.weight.flatten(1), conv.bias)
 
 
 class Downsample(nn.Module):
@@ -138,8 +138,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(gelu(self.fc1(x)))

@@ -12,11 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import GateWeights, Route, gate_routes, gated_scan, selective_scan
+from ..ops import GateWeights, Route, gate_routes, gated_scan, linear, selective_scan
 from ..ops.scratch import Scratch
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 AT_ONCE = 2**20  # elements that are convolved or scanned together in place
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``, computed by :func:`qmamba.ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class RouteGate(nn.Module):
@@ -68,16 +75,16 @@ class SS2D(nn.Module):
         R = dt_rank if dt_rank is not None else math.ceil(width / 16)
         self.routes = tuple(routes)
         self.splits = (R, d_state, d_state)
-        self.in_proj = nn.Linear(width, channels, bias=False)
+        self.in_proj = Linear(width, channels, bias=False)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.x_proj = nn.Linear(channels, K * sum(self.splits), bias=False)  # all routes in one matmul
+        self.x_proj = Linear(channels, K * sum(self.splits), bias=False)  # all routes in one matmul
         self.dt_weight = nn.Parameter(torch.empty(K, channels, R))
         self.dt_bias = nn.Parameter(torch.empty(K, channels))
         self.A_log = nn.Parameter(torch.empty(K, channels, d_state))
         self.D = nn.Parameter(torch.empty(K, channels))
         self.gate = RouteGate(channels) if gated else None
         self.norm = nn.LayerNorm(channels)
-        self.out_proj = nn.Linear(channels, width, bias=False)
+        self.out_proj = Linear(channels, width, bias=False)
         self.reset_ssm_parameters()
 
     @torch.no_grad()

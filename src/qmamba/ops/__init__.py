@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import library as library
 from .gated_scan import gated_scan
+from .linear import linear
 from .route_gate import GateWeights, gate_routes
 from .routes import Route, cross_scan_routes, local_scan_routes
 from .selective_scan import selective_scan
@@ -14,6 +15,7 @@ __all__ = [
     "cross_scan_routes",
     "gate_routes",
     "gated_scan",
+    "linear",
     "local_scan_routes",
     "selective_scan",
 ]

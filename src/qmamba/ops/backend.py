@@ -62,7 +62,7 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     if name == "auto":
         if not tensors[0].is_cuda:
             return "native" if usable(tensors) else "torch"
-        return "torch" if _watched() or _falls_back(no_triton(tensors)) else "triton"
+        return "torch" if watched() or _falls_back(no_triton(tensors)) else "triton"
     if name not in BACKENDS:
         raise BackendError(f"unknown scan backend {name!r}: choose one of {', '.join(['auto', *BACKENDS])}")
     if name == "triton" and (reason := no_triton(tensors)) is not None:
@@ -107,14 +107,14 @@ def usable(tensors: Sequence[Tensor]) -> bool:
     """Whether the native kernels can take these arguments here and now: plain CPU tensors that nobody
     traces, the first of any floating dtype but float64, and a library that is there."""
     x = tensors[0]
-    if x.device.type != "cpu" or x.dtype not in HALVES_AND_FLOAT or _watched():
+    if x.device.type != "cpu" or x.dtype not in HALVES_AND_FLOAT or watched():
         return False
     return native.available() and all(
         type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors
     )
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether somebody wants to see every operation: a tracer, or a mode such as a counter of operations."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
