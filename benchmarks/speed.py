@@ -257,7 +257,7 @@ def _most_held(forget: bool = False) -> float:
     return 1024 * float(line.split()[1])
 
 
-# Colours of Okabe and Ito, which people with any colour vision can tell apart; nothing is told by colour alone.
+# Colours of Okabe and Ito, which people with any colour vision can tell apart, each with a marker of its own.
 STYLES = {
     "lqmamba-n": ("#009E73", "o-"),
     "lqmamba-t": ("#0072B2", "s-"),

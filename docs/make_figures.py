@@ -31,8 +31,9 @@ EXAMPLES = ROOT / "examples"
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"
 sys.path[:0] = [str(EXAMPLES), str(ROOT / "benchmarks")]
 
-import speed  # noqa: E402
 from improve import improve  # noqa: E402
+
+import speed  # noqa: E402
 
 TILE = 300  # pixels: side of a drawn photograph
 GAP = 12

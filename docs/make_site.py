@@ -1,9 +1,9 @@
 """Build the documentation's site into site/: `make docs`.
 
-The pages are gathered in build/pages: those of docs/, and a few that lie elsewhere because that is where people look
-for them in a repository. On the way their links are turned: to a page that was gathered, to its new place; to any other
-file of the repository, to a copy of it. So the same text reads well in the repository and on the site, and a link to
-nothing ends the build, as every warning of the site's generator does.
+The pages are gathered in build/pages: those of docs/, and a few that lie elsewhere because that is where
+people look for them in a repository. On the way their links are turned: to a page that was gathered, to its
+new place; to any other file of the repository, to a copy of it. So the same text reads well in the repository
+and on the site, and a link to nothing ends the build, as every warning of the site's generator does.
 
     python docs/make_site.py  # Python 3.11 or newer, with pip install "qmamba[docs]"
 """
@@ -15,9 +15,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -27,7 +28,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changes.md",
     "src/qmamba/weights/lqmamba-n/README.md": "lqmamba-n.md",
 }
-FENCED = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]+)")
 FRONT_MATTER = re.compile(r"\A---\n.*?^---\n", re.MULTILINE | re.DOTALL)
 
@@ -52,7 +53,7 @@ def gathered() -> dict[Path, str]:
 
 
 def turned(source: Path, pages: dict[Path, str]) -> str:
-    """A page's text with its links turned; what stands in blocks of code is left alone."""
+    """A page's text with its links turned; code is left alone."""
 
     def turn(found: re.Match[str]) -> str:
         target = Path(os.path.normpath(source.parent / found[2]))
@@ -68,8 +69,8 @@ def turned(source: Path, pages: dict[Path, str]) -> str:
         return found[1] + copy.as_posix()
 
     text = FRONT_MATTER.sub("", source.read_text(encoding="utf-8"))
-    parts = FENCED.split(text)
-    return "".join(part if part.startswith("```") else LINK.sub(turn, part) for part in parts)
+    parts = CODE.split(text)
+    return "".join(part if part.startswith("`") else LINK.sub(turn, part) for part in parts)
 
 
 def check_navigation(places: set[str]) -> None:

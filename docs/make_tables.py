@@ -1,7 +1,7 @@
 """Write the tables of measured accuracy into the README and docs/default-model.md, between their markers.
 
-They come from the embedded model's config.json and from benchmarks/results/accuracy.json, which benchmarks/accuracy.py
-has written. `make docs-figures` runs this, too.
+They come from the embedded model's config.json and from benchmarks/results/accuracy.json, which
+benchmarks/accuracy.py has written. `make docs-figures` runs this, too.
 """
 
 from __future__ import annotations
