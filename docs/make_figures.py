@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -88,7 +89,8 @@ def half_blurred(photograph: Image.Image, path: Path) -> None:
     found = qmamba.load().quality_map(damaged)
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "map.png")
-        save_map(drawn, decode(damaged), found, name="right half blurred")
+        with matplotlib.rc_context({"font.size": 17}):  # to be read on a telephone, too
+            save_map(drawn, decode(damaged), found, name="right half blurred")
         Image.open(drawn).convert("RGB").save(path, quality=88, optimize=True)
 
 
