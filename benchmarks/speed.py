@@ -276,13 +276,14 @@ def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     single = [rows for title, rows in found.items() if title in CASES and CASES[title][0] == 1]
-    with matplotlib.rc_context({"svg.hashsalt": "speed", "svg.fonttype": "path", "font.size": 11}):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    with matplotlib.rc_context({"svg.hashsalt": "speed", "svg.fonttype": "path", "font.size": 13}):
+        figure = Figure(figsize=(5.8, 4.2), layout="constrained")
         axes = figure.subplots()
         for name in names:
             points = [(rows["pixels"], rows[name]["ms"]) for rows in single if name in rows]
             colour, style = STYLES.get(name, ("#444444", "x:"))
-            axes.loglog(*zip(*points, strict=True), style, color=colour, label=name, linewidth=1.6)
+            label = name.replace(" torch", ", plain torch")
+            axes.loglog(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.6)
         axes.set(xlabel="pixels of one image", ylabel="milliseconds, forward")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -41,7 +41,7 @@ GAP = 12
 CAPTION = 76
 CELL = (150, 100)  # pixels: width and height of a tile of the contact sheet
 CORNER = (0.3, 0.11)  # where the tile lies in the photograph, as shares of its width and height
-LABEL = 190  # pixels: width of the column with the names
+LABEL = 245  # pixels: width of the column with the names
 INK, FAINT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
 
 
@@ -89,7 +89,7 @@ def half_blurred(photograph: Image.Image, path: Path) -> None:
     found = qmamba.load().quality_map(damaged)
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "map.png")
-        with matplotlib.rc_context({"font.size": 17}):  # to be read on a telephone, too
+        with matplotlib.rc_context({"font.size": 14}):  # to be read on a telephone, too
             save_map(drawn, decode(damaged), found, name="right half blurred")
         Image.open(drawn).convert("RGB").save(path, quality=88, optimize=True)
 
@@ -102,13 +102,12 @@ def contact_sheet(photograph: Image.Image) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for column in range(5):
         middle = LABEL + column * (width + 2) + width // 2
-        draw.text((middle, 4), f"level {column + 1}", FAINT, ImageFont.load_default(15), anchor="ma")
+        draw.text((middle, 2), f"level {column + 1}", FAINT, ImageFont.load_default(19), anchor="ma")
     for row, distortion in enumerate(DISTORTIONS.values()):
         top = 26 + row * step
-        draw.text((0, top + height // 2 - 10), distortion.name, INK, ImageFont.load_default(15), anchor="lm")
-        draw.text(
-            (0, top + height // 2 + 10), distortion.family, FAINT, ImageFont.load_default(13), anchor="lm"
-        )
+        draw.text((0, top + height // 2 - 12), distortion.name, INK, ImageFont.load_default(21), anchor="lm")
+        family = ImageFont.load_default(18)
+        draw.text((0, top + height // 2 + 12), distortion.family, FAINT, family, anchor="lm")
         for column, cell in enumerate(cells(photograph, distortion)):
             canvas.paste(cell, (LABEL + column * (width + 2), top))
     return canvas

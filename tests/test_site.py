@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -51,9 +54,24 @@ def test_every_link_leads_somewhere() -> None:
     assert dead == []
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of the site, on this machine: its search is a worker, which browsers do not start from a disk."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    """Opens pages; what one of them complains of, or asks the network for, is an error."""
+def visit(browser: Any, address: str) -> Iterator[Any]:
+    """Opens pages; what one of them complains of, or asks another machine for, is an error."""
     contexts, complaints = [], []
 
     def make_reader(width: int, scheme: str) -> Any:
@@ -75,10 +93,10 @@ def visit(browser: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_pages_fit_and_are_whole(visit: Any, width: int, scheme: str) -> None:
+def test_pages_fit_and_are_whole(visit: Any, address: str, width: int, scheme: str) -> None:
     page, wrong = visit(width, scheme), []
     for name in PAGES:
-        page.goto((SITE / name).as_uri())
+        page.goto(address + name)
         keep(page, f"site-{name.removesuffix('.html')}-{width}-{scheme}", full_page=True)
         seen = page.evaluate(
             """() => ({
@@ -91,3 +109,12 @@ def test_pages_fit_and_are_whole(visit: Any, width: int, scheme: str) -> None:
         if seen["wide"] > 0 or seen["absent"] or seen["cut"]:
             wrong.append((name, seen))
     assert wrong == []
+
+
+def test_the_search_finds(visit: Any, address: str) -> None:
+    page = visit(1280, "light")
+    page.goto(address + "index.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("StylePrompt")
+    page.wait_for_function("document.body.innerText.includes('As modules')")
+    keep(page, "site-search")
