@@ -30,6 +30,7 @@ ELSEWHERE = {
 }
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]+)")
+NESTED = re.compile(r"^(  |    )(?=- )", re.MULTILINE)  # the generator wants four spaces for each level
 FRONT_MATTER = re.compile(r"\A---\n.*?^---\n", re.MULTILINE | re.DOTALL)
 
 
@@ -68,7 +69,7 @@ def turned(source: Path, pages: dict[Path, str]) -> str:
         shutil.copyfile(target, PAGES / copy)
         return found[1] + copy.as_posix()
 
-    text = FRONT_MATTER.sub("", source.read_text(encoding="utf-8"))
+    text = NESTED.sub(r"\1\1", FRONT_MATTER.sub("", source.read_text(encoding="utf-8")))
     parts = CODE.split(text)
     return "".join(part if part.startswith("`") else LINK.sub(turn, part) for part in parts)
 
