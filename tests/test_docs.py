@@ -64,7 +64,7 @@ BLOCKS = {page: blocks_of(page) for page in PAGES}
 
 def run_page(page: str) -> dict[str, Any]:
     """Run a page's blocks in the present folder as one program, and give its Python names at the end."""
-    names: dict[str, Any] = {"__name__": "page"}
+    names: dict[str, Any] = {}
     for block in BLOCKS[page]:
         if block.why is not None:
             continue

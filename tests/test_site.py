@@ -114,7 +114,7 @@ def test_pages_fit_and_are_whole(visit: Any, address: str, width: int, scheme: s
 def test_the_search_finds(visit: Any, address: str) -> None:
     page = visit(1280, "light")
     page.goto(address + "index.html")
-    page.keyboard.press("Control+k")
-    page.keyboard.type("StylePrompt")
+    page.locator(".md-search__button").click()
+    page.locator("input:visible").fill("StylePrompt")
     page.get_by_text(re.compile(r"^[1-9]\d* results$")).wait_for()
     keep(page, "site-search")
