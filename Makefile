@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow gpu-check lint wheel figures clean
+.PHONY: help demo test test-slow gpu-check lint wheel docs docs-figures clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
@@ -34,11 +34,15 @@ lint: $(VENV)/.installed-dev  ## Check style and types
 wheel: $(VENV)/.installed-test  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
-figures: $(VENV)/.installed-dev  ## Draw the pictures of the documentation anew, with real scores
+docs: $(VENV)/.installed-docs  ## Build the documentation's site into site/; a broken link ends it
+	$(BIN)/python docs/make_site.py
+
+docs-figures: $(VENV)/.installed-dev  ## Make the documentation's pictures and tables of accuracy anew, with real scores
 	$(BIN)/python docs/make_figures.py
+	$(BIN)/python docs/make_tables.py
 
 clean:  ## Remove the environment and what was built
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
 
 # Stamp files: a step runs again only when what it was made from has changed.
 
@@ -67,3 +71,7 @@ $(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[docs]"
+	@touch $@ $(VENV)/.installed

@@ -3,7 +3,7 @@
     python examples/improve.py photo.jpg improved.png
 
 Every step moves the pixels along the gradient of `score - fidelity * mean squared change`. What comes of
-it, and why it is no restoration, is in docs/integrations.md.
+it, and why it is no restoration, is in docs/loss.md.
 """
 
 from __future__ import annotations

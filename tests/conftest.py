@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from browsing import started
 from qmamba.ops import native
 from qmamba.ops.native import build
 
@@ -37,6 +40,11 @@ def library(library_folder, monkeypatch):
     monkeypatch.delenv("QMAMBA_NATIVE_ISA", raising=False)
     monkeypatch.delenv("QMAMBA_BACKEND", raising=False)
     return native.load()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from started()
 
 
 @pytest.fixture

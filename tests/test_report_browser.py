@@ -1,41 +1,22 @@
 """The report in a real browser: what is seen, at two widths, light and dark, and what keys do.
 
-It needs the package playwright and a Chromium: playwright's own, one on the PATH, or the program that
-QMAMBA_CHROMIUM names. Screenshots are kept in the folder QMAMBA_SCREENSHOTS, if it is set.
+What it needs is said in browsing.py.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browsing import keep
 from qmamba.report import write_report
 from qmamba.scorer import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 WIDTHS = (400, 1200)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = os.environ.get("QMAMBA_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            made = driver.chromium.launch(
-                executable_path=program,
-                args=["--no-sandbox", "--headless=old", "--disable-gpu", "--disable-dev-shm-usage"],
-            )
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium can be started: {str(error).splitlines()[0]}")
-        yield made
-        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +51,6 @@ def visit(browser, report) -> Iterator[Any]:
     assert complaints == []
 
 
-def keep(page: Any, name: str, **options: Any) -> None:
-    if folder := os.environ.get("QMAMBA_SCREENSHOTS"):
-        page.screenshot(path=Path(folder, f"report-{name}.png"), **options)
-
-
 def overlaps(page: Any, selector: str) -> list[list[str]]:
     """Pairs of visible elements that lie over each other."""
     return page.evaluate(
@@ -93,14 +69,14 @@ def overlaps(page: Any, selector: str) -> list[list[str]]:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_it_fits_and_nothing_overlaps(visit, width, scheme) -> None:
     page = visit(width, scheme)
-    keep(page, f"{width}-{scheme}", full_page=True)
+    keep(page, f"report-{width}-{scheme}", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     for selector in ("h1, h2, dt, dd, .axis span", ".card", ".card .score, .card .name", "header > *"):
         assert overlaps(page, selector) == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     assert dark == (scheme == "dark")
     page.locator(".card").first.click()
-    keep(page, f"{width}-{scheme}-map")
+    keep(page, f"report-{width}-{scheme}-map")
     assert page.evaluate("viewer.scrollWidth <= viewer.clientWidth")
     assert overlaps(page, "dialog h2, #viewer-facts, figcaption, .limits span, dialog button") == []
 

@@ -1,0 +1,153 @@
+"""Write the tables of measured accuracy into the README and docs/default-model.md, between their markers.
+
+They come from the embedded model's config.json and from benchmarks/results/accuracy.json, which
+benchmarks/accuracy.py has written. `make docs-figures` runs this, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
+ACCURACY = ROOT / "benchmarks" / "results" / "accuracy.json"
+
+METRICS = {
+    "srcc": "SRCC",
+    "plcc": "PLCC, raw",
+    "plcc_fitted": "PLCC, after the logistic fit",
+    "krcc": "KRCC",
+    "rmse": "RMSE, raw",
+    "rmse_fitted": "RMSE, after the logistic fit",
+}
+FOLDS = ("BIQ2021 val fold", "BIQ2021 test fold")
+UNSEEN = {
+    "video stills, lab MOS": "video stills, lab MOS (never trained on)",
+    "super-resolved images": "super-resolved images (never trained on)",
+}
+SETS = {
+    "BIQ2021 test fold": "biq2021 test",
+    "ss01": "  ss01",
+    "ss02": "  ss02",
+    "ss03": "  ss03",
+    "video stills": "video",
+    "super-resolved": "sr",
+}
+SHORT = ("BIQ2021 test fold", "video stills", "super-resolved")
+PEERS = {"ridge on Lite0": "lite0-ridge", "tuned Lite0": "lite0-tuned", "BRISQUE": "brisque", "NIQE": "niqe"}
+
+
+def main() -> None:
+    for page, tables in rendered().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = replaced(text, name, table)
+        (ROOT / page).write_text(text, encoding="utf-8")
+
+
+def rendered() -> dict[str, dict[str, str]]:
+    """Tables by page, by the name of their markers."""
+    measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
+    beside = json.loads(ACCURACY.read_text(encoding="utf-8"))
+    return {
+        "README.md": {
+            "model": model_row(measured["BIQ2021 test fold"]),
+            "accuracy": short_comparison(beside),
+        },
+        "docs/default-model.md": {"model": model_tables(measured), "accuracy": comparison(beside)},
+    }
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """The page with a table in place of what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text, count = between.subn(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+    if count != 1:
+        raise SystemExit(f"a page has {count} pairs of markers <!-- {name} -->; there must be one")
+    return text
+
+
+def model_row(test: dict[str, Any]) -> str:
+    return markdown(
+        ["name", "arch", "size", "trained on", "SRCC, BIQ2021 test fold", "PLCC", "protocol"],
+        [
+            [
+                "`lqmamba-n` (embedded, default)",
+                "`lqmamba-n`",
+                "6.8 MB",
+                "BIQ2021 train fold; a teacher on public photographs",
+                interval(test, "srcc"),
+                interval(test, "plcc"),
+                "scales: all of it at 448² and at 480²",
+            ]
+        ],
+        numbers=(2, 4, 5),
+    )
+
+
+def model_tables(measured: dict[str, Any]) -> str:
+    heads = ["95 % bootstrap intervals", *(f"{fold} ({measured[fold]['n']})" for fold in FOLDS)]
+    rows = [[title, *(interval(measured[fold], key) for fold in FOLDS)] for key, title in METRICS.items()]
+    unseen = [
+        [
+            title,
+            str(measured[key]["n"]),
+            interval(measured[key], "srcc"),
+            interval(measured[key], "plcc_fitted"),
+        ]
+        for title, key in UNSEEN.items()
+    ]
+    heads_unseen = ["never trained on", "images", "SRCC", METRICS["plcc_fitted"]]
+    return f"{markdown(heads, rows, (1, 2))}\n\n{markdown(heads_unseen, unseen, (1, 2, 3))}"
+
+
+def comparison(beside: dict[str, Any]) -> str:
+    heads = ["", "images", "`lqmamba-n`", *PEERS]
+    heads.insert(4, "`lqmamba-n` over the ridge")
+    rows = []
+    for title, key in SETS.items():
+        row = beside[key]
+        mine = row[ours(row)]
+        gain = "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})".format(**mine)
+        cells = [
+            title,
+            str(row["n"]),
+            interval(mine, "srcc"),
+            *(interval(row[p], "srcc") for p in PEERS.values()),
+        ]
+        cells.insert(4, gain)
+        rows.append(cells)
+    return markdown(heads, rows, range(1, len(heads)))
+
+
+def short_comparison(beside: dict[str, Any]) -> str:
+    """SRCC alone, for the README."""
+    rows = []
+    for title in SHORT:
+        row = beside[SETS[title]]
+        rows.append([title, *(f"{row[name]['srcc']:.3f}" for name in (ours(row), *PEERS.values()))])
+    return markdown(["SRCC", "`lqmamba-n`", *PEERS], rows, range(1, 2 + len(PEERS)))
+
+
+def ours(row: dict[str, Any]) -> str:
+    """The model's key in a set's results: its name, and a mark of its weights and protocol."""
+    (key,) = (key for key in row if key.startswith("lqmamba-n "))
+    return key
+
+
+def interval(row: dict[str, Any], metric: str) -> str:
+    return f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
+
+
+def markdown(heads: list[str], rows: list[list[str]], numbers: Any) -> str:
+    """A table whose columns at these places are set to the right."""
+    rule = "|".join("---:" if place in numbers else "---" for place in range(len(heads)))
+    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (heads, *rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
+if __name__ == "__main__":
+    main()
