@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -39,7 +40,7 @@ class DtypeName(str, Enum):
     bfloat16 = "bfloat16"
 
 
-def load_scorer(
+def load_options(
     model: str,
     device: str | None,
     dtype: DtypeName | None,
@@ -47,24 +48,30 @@ def load_scorer(
     revision: str | None,
     offline: bool,
     adapter: str | None = None,
-) -> Scorer:
-    """`qmamba.load`, from what options hold."""
+) -> dict[str, Any]:
+    """The arguments of `qmamba.load`, from what options hold; the name is `model`."""
     import torch
 
+    return {
+        "model": model,
+        "revision": revision,
+        "device": device,
+        "dtype": None if dtype is None else getattr(torch, dtype.value),
+        "local_files_only": offline,
+        "protocol": None if protocol is None else protocol.value,
+        "adapter": adapter,
+    }
+
+
+def load_scorer(*named: Any) -> Scorer:
+    """`qmamba.load`, from what options hold, as :func:`load_options` takes it."""
     from qmamba.scorer import load
 
-    return load(
-        model,
-        revision=revision,
-        device=device,
-        dtype=None if dtype is None else getattr(torch, dtype.value),
-        local_files_only=offline,
-        protocol=None if protocol is None else protocol.value,
-        adapter=adapter,
-    )
+    options = load_options(*named)
+    return load(options.pop("model"), **options)
 
 
-def bar_of(total: int, progress: bool | None, unit: str = " images", **options: Any) -> Any:
+def bar_of(total: int | None, progress: bool | None, unit: str = " images", **options: Any) -> Any:
     """A tqdm bar on stderr; `progress` None shows it on terminals only."""
     from tqdm import tqdm
 
@@ -104,7 +111,10 @@ def printable(text: str) -> str:
 def quiet_ends() -> Iterator[None]:
     """Run a command's body: our errors become one line and exit code 2; Ctrl-C and `head` are silent."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # What Pillow finds odd in a file, line after line; what it cannot read has a row.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
         sys.stdout.flush()  # a pipe that closed is noticed here, not in the interpreter's own clean-up
     except QMambaError as error:
         note(str(error))
