@@ -71,7 +71,8 @@ def good() -> dict[str, bytes]:
         "pair.mpo": (rgb, "MPO", {"save_all": True, "append_images": frames}),
     }
     Image.init()
-    return {name: encoded(image, kind, **more) for name, (image, kind, more) in ask.items() if kind in Image.SAVE}
+    known = {name: plan for name, plan in ask.items() if plan[1] in Image.SAVE}
+    return {name: encoded(image, kind, **more) for name, (image, kind, more) in known.items()}
 
 
 def _turned() -> Image.Exif:
@@ -87,7 +88,8 @@ def png_of(width: int, height: int, data: bytes = b"") -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def many_scans(side: int, scans: int) -> bytes:
