@@ -46,9 +46,9 @@ def test_a_tar_file_as_webdataset_has_them(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", {"0.jpg": image, "0.json": b"{}", "é/1.PNG": image, "2.jpg": b""})
     found = list(members(str(path), set(), column=None, max_pixels=WIDE))
     expected = [(0, "0.jpg", image), (1, "é/1.PNG", image), (2, "2.jpg", b"")]
-    assert [(m.index, m.name, m.image) for m in found] == expected
+    assert [(m.place, m.name, m.image) for m in found] == expected
     (last,) = members(str(path), {0, 1}, column=None, max_pixels=WIDE)
-    assert last.index == 2
+    assert last.place == 2
     huge = tar_of(tmp_path / "b.tar", {"0.jpg": bytes(20 << 20)})
     (large,) = members(str(huge), set(), column=None, max_pixels=9)
     assert large.image is None and "21 MB" in str(large.error)
@@ -63,7 +63,7 @@ def test_a_cut_tar_file_loses_only_what_is_cut_off(tmp_path: Path, cut: int) -> 
     whole = [m for m in found if m.error is None]
     assert [m.image for m in whole] == list(files.values())[: cut // 1536]
     assert len(found) > len(whole) and str(path) in str(found[-1].error) and "\n" not in str(found[-1].error)
-    assert [m.index for m in found] == list(range(len(found)))
+    assert [m.place for m in found] == list(range(len(found)))
 
 
 def test_noise_between_members_is_told(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_a_parquet_file(tmp_path: Path, kind: str) -> None:
     }[kind]
     pq.write_table(pa.table({"image": values, "label": [1, 2, 3]}), path, row_group_size=2)
     found = list(members(str(path), set(), column=None, max_pixels=WIDE))
-    assert [m.index for m in found] == [0, 1, 2]
+    assert [m.place for m in found] == [0, 1, 2]
     assert found[1].image is None and "no image in this row" in str(found[1].error)
     assert found[0].image == ("a.jpg" if kind == "paths" else image)
-    assert [m.index for m in members(str(path), {0, 1}, column=None, max_pixels=WIDE)] == [2]
+    assert [m.place for m in members(str(path), {0, 1}, column=None, max_pixels=WIDE)] == [2]
     (no,) = members(str(path), set(), column="photo", max_pixels=WIDE)
     assert "no column 'photo'; its columns: image, label" in str(no.error)
 
@@ -102,7 +102,7 @@ def test_a_damaged_row_group_loses_only_its_rows(tmp_path: Path) -> None:
     data[start : start + 400] = b"\xff" * 400
     path.write_bytes(data)
     found = list(members(str(path), set(), column=None, max_pixels=WIDE))
-    assert [m.index for m in found] == list(range(12))
+    assert [m.place for m in found] == list(range(12))
     assert [m.image for m in found if m.error is None] == images[:4] + images[8:]
     path.write_bytes(b"PAR1 this is not one")
     (bad,) = members(str(path), set(), column=None, max_pixels=WIDE)

@@ -41,8 +41,7 @@ def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
     """What decides scores and errors, as JSON holds it: rows of two runs may lie together if it is equal."""
     from qmamba.images import MAX_PIXELS
 
-    chosen = scorer.active_adapter
-    config = None if chosen is None else scorer.adapters[chosen].config
+    config = scorer.adapter_config
     return {
         "model": scorer.name,
         "weights_sha256": scorer.base_sha256(),

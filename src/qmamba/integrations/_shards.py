@@ -19,13 +19,13 @@ class Member(NamedTuple):
     """An image in a file of many, or why it cannot be had: exactly one of `image` and `error` is not None.
 
     Attributes:
-        index: its place among the images of the file.
+        place: its number among the images of the file.
         name: its name there, if it has one.
         image: bytes of an image file, or a path.
         error: one line.
     """
 
-    index: int
+    place: int
     name: str | None
     image: bytes | str | None
     error: str | None
@@ -54,7 +54,7 @@ def _of_tar(path: str, done: set[int], max_pixels: int) -> Iterator[Member]:
         # Opened here, so that what lies behind the last member can be looked at.
         with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
-                archive.members.clear()  # which would grow with the archive
+                archive.members.clear()  # type: ignore[attr-defined]  # it would grow with the archive
                 if not info.isreg() or PurePosixPath(info.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 if index not in done:

@@ -241,7 +241,7 @@ def _opened(table: Any, column: str | None, max_pixels: int, at_once: int) -> It
         path, seen, count = os.fsdecode(shard["path"]), set(shard["done"]), 0
         for member in members(path, seen, column=column, max_pixels=max_pixels):
             waiting.append(_row_of(shard["path"], member))
-            count = member.index + 1
+            count = member.place + 1
             if len(waiting) == at_once:
                 yield _table(waiting)
                 waiting = []
@@ -253,7 +253,7 @@ def _row_of(path: bytes, member: Member) -> dict[str, Any]:
     named = isinstance(member.image, str)
     image = os.fsencode(member.image) if isinstance(member.image, str) else member.image
     return {
-        "path": path, "index": member.index, "member": member.name,
+        "path": path, "index": member.place, "member": member.name,
         "image": image, "named": named, "error": member.error,
     }  # fmt: skip
 
@@ -271,14 +271,14 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 def _found(source: Source | Sequence[Source], recursive: bool) -> tuple[list[bytes], list[bytes]]:
     """Files of one image, and files of many."""
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    found = find_images(map(os.fspath, given), recursive=recursive, suffixes=IMAGE_SUFFIXES | SHARD_SUFFIXES)
+    names, suffixes = [os.fspath(name) for name in given], IMAGE_SUFFIXES | SHARD_SUFFIXES
+    found = find_images(names, recursive=recursive, suffixes=suffixes)
     if found.unreadable:
         raise ScoresError(f"the folder {printable(found.unreadable[0])} cannot be read; check permissions")
     if not found.files:
         raise ScoresError(f"no images in {printable(given[0]) if given else 'an empty list'}")
     several = [path.suffix.lower() in SHARD_SUFFIXES and Path(path).is_file() for path in found.files]
-    names = [os.fsencode(path.absolute()) for path in found.files]
-    parted = list(zip(names, several, strict=True))
+    parted = list(zip((os.fsencode(path.absolute()) for path in found.files), several, strict=True))
     return [name for name, many in parted if not many], [name for name, many in parted if many]
 
 
