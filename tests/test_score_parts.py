@@ -25,7 +25,8 @@ from qmamba.errors import ScoresError
 from qmamba.scorer import Scorer
 from tiny_scorer import encode, photo, quick_config, tiny_config, tiny_network
 
-pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which writes parquet, is not installed")
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, which writes parquet, is not installed")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +139,7 @@ def test_a_damaged_part_and_a_file_in_the_way_are_one_line(quick: Path, photos: 
     part.write_bytes(part.read_bytes()[:50])
     refused = run(*arguments)
     assert refused.exit_code == 2 and f"{part}: damaged" in refused.stderr
-    pq.write_table(pq.pa.table({"x": [1]}), part)
+    pq.write_table(pyarrow.table({"x": [1]}), part)
     assert "damaged, or no scores" in run(*arguments).stderr
     refused = run(*arguments[:-1], photos / "0.png")
     assert refused.exit_code == 2 and "a file; give the folder" in refused.stderr
