@@ -33,7 +33,7 @@ from tiny_scorer import photo, quick_config, tiny_config, tiny_network
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "broken.py"
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX names and files")
-quickly = settings(
+QUICKLY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )  # the same examples every time, however slow the machine is
 
@@ -207,8 +207,7 @@ def test_memory_is_bounded_by_the_pixels(which: str, tmp_path: Path) -> None:
 # --- hypothesis ---
 
 
-@quickly
-@settings(max_examples=250)
+@settings(QUICKLY, max_examples=250)
 @given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 1000), how=st.integers(0, 1000))
 def test_damaged_files_decode_or_give_one_line(broken: ModuleType, seed: int, which: int, how: int) -> None:
     files, ways = list(broken.good().values()), list(broken.DAMAGE.values())
@@ -223,8 +222,7 @@ def test_damaged_files_decode_or_give_one_line(broken: ModuleType, seed: int, wh
         assert pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.dtype in (torch.uint8, torch.float32)
 
 
-@quickly
-@settings(max_examples=250)
+@settings(QUICKLY, max_examples=250)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_decode_or_give_one_line(data: bytes) -> None:
     with pytest.raises(ImageError) as caught, warnings.catch_warnings():
@@ -238,8 +236,7 @@ NAMES = st.binary(min_size=1, max_size=30).filter(lambda name: not {0, ord("/")}
 
 
 @posix
-@quickly
-@settings(max_examples=20)
+@settings(QUICKLY, max_examples=20)
 @given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), seed=st.integers(0, 2**32 - 1))
 def test_the_command_line_has_a_row_for_any_files(
     broken: ModuleType, quick: Path, names: list[bytes], seed: int
@@ -261,8 +258,7 @@ grid --batch-size 99999999999999999999 --adapter * [ --engine --workers --device
 -- --offline --fresh --progress"""
 
 
-@quickly
-@settings(max_examples=60)
+@settings(QUICKLY, max_examples=60)
 @given(words=st.lists(st.sampled_from([*WORDS.split(), "", "\n", "\udce9"]), max_size=7))
 def test_any_command_ends_in_words(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     before = Path.cwd()

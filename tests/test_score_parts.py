@@ -140,7 +140,7 @@ def test_a_damaged_part_and_a_file_in_the_way_are_one_line(quick: Path, photos: 
     refused = run(*arguments)
     assert refused.exit_code == 2 and f"{part}: damaged" in refused.stderr
     pq.write_table(pyarrow.table({"x": [1]}), part)
-    assert "damaged, or no scores" in run(*arguments).stderr
+    assert "holds other parquet files" in run(*arguments).stderr
     refused = run(*arguments[:-1], photos / "0.png")
     assert refused.exit_code == 2 and "a file; give the folder" in refused.stderr
     assert run(*arguments[:-1], photos / "0.png" / "x").exit_code == 2

@@ -30,12 +30,12 @@ class Found:
 
 def natural(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
     """A sort key that counts: `2.png` before `10.png`, a folder's files together, case as a last resort."""
+    return [_pieces(part) for part in path.parts], str(path)
 
-    def pieces(name: str) -> list[tuple[int, int, str]]:
-        split = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, digits, …
-        return [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(split) if p]
 
-    return [pieces(part) for part in path.parts], str(path)
+def _pieces(name: str) -> list[tuple[int, int, str]]:
+    split = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, digits, …
+    return [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(split) if p]
 
 
 def find_images(
@@ -49,18 +49,22 @@ def find_images(
     what matches is treated as if it had been typed. Neither follows links to folders that it meets on its way
     down, which may lead round in circles.
     """
-    found = Found()
-    seen: set[str] = set()
+    found, seen = Found(), set[str]()
+    arguments = list(arguments)
+    # A single folder has each file once, and millions of names take room.
+    once = len(arguments) == 1 and os.path.isdir(arguments[0])  # noqa: PTH112
     for argument in arguments:
         unreadable = len(found.unreadable)
-        paths = list(_expand(argument, recursive, suffixes, found.unreadable))
-        if not paths and len(found.unreadable) == unreadable:
-            found.empty.append(argument)
-        for path in paths:
-            key = os.path.abspath(path)  # noqa: PTH100 - resolves no links: two names of a file are two images
-            if key not in seen:
-                seen.add(key)
+        is_empty = True
+        for path in _expand(argument, recursive, suffixes, found.unreadable):
+            is_empty = False
+            key = "" if once else os.path.abspath(path)  # noqa: PTH100 - resolves no links: two names, two images
+            if once or key not in seen:
                 found.files.append(path)
+                if not once:
+                    seen.add(key)
+        if is_empty and len(found.unreadable) == unreadable:
+            found.empty.append(argument)
     return found
 
 
@@ -99,12 +103,28 @@ def _file_or_folder(
     if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises (names that are too long)
         yield path
         return
-    images: list[Path] = []
-    for folder, folders, files in os.walk(path, onerror=lambda e: unreadable.append(str(e.filename or path))):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        images += [
-            Path(folder, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    yield from sorted(images, key=natural)
+    yield from _within(path, recursive, suffixes, unreadable)
+
+
+def _within(folder: Path, recursive: bool, suffixes: frozenset[str], unreadable: list[str]) -> Iterator[Path]:
+    """The files in a folder, one folder after the other: sort keys of one folder only are in memory."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries]
+    except OSError as error:
+        unreadable.append(str(error.filename or folder))
+        return
+    found = [entry for entry in found if not entry[0].startswith(".")]
+    for name, is_folder, is_link in sorted(found, key=lambda entry: (_pieces(entry[0]), entry[0])):
+        if is_folder:
+            if recursive and not is_link:
+                yield from _within(Path(folder, name), recursive, suffixes, unreadable)
+        elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 - a Path is made of what is kept only
+            yield Path(folder, name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
