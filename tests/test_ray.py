@@ -112,16 +112,31 @@ def test_a_damaged_row_group_loses_only_its_rows(tmp_path: Path) -> None:
 # --- with Ray ---
 
 
+POISON = """
+import os
+from PIL import ImageFile
+sound = ImageFile.ImageFile.load
+def load(self):
+    return os._exit(9) if self.size == (13, 17) else sound(self)
+ImageFile.ImageFile.load = load
+"""
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster in whose processes an image of 13 × 17 pixels ends everything."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     pytest.importorskip("ray.data")
     # A machine that is busy with other things takes long to start a process.
     wanted = {"worker_register_timeout_seconds": 900, "gcs_rpc_server_reconnect_timeout_s": 900}
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "900")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=wanted)
-    yield ray
-    ray.shutdown()
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(POISON)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_raylet_start_wait_time_s", "900")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=wanted)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +179,23 @@ def test_a_folder_with_everything(cluster: Any, quick: Path, tmp_path: Path) -> 
         score_to_parquet(data, out, model=quick, resume=False)
 
 
+def test_an_image_that_ends_its_process_costs_no_other(cluster: Any, quick: Path, tmp_path: Path) -> None:
+    from qmamba.integrations.ray import score_to_parquet
+
+    data, out = tmp_path / "data", tmp_path / "scores"
+    data.mkdir()
+    files = {f"{n}.png": encode(photo(40, 60, n)) for n in range(5)} | {"3x.png": encode(photo(17, 13))}
+    for name, content in files.items():
+        (data / name).write_bytes(content)
+    tar_of(data / "a.tar", files)
+    summary = score_to_parquet(data, out, model=quick, actors=1, retries=1)
+    rows = rows_of(out)
+    assert summary == (12, 2) and len(rows) == 12 == len({(row["path"], row["index"]) for row in rows})
+    for row in rows:
+        poison = "3x.png" in row["path"] or row["index"] == 5
+        assert ("no process could score it" in str(row["error"])) == poison == (row["score"] is None)
+
+
 def test_errors_before_anything_is_scored(cluster: Any, quick: Path, tmp_path: Path) -> None:
     from qmamba.integrations.ray import score_to_parquet
 
@@ -181,7 +213,7 @@ def test_an_actor_computes_with_the_threads_that_it_was_lent(quick: Path) -> Non
 
     before = torch.get_num_threads()
     try:
-        _Rater(str(quick), {}, threads=2, batch_size=32, max_pixels=WIDE)
+        _Rater(str(quick), {}, threads=2, tries=1, batch_size=32, max_pixels=WIDE, ledger=None)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

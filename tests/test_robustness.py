@@ -160,7 +160,7 @@ def test_a_file_too_large_for_any_image_is_not_read(tmp_path: Path) -> None:
 
 
 def test_scans_of_a_progressive_jpeg_are_counted(broken: ModuleType) -> None:
-    with pytest.raises(ImageError, match="progressive JPEG of 1009 scans"):
+    with pytest.raises(ImageError, match=r"progressive JPEG of 10\d\d scans"):
         decode(broken.many_scans(2400, 1000))
     assert decode(broken.many_scans(64, 50)).shape == (3, 64, 64)
 

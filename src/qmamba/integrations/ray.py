@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +101,7 @@ def score_to_parquet(
         options.setdefault("device", "cuda")
     # On this machine there may be no GPU: only what is written about the model is wanted here.
     settings = settings_of(load(model, **{**options, "device": "cpu"}), max_pixels)
-    rater = {"model": os.fspath(model), "options": options, "threads": cpus_per_actor}
+    rater = {"model": os.fspath(model), "options": options, "threads": cpus_per_actor, "tries": retries + 1}
     rater |= {"batch_size": batch_size, "max_pixels": limit}
     with ScoreParts(out, settings, resume=resume) as parts, _running(ray):
         run = _Run(ray, parts, limit, column, done or (lambda rows: None))
@@ -109,7 +110,7 @@ def score_to_parquet(
         remote = {
             "compute": ray.data.ActorPoolStrategy(size=count),
             "num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor,
-            "max_restarts": -1, "max_task_retries": retries, "fn_constructor_kwargs": rater,
+            "fn_constructor_kwargs": {**rater, "ledger": ray.remote(num_cpus=0)(_Ledger).remote()},
         }  # fmt: skip
         # What is missing after the first time was lost with its neighbours: one by one shows which it was.
         for at_once in (AT_ONCE, 1):
@@ -173,7 +174,7 @@ class _Run:
         for row in rows:
             if row["count"] is not None:
                 self.counts[row["path"]] = row["count"]
-            else:
+            elif row["score"] is not None or row["error"] is not None:  # neither: given up
                 self._add(Place(row["path"], row["index"], row["member"]), row["score"], row["error"])
 
     def _rows(self, files: list[bytes], shards: list[bytes], at_once: int, actors: int) -> Any:
@@ -202,18 +203,45 @@ class _Run:
         return made[0] if len(made) == 1 else made[0].union(made[1])
 
 
+class _Ledger:
+    """How often images were begun with, kept by an actor of its own: one that died cannot say."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+
+    def begin(self, images: str) -> int:
+        self.begun[images] += 1
+        return self.begun[images]
+
+
 class _Rater:
-    """What an actor is: a scorer, with the threads that it was lent."""
+    """What an actor is: a scorer, with the threads that it was lent.
+
+    Ray gives what a dead actor had in hand to another, again and again; `tries` is how often that is taken.
+    """
 
     def __init__(
-        self, model: str, options: dict[str, Any], threads: int, batch_size: int, max_pixels: int
+        self,
+        model: str,
+        options: dict[str, Any],
+        threads: int,
+        tries: int,
+        batch_size: int,
+        max_pixels: int,
+        ledger: Any,
     ) -> None:
+        self.ledger, self.tries = ledger, tries
         torch.set_num_threads(threads)  # whatever the environment says: actors share a machine
         self.scorer: Scorer = load(model, **options)
         self.options = {"batch_size": batch_size, "max_pixels": max_pixels}
 
     def __call__(self, table: Any) -> Any:
+        import ray
+
         rows = table.to_pylist()
+        which = repr([(row["path"], row["index"]) for row in rows])
+        if ray.get(self.ledger.begin.remote(which)) > self.tries:
+            return _table([{**row, "image": None} for row in rows])
         asked = [row for row in rows if row["error"] is None and row["count"] is None]
         images = (os.fsdecode(row["path"]) if row["image"] is None else _of_row(row) for row in asked)
         for index, result in self.scorer.iter_scores(images, **self.options):
