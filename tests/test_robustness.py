@@ -38,6 +38,11 @@ QUICKLY = settings(
 )  # the same examples every time, however slow the machine is
 
 
+IMPORTED = os.pathsep.join(
+    filter(None, (str(Path(qmamba.__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
+
+
 @pytest.fixture(scope="session")
 def broken() -> ModuleType:
     if not SCRIPT.is_file():
@@ -196,15 +201,32 @@ def test_memory_is_bounded_by_the_pixels(which: str, tmp_path: Path) -> None:
     small, large = tmp_path / f"small.{kind}", tmp_path / f"large.{kind}"
     Image.new(mode, (16, 16)).save(small)
     Image.new(mode, (4000, 2500)).save(large)
-    path = (str(Path(qmamba.__file__).parents[1]), os.environ.get("PYTHONPATH"))
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+        env=os.environ | {"PYTHONPATH": IMPORTED},
     )  # fmt: skip
     assert int(done.stdout) <= 40 * 10_000_000, "the bytes a pixel that docs/robustness.md states"
 
 
 # --- hypothesis ---
+
+
+def test_what_pillow_says_of_odd_files_is_not_repeated(
+    broken: ModuleType, quick: Path, tmp_path: Path
+) -> None:
+    samples = bytearray(broken.good()["plain.tif"])
+    place = samples.index(b"\x15\x01\x03\x00\x01\x00\x00\x00")  # SamplesPerPixel, a short
+    samples[place + 8 : place + 10] = b"\x01\x01"
+    (tmp_path / "samples.tif").write_bytes(samples)  # Pillow logs an error
+    (tmp_path / "exif.jpg").write_bytes(
+        broken.good()["exif.jpg"].replace(b"MM\x00*", b"MM\x00+")
+    )  # and warns
+    done = subprocess.run(
+        [sys.executable, "-m", "qmamba", "score", tmp_path, "--model", quick, "-f", "csv"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": IMPORTED},
+    )  # fmt: skip
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "1 of 2 images could not be scored" in done.stderr
 
 
 @settings(QUICKLY, max_examples=250)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -114,6 +115,8 @@ def quiet_ends() -> Iterator[None]:
         with warnings.catch_warnings():
             # What Pillow finds odd in a file, line after line; what it cannot read has a row.
             warnings.filterwarnings("ignore", module=r"PIL\.")
+            if not (pillow := logging.getLogger("PIL")).hasHandlers():
+                pillow.addHandler(logging.NullHandler())
             yield
         sys.stdout.flush()  # a pipe that closed is noticed here, not in the interpreter's own clean-up
     except QMambaError as error:
