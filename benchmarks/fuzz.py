@@ -137,7 +137,7 @@ class Subjects:
             for name in names:
                 path = Path(folder, "x" + os.fsdecode(name.replace(b"/", b"")) + ".jpg")
                 path.write_bytes(damaged(rng.choice(list(DAMAGE)), rng))
-            count = len(list(Path(folder).iterdir()))
+            count, said = len(list(Path(folder).iterdir())), os.fstat(2).st_size
             arguments = [
                 "score",
                 folder,
@@ -153,6 +153,7 @@ class Subjects:
         assert len(rows) == count and done.exit_code in (0, 1), (done.exit_code, done.exception)
         assert done.exit_code == int(any(row["error"] for row in rows))
         assert len(done.stderr.splitlines()) <= 1, done.stderr
+        assert os.fstat(2).st_size == said, "a library wrote to stderr"
         return done.exit_code == 1
 
     def _config(self, path: Path, rng: random.Random) -> None:
@@ -216,8 +217,7 @@ class Subjects:
 def work(pipe: Connection, folder: str) -> None:
     """Take (kind, seed), answer (refused, what went wrong, bytes of memory), without end."""
     torch.set_num_threads(1)
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 2)  # what C libraries say of bad files
+    os.dup2(os.open(Path(folder, "stderr"), os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)  # what C libraries say
     subjects = Subjects(Path(folder))
     pipe.send(None)
     while True:

@@ -5,8 +5,9 @@
 The images are 2,000 JPEG files of 0.3 to 12 megapixels, resized from the photographs in examples/ (40
 different ones, under 2,000 names). Each measurement runs in a process of its own for a share of --minutes,
 over as many of the files, in a fixed mixed order, as it gets to; a few at the beginning are not counted.
-Memory is the resident memory of a measurement's processes together, looked at four times a second. Results go
-to --out, and with --docs into docs/scale.md, with what follows from them for a million images.
+Memory is the resident memory of a measurement's processes together, looked at four times a second; what they
+share counts for each. Results go to --out, and with --docs into docs/scale.md, with what follows from them
+for a million images.
 """
 
 from __future__ import annotations
@@ -126,9 +127,10 @@ def both(files: list[Path], workers: int, seconds: float, device: str) -> dict[s
 
 
 def by_ray(files: list[Path], actors: int, seconds: float, expected: float) -> dict[str, float]:
-    from qmamba.integrations.ray import score_to_parquet
+    from qmamba.integrations.ray import AT_ONCE, score_to_parquet
 
-    chosen = files[: max(4 * WARM, min(len(files), int(expected * seconds)))]
+    together = AT_ONCE * actors
+    chosen = files[: together * max(3, int(expected * seconds / together))]
     times: list[float] = []
 
     def told(rows: int) -> None:
@@ -136,11 +138,10 @@ def by_ray(files: list[Path], actors: int, seconds: float, expected: float) -> d
 
     with tempfile.TemporaryDirectory() as folder:
         score_to_parquet(chosen, Path(folder, "scores"), actors=actors, done=told)
-    # Rows come in blocks: from the end of each actor's first one, to the last row.
-    first = min(64 * actors, len(times) // 2)
-    spent = max(times[-1] - times[first], 1e-6)
-    count = len(times) - 1 - first
-    return {"images": count, "seconds": round(spent, 2), "per_second": round(count / spent, 3)}
+    # Rows come when all that an actor has in hand is scored: from the first such moment to the last.
+    first = min(together, len(times) // 2) - 1
+    count, spent = len(times) - 1 - first, times[-1] - times[first]
+    return {"images": count, "seconds": round(spent, 2), "per_second": round(count / max(spent, 1e-6), 3)}
 
 
 def measure(part: str, files: list[Path], seconds: float, device: str, expected: float) -> dict[str, float]:

@@ -227,7 +227,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
         space = profile.profile.xcolor_space.strip()
-        if space != image.mode or "sRGB" in ImageCms.getProfileDescription(profile):
+        if space != image.mode or _is_called_srgb(embedded):
             return image
         converted = ImageCms.profileToProfile(
             image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -235,3 +235,18 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
         return image
     return image if converted is None else converted
+
+
+def _is_called_srgb(profile: bytes) -> bool:
+    """Whether an ICC profile's description has sRGB in it.
+
+    Read here and not by LittleCMS, which believes what the description says of its length: two kilobytes can
+    have it fill hundreds of megabytes.
+    """
+    tags = 132, 132 + 12 * int.from_bytes(profile[128:132], "big")
+    for start in range(tags[0], min(tags[1], len(profile) - 11), 12):
+        if profile[start : start + 4] == b"desc":
+            offset, size = (int.from_bytes(profile[start + i : start + i + 4], "big") for i in (4, 8))
+            said = profile[offset : offset + size]
+            return b"sRGB" in said or b"s\0R\0G\0B" in said  # ASCII, or UTF-16 in newer profiles
+    return False

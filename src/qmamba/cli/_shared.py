@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,12 +112,7 @@ def printable(text: str) -> str:
 def quiet_ends() -> Iterator[None]:
     """Run a command's body: our errors become one line and exit code 2; Ctrl-C and `head` are silent."""
     try:
-        with warnings.catch_warnings():
-            # What Pillow finds odd in a file, line after line; what it cannot read has a row.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            if not (pillow := logging.getLogger("PIL")).hasHandlers():
-                pillow.addHandler(logging.NullHandler())
-            yield
+        yield
         sys.stdout.flush()  # a pipe that closed is noticed here, not in the interpreter's own clean-up
     except QMambaError as error:
         note(str(error))
@@ -131,6 +126,40 @@ def quiet_ends() -> Iterator[None]:
         _forget_stdout()
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(USAGE) from None
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """While images are read, stderr is for what this program says: what cannot be read has a row.
+
+    Pillow warns and logs what it finds odd in a file, and the C libraries below it write to the file
+    descriptor itself.
+    """
+    python = sys.stderr
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    if python is not None and python is sys.__stderr__:
+        like = {"encoding": python.encoding, "errors": python.errors}
+        sys.stderr = open(kept, "w", buffering=1, closefd=False, **like)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    if not (pillow := logging.getLogger("PIL")).hasHandlers():
+        pillow.addHandler(logging.NullHandler())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        if sys.stderr is not python:
+            with suppress(OSError):
+                sys.stderr.flush()
+        sys.stderr = python
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _forget_stdout() -> None:

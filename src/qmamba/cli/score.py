@@ -28,7 +28,7 @@ from qmamba.cli._options import (
 )
 from qmamba.cli._parquet import OUT, Engine, score_by_ray, score_here
 from qmamba.cli._rows import Format, Row, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, load_options, load_scorer, note, quiet_ends
+from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, note, quiet_ends
 from qmamba.cli._watch import Resume
 from qmamba.errors import QMambaError
 
@@ -98,7 +98,7 @@ def score(
     its image is scored. An image that cannot be scored gets a row that says why, and the others are still
     scored. Parquet files go into a folder, which the same command goes on with when it was ended.
     """
-    with quiet_ends():
+    with quiet_ends(), hushed():
         if form is not ScoreFormat.parquet and (out is not None or engine is Engine.ray):
             raise QMambaError("--out and --engine ray go with --format parquet; other rows go to stdout")
         files, whole = named_images(paths, recursive, shards=engine is Engine.ray)

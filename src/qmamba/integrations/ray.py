@@ -25,6 +25,7 @@ __all__ = ["Summary", "score_to_parquet"]
 Source: TypeAlias = str | os.PathLike[str]
 
 AT_ONCE = 32  # images that an actor is given together: what is scored again when it dies
+_SLICE = 100_000  # files of one image that Ray is told of at a time; it keeps a few kilobytes for each block
 _READING = 2  # files of many images that are read at a time, for each actor
 
 
@@ -140,11 +141,14 @@ class _Run:
         self, files: list[bytes], shards: list[bytes], at_once: int, actors: int, remote: dict[str, Any]
     ) -> None:
         """Score these, and keep every row as it comes."""
-        if not files and not shards:
-            return
+        for start in range(0, len(files), _SLICE):
+            self._score(self._of_files(files[start : start + _SLICE], at_once), at_once, remote)
+        if shards:
+            self._score(self._of_shards(shards, at_once, actors), at_once, remote)
+
+    def _score(self, images: Any, at_once: int, remote: dict[str, Any]) -> None:
         try:
-            rows = self._rows(files, shards, at_once, actors)
-            rated = rows.map_batches(_Rater, batch_size=at_once, batch_format="pyarrow", **remote)
+            rated = images.map_batches(_Rater, batch_size=at_once, batch_format="pyarrow", **remote)
             # A block that no actor could finish is left out, and no reason to lose the others.
             rated.context.max_errored_blocks = -1
             rated.context.enable_progress_bars = False
@@ -177,41 +181,42 @@ class _Run:
             elif row["score"] is not None or row["error"] is not None:  # neither: given up
                 self._add(Place(row["path"], row["index"], row["member"]), row["score"], row["error"])
 
-    def _rows(self, files: list[bytes], shards: list[bytes], at_once: int, actors: int) -> Any:
-        """A data set of what is to be scored; blocks of paths are small, so that they can be lost alone."""
+    def _of_files(self, files: list[bytes], at_once: int) -> Any:
+        """A data set of files, in small blocks, of which an actor is given one at a time."""
+        starts = range(0, len(files), at_once)
+        blocks = [_table([{"path": p} for p in files[start : start + at_once]]) for start in starts]
+        return self.ray.data.from_arrow(blocks)
+
+    def _of_shards(self, shards: list[bytes], at_once: int, actors: int) -> Any:
+        """A data set of the images in files of many, which are read as fast as actors take them."""
         import pyarrow
 
-        made = []
-        if files:
-            starts = range(0, len(files), at_once)
-            blocks = [_table([{"path": p} for p in files[start : start + at_once]]) for start in starts]
-            made.append(self.ray.data.from_arrow(blocks))
-        if shards:
-            kinds = pyarrow.schema({"path": pyarrow.binary(), "done": pyarrow.list_(pyarrow.int64())})
-            rows = [{"path": path, "done": sorted(self.parts.done_in(path))} for path in shards]
-            blocks = [pyarrow.Table.from_pylist([row], schema=kinds) for row in rows]
-            made.append(
-                self.ray.data.from_arrow(blocks).map_batches(
-                    _opened,
-                    batch_size=1,
-                    batch_format="pyarrow",
-                    fn_kwargs={"column": self.column, "max_pixels": self.limit, "at_once": at_once},
-                    num_cpus=0,  # actors may have taken all, and they wait for these
-                    compute=self.ray.data.TaskPoolStrategy(size=_READING * actors),
-                )
-            )
-        return made[0] if len(made) == 1 else made[0].union(made[1])
+        kinds = pyarrow.schema({"path": pyarrow.binary(), "done": pyarrow.list_(pyarrow.int64())})
+        rows = [{"path": path, "done": sorted(self.parts.done_in(path))} for path in shards]
+        blocks = [pyarrow.Table.from_pylist([row], schema=kinds) for row in rows]
+        return self.ray.data.from_arrow(blocks).map_batches(
+            _opened,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"column": self.column, "max_pixels": self.limit, "at_once": at_once},
+            num_cpus=0,  # actors may have taken all, and they wait for these
+            compute=self.ray.data.TaskPoolStrategy(size=min(len(shards), _READING * actors)),
+        )
 
 
 class _Ledger:
-    """How often images were begun with, kept by an actor of its own: one that died cannot say."""
+    """How often images were begun with and not ended, kept by an actor of its own: the dead cannot say."""
 
     def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
+        self.open: Counter[str] = Counter()
 
     def begin(self, images: str) -> int:
-        self.begun[images] += 1
-        return self.begun[images]
+        """How often it was tried in vain before."""
+        self.open[images] += 1
+        return self.open[images] - 1
+
+    def end(self, images: str) -> None:
+        del self.open[images]
 
 
 class _Rater:
@@ -240,13 +245,17 @@ class _Rater:
 
         rows = table.to_pylist()
         which = repr([(row["path"], row["index"]) for row in rows])
-        if ray.get(self.ledger.begin.remote(which)) > self.tries:
-            return _table([{**row, "image": None} for row in rows])
+        if ray.get(self.ledger.begin.remote(which)) < self.tries:
+            self._score(rows)
+            ray.get(self.ledger.end.remote(which))
+        return _table([{**row, "image": None} for row in rows])
+
+    def _score(self, rows: list[dict[str, Any]]) -> None:
+        """Fill in scores and errors."""
         asked = [row for row in rows if row["error"] is None and row["count"] is None]
         images = (os.fsdecode(row["path"]) if row["image"] is None else _of_row(row) for row in asked)
         for index, result in self.scorer.iter_scores(images, **self.options):
             asked[index]["score"], asked[index]["error"] = _told(asked[index], *outcome(result))
-        return _table([{**row, "image": None} for row in rows])
 
 
 def _of_row(row: dict[str, Any]) -> bytes | str:
