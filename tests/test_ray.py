@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import qmamba
 from qmamba.checkpoint import save_checkpoint
+from qmamba.cli import app
 from qmamba.errors import BackendError, QMambaError, ScoresError
 from qmamba.integrations._shards import members
 from tiny_scorer import encode, photo, quick_config, tiny_network
@@ -177,6 +179,21 @@ def test_a_folder_with_everything(cluster: Any, quick: Path, tmp_path: Path) -> 
     assert again == summary and len(rows_of(out)) == len(rows), "nothing is scored twice"
     with pytest.raises(ScoresError, match="already"):
         score_to_parquet(data, out, model=quick, resume=False)
+
+
+def test_the_command_line(cluster: Any, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = {"0.png": encode(photo(40, 60)), "1.png": b"no image"}
+    tar_of(tmp_path / "a.tar", images)
+    (tmp_path / "2.png").write_bytes(images["0.png"])
+    options = ["--engine", "ray", "--workers", "1", "--model", str(quick), "--protocol", "whole"]
+    result = CliRunner().invoke(app, ["score", ".", "--format", "parquet", *options])
+    assert result.exit_code == 1 and result.stdout == "scores.parquet\n", result.output
+    assert "1 of 3 images could not be scored" in result.stderr
+    rows = rows_of(tmp_path / "scores.parquet")
+    score = qmamba.load(str(quick), protocol="whole").score(images["0.png"])
+    assert sorted(str(row["member"]) for row in rows) == ["0.png", "1.png", "None"]
+    assert [row["score"] for row in rows if row["error"] is None] == [pytest.approx(score, abs=1e-6)] * 2
 
 
 def test_an_image_that_ends_its_process_costs_no_other(cluster: Any, quick: Path, tmp_path: Path) -> None:

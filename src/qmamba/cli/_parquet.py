@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from contextlib import redirect_stdout
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,8 @@ def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **optio
 
     for name in ("ray", "ray.data"):  # what it is doing at the moment; what fails has rows
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with bar_of(None, progress) as bar:
+    # Ray prints to stdout which processes died.
+    with bar_of(None, progress) as bar, redirect_stdout(sys.stderr):
         summary = score_to_parquet(files, out, done=bar.update, **options)
     return _end(summary.rows, summary.failed, out)
 
