@@ -19,11 +19,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import qmamba
+from qmamba._find import IMAGE_SUFFIXES, find_images, natural
 from qmamba._pillow import FORMATS
 from qmamba.calibration import Calibration
 from qmamba.checkpoint import ModelConfig, save_checkpoint
 from qmamba.cli import app
-from qmamba.cli._find import IMAGE_SUFFIXES, find_images, natural
 from qmamba.cli._rows import Format, Row, footer, header, render
 from qmamba.cli.score import score
 from qmamba.models import create_model

@@ -17,8 +17,9 @@ from qmamba.ops.native import build
 SOURCE = Path(qmamba.__file__).parents[1]
 ROOT = SOURCE.parent
 HEAVY = (
-    "accelerate", "huggingface_hub", "imagehash", "mamba_ssm", "matplotlib", "openpyxl", "pandas", "requests",
-    "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "tqdm", "transformers", "triton", "typer",
+    "accelerate", "huggingface_hub", "imagehash", "mamba_ssm", "matplotlib", "openpyxl", "pandas", "pyarrow",
+    "ray", "requests", "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "tqdm", "transformers",
+    "triton", "typer",
 )  # fmt: skip
 ALLOWED_SECONDS = 0.3
 

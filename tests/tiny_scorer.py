@@ -55,3 +55,8 @@ def encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def quick_config() -> ModelConfig:
+    """Of a scorer that sees an image once, small: for tests of many images."""
+    return tiny_config().replace(protocol=Protocol("scales", max_crops=0, sides=(64,)))

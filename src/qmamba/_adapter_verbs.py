@@ -147,6 +147,12 @@ class AdapterVerbs(nn.Module):
         return None if chosen is None else chosen.adapter
 
     @property
+    def adapter_config(self) -> AdapterConfig | None:
+        """What is known about the active adapter; None for the model alone."""
+        chosen = self._chosen()
+        return None if chosen is None else chosen.config
+
+    @property
     def calibration(self) -> Calibration:
         """From raw quality to [0, 1]: the active adapter's own, or the model's."""
         return self._calibration_of(self._chosen())

@@ -25,6 +25,13 @@ FORMATS = (
     *("HEIF", "JXL"),
 )
 
+# No image needs more bytes than this, be it of four floats a pixel and full of remarks; several readers take
+# the whole file into memory before they know its size.
+_BYTES_A_PIXEL, _BYTES_BESIDES = 16, 1 << 24
+# Each scan of a progressive JPEG goes over all of the image, and a few bytes make one: pixels times scans.
+_MOST_SCANNED = 5_000_000_000
+_START_OF_SCAN = b"\xff\xda"
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,6 +55,15 @@ def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
         )
 
 
+def check_bytes(size: int, max_pixels: int, name: str) -> None:
+    """Refuse a file that is larger than any image of `max_pixels` pixels."""
+    if size > _BYTES_A_PIXEL * max_pixels + _BYTES_BESIDES:
+        raise ImageError(
+            f"{name}: the file has {size / 1e6:.0f} MB, more than an image of {max_pixels / 1e6:g} "
+            "megapixels needs; shrink it or raise max_pixels"
+        )
+
+
 def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
     """Decode an open binary stream into (H, W, 3): uint8, or float32 in [0, 1] for 16-bit and float grey."""
     try:
@@ -65,7 +81,24 @@ def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
                 f"{name}: HEIC needs a Pillow plugin; register pillow-heif's, or save it as JPEG"
             )
         raise ImageError(f"{name}: not an image, or not in a format that can be read; save it as JPEG or PNG")
+    check_size(image.height, image.width, max_pixels, name)
+    if image.info.get("progressive"):
+        _check_scans(stream, image.height * image.width, name)
     return read_image(image, name, max_pixels)
+
+
+def _check_scans(stream: IO[bytes], pixels: int, name: str) -> None:
+    position = stream.tell()
+    stream.seek(0)
+    scans, before = 0, b""
+    while chunk := stream.read(1 << 20):
+        scans += (before + chunk).count(_START_OF_SCAN)
+        before = chunk[-1:]
+    stream.seek(position)
+    if scans * pixels > _MOST_SCANNED:
+        raise ImageError(
+            f"{name}: a progressive JPEG of {scans} scans, which take too long; save it as another"
+        )
 
 
 def _open(stream: IO[bytes]) -> Image.Image | None:
@@ -123,8 +156,11 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         return _deep(image, name)
     try:
         return np.array(_rgb(image))
-    except (ValueError, OSError, KeyError) as error:
-        raise ImageError(f"{name}: Pillow mode {image.mode} cannot be turned into RGB ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: Pillow mode {image.mode} cannot be turned into RGB ({reason})") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -191,7 +227,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
         space = profile.profile.xcolor_space.strip()
-        if space != image.mode or "sRGB" in ImageCms.getProfileDescription(profile):
+        if space != image.mode or _is_called_srgb(embedded):
             return image
         converted = ImageCms.profileToProfile(
             image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -199,3 +235,18 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
         return image
     return image if converted is None else converted
+
+
+def _is_called_srgb(profile: bytes) -> bool:
+    """Whether an ICC profile's description has sRGB in it.
+
+    Read here and not by LittleCMS, which believes what the description says of its length: two kilobytes can
+    have it fill hundreds of megabytes.
+    """
+    tags = 132, 132 + 12 * int.from_bytes(profile[128:132], "big")
+    for start in range(tags[0], min(tags[1], len(profile) - 11), 12):
+        if profile[start : start + 4] == b"desc":
+            offset, size = (int.from_bytes(profile[start + i : start + i + 4], "big") for i in (4, 8))
+            said = profile[offset : offset + size]
+            return b"sRGB" in said or b"s\0R\0G\0B" in said  # ASCII, or UTF-16 in newer profiles
+    return False

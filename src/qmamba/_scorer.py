@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
@@ -294,7 +295,7 @@ class Scorer(AdapterVerbs):
         items, single = as_list(images)
         found = torch.full((2, len(items)), math.nan, dtype=torch.float32, device="cpu")
         limit, chosen = pixel_limit(batch_size, max_pixels), self._chosen_for(len(items), adapters)
-        results = self._stream(iter(items), chosen, batch_size, limit)
+        results = self._stream(decode_ahead(iter(items), limit), chosen, batch_size, limit)
         for index, result in with_bar(results, len(items)) if progress else results:
             if not isinstance(result, ImageError):
                 found[0, index], found[1, index] = result.mean, result.std
@@ -304,31 +305,33 @@ class Scorer(AdapterVerbs):
         return (scores, deviations) if return_std else scores
 
     def iter_scores(
-        self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None
+        self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None, workers: int = 1
     ) -> Iterator[tuple[int, float | ImageError]]:
         """Score images one by one, in order, and yield each result as soon as it is there.
 
-        The next image is decoded in another thread meanwhile. An iterator is read no more than one image
-        ahead, so it may be endless.
+        The next images are decoded in other threads meanwhile. An iterator is read no more than `workers`
+        images ahead, so it may be endless.
 
         Args:
             images: as for `score`; a single image counts as a sequence of one.
             batch_size: as for `score`.
             max_pixels: as for `score`.
+            workers: threads that decode; as many images are held decoded.
 
         Yields:
             (index, score), with an ImageError in place of the score of an image that cannot be scored.
         """
-        limit = pixel_limit(batch_size, max_pixels)
-        results = self._stream(iterate(images)[0], repeat(self._chosen()), batch_size, limit)
+        limit = pixel_limit(batch_size, max_pixels, workers)
+        ahead = decode_ahead(iterate(images)[0], limit, workers)
+        results = self._stream(ahead, repeat(self._chosen()), batch_size, limit)
         return ((i, parts if isinstance(parts, ImageError) else parts.mean) for i, parts in results)
 
     def _stream(
-        self, images: Iterator[Any], chosen: Iterable[Loaded | None], batch_size: int, max_pixels: int
+        self, images: Iterator[Decoded | ImageError], chosen: Iterable[Loaded | None], batch: int, limit: int
     ) -> Iterator[tuple[int, CropScores | ImageError]]:
         # zip asks the images first: what ends is their number
-        for index, (decoded, its) in enumerate(zip(decode_ahead(images, max_pixels), chosen, strict=False)):
-            yield index, self._score_or_error(decoded, its, batch_size, max_pixels)
+        for index, (decoded, its) in enumerate(zip(images, chosen, strict=False)):
+            yield index, self._score_or_error(decoded, its, batch, limit)
 
     @torch.inference_mode()
     def _score_or_error(
@@ -388,14 +391,8 @@ class Scorer(AdapterVerbs):
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                commit_message=commit_message,
-                revision=revision,
-            )
+            upload = partial(push, folder, repo_id, private=private, token=token)
+            return upload(commit_message=commit_message, revision=revision)
 
 
 def _cut(pixels: torch.Tensor, box: Window) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
@@ -77,9 +78,9 @@ class ScoreOptions(TypedDict, total=False):
     adapters: Sequence[str | None] | None
 
 
-def pixel_limit(batch_size: int, max_pixels: int | None) -> int:
-    """Check both numbers; the limit, which is the default one for None."""
-    for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+def pixel_limit(batch_size: int, max_pixels: int | None, workers: int = 1) -> int:
+    """Check the numbers; the limit, which is the default one for None."""
+    for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels), ("workers", workers)):
         if value is not None and (
             not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1
         ):
@@ -106,9 +107,9 @@ def check_batch(batch: torch.Tensor) -> None:
         raise ImageError(f"batch: {what} in place of values in [0, 1]; rescale it, and do not normalise it")
 
 
-def decode_ahead(images: Iterator[Any], max_pixels: int) -> Iterator[Decoded | ImageError]:
-    """Decode images in order in another thread, one ahead of what is asked for; errors come as values."""
-    with ThreadPoolExecutor(1, thread_name_prefix="qmamba-decode") as pool:
+def decode_ahead(images: Iterator[Any], max_pixels: int, workers: int = 1) -> Iterator[Decoded | ImageError]:
+    """Decode images in order in other threads, one each ahead of what is asked for; errors come as values."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode") as pool:
 
         def submit() -> Future[Decoded | ImageError] | None:
             try:
@@ -122,9 +123,11 @@ def decode_ahead(images: Iterator[Any], max_pixels: int) -> Iterator[Decoded | I
                 failed.set_exception(error)
                 return failed
 
-        ahead = submit()
-        while ahead is not None:
-            decoded, ahead = ahead.result(), submit()
+        # Not the pool's own map, which would read an endless iterator to its end.
+        ahead: deque[Future[Decoded | ImageError] | None] = deque(submit() for _ in range(workers))
+        while (first := ahead.popleft()) is not None:
+            decoded = first.result()
+            ahead.append(submit())
             yield decoded
 
 
@@ -133,6 +136,8 @@ def _decode(image: Any, max_pixels: int) -> Decoded | ImageError:
         return decode(image, max_pixels=max_pixels), label(image)
     except ImageError as error:
         return error
+    except MemoryError:  # of one image: the next may be smaller
+        return ImageError(f"{label(image)}: not enough memory to decode it; shrink it or lower max_pixels")
 
 
 def located(error: ImageError, index: int, scores: torch.Tensor) -> ImageError:
@@ -149,6 +154,15 @@ def as_given(scores: torch.Tensor, images: Any) -> Any:
     if pandas is None or not isinstance(images, pandas.Series):
         return scores
     return pandas.Series(scores.numpy(), index=images.index)
+
+
+def outcome(result: float | ImageError) -> tuple[float | None, str | None]:
+    """A result as rows have it: its score and its error, of which one is None."""
+    if not isinstance(result, ImageError):
+        if math.isfinite(result):
+            return float(result), None
+        result = senseless(result)
+    return None, str(result)
 
 
 def senseless(score: float) -> ImageError:

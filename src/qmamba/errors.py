@@ -57,5 +57,9 @@ class FeaturesError(QMambaError, ValueError):
     """Features of photographs that cannot be had, kept, read or drawn."""
 
 
+class ScoresError(QMambaError, ValueError):
+    """A folder of scores that cannot be written, or whose run cannot be gone on with."""
+
+
 class BackendError(QMambaError, RuntimeError):
     """A scan backend that was asked for by name and cannot be used here; the message says why."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qmamba._pillow import check_size, read_image, read_stream
+from qmamba._pillow import check_bytes, check_size, read_image, read_stream
 from qmamba.errors import ImageError, MissingImageError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
@@ -99,7 +99,7 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     Args:
         image: one image.
         max_pixels: the most pixels, height × width, that are accepted; files are checked before they are
-            decoded.
+            decoded. A file of more than 16 bytes for each of them, and 16 MiB besides, is not read at all.
 
     Returns:
         A tensor (3, H, W), uint8 where the input has 8 bits and otherwise float32 in [0, 1]. On the input's
@@ -185,6 +185,7 @@ def _from_path(text: str, max_pixels: int) -> torch.Tensor:
             raise ImageError(f"{name}: not a regular file; pass its bytes")
         if info.st_size == 0:
             raise ImageError(f"{name}: the file is empty (zero bytes); save or download it again")
+        check_bytes(info.st_size, max_pixels, name)
         with path.open("rb") as stream:
             return _planes(read_stream(stream, name, max_pixels), name)
     except ImageError:

@@ -24,6 +24,8 @@ Window: TypeAlias = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Far above any use: a stranger's checkpoint must not keep the machine busy.
+MOST_CROPS, MOST_SIDES = 10_000, 16
 LEAST = 64  # pixels of the shorter side of an image that is seen whole at one of `sides`
 
 
@@ -48,11 +50,11 @@ class Protocol:
 
     Attributes:
         kind: "grid", "random", "whole" or "scales".
-        crop: side of a crop in pixels, at least 32.
-        max_crops: the most crops of a grid, at least 1; 0 for `scales` that are all seen whole.
-        n_crops: the number of random crops, at least 1.
+        crop: side of a crop in pixels, 32 to 8192.
+        max_crops: the most crops of a grid, 1 to 10,000; 0 for `scales` that are all seen whole.
+        n_crops: the number of random crops, 1 to 10,000.
         seed: seed of the random crops, at least 0.
-        sides: at least one size of `scales`, each the square root of a number of pixels, at least 32.
+        sides: 1 to 16 sizes of `scales`, each the square root of a number of pixels, 32 to 8192.
 
     Raises:
         CheckpointError: for an unknown kind, or a number out of its range.
@@ -73,14 +75,17 @@ class Protocol:
         if self.kind not in KINDS:
             raise CheckpointError(f"protocol: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
         crops = 0 if self.kind == "scales" else 1
-        for name, least in (("crop", 32), ("max_crops", crops), ("n_crops", 1), ("seed", 0)):
+        for name, least, most in (
+            *(("crop", 32, 2**13), ("max_crops", crops, MOST_CROPS), ("n_crops", 1, MOST_CROPS)),
+            ("seed", 0, 2**31 - 1),
+        ):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value < 2**31:
+            if type(value) is not int or not least <= value <= most:
                 raise CheckpointError(
-                    f"protocol: {name} must be an integer of at least {least}, not {value!r}"
+                    f"protocol: {name} must be an integer from {least} to {most}, not {value!r}"
                 )
-        if not isinstance(self.sides, (tuple, list)) or not self.sides:
-            raise CheckpointError(f"protocol: sides must list at least one size, not {self.sides!r}")
+        if not isinstance(self.sides, (tuple, list)) or not 1 <= len(self.sides) <= MOST_SIDES:
+            raise CheckpointError(f"protocol: sides must list 1 to {MOST_SIDES} sizes, not {self.sides!r}")
         if any(type(side) is not int or not 32 <= side <= 2**13 for side in self.sides):
             raise CheckpointError(f"protocol: sides must be integers from 32 to 8192, not {self.sides!r}")
         object.__setattr__(self, "sides", tuple(self.sides))  # JSON knows lists only

@@ -13,7 +13,7 @@ from qmamba.cli._shared import printable
 
 
 class Format(str, Enum):
-    """How `qmamba score` writes its rows."""
+    """How rows are written to stdout."""
 
     table = "table"
     csv = "csv"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ class DtypeName(str, Enum):
     bfloat16 = "bfloat16"
 
 
-def load_scorer(
+def load_options(
     model: str,
     device: str | None,
     dtype: DtypeName | None,
@@ -47,24 +49,30 @@ def load_scorer(
     revision: str | None,
     offline: bool,
     adapter: str | None = None,
-) -> Scorer:
-    """`qmamba.load`, from what options hold."""
+) -> dict[str, Any]:
+    """The arguments of `qmamba.load`, from what options hold; the name is `model`."""
     import torch
 
+    return {
+        "model": model,
+        "revision": revision,
+        "device": device,
+        "dtype": None if dtype is None else getattr(torch, dtype.value),
+        "local_files_only": offline,
+        "protocol": None if protocol is None else protocol.value,
+        "adapter": adapter,
+    }
+
+
+def load_scorer(*named: Any) -> Scorer:
+    """`qmamba.load`, from what options hold, as :func:`load_options` takes it."""
     from qmamba.scorer import load
 
-    return load(
-        model,
-        revision=revision,
-        device=device,
-        dtype=None if dtype is None else getattr(torch, dtype.value),
-        local_files_only=offline,
-        protocol=None if protocol is None else protocol.value,
-        adapter=adapter,
-    )
+    options = load_options(*named)
+    return load(options.pop("model"), **options)
 
 
-def bar_of(total: int, progress: bool | None, unit: str = " images", **options: Any) -> Any:
+def bar_of(total: int | None, progress: bool | None, unit: str = " images", **options: Any) -> Any:
     """A tqdm bar on stderr; `progress` None shows it on terminals only."""
     from tqdm import tqdm
 
@@ -118,6 +126,40 @@ def quiet_ends() -> Iterator[None]:
         _forget_stdout()
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(USAGE) from None
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """While images are read, stderr is for what this program says: what cannot be read has a row.
+
+    Pillow warns and logs what it finds odd in a file, and the C libraries below it write to the file
+    descriptor itself.
+    """
+    python = sys.stderr
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    if python is not None and python is sys.__stderr__:
+        like = {"encoding": python.encoding, "errors": python.errors}
+        sys.stderr = open(kept, "w", buffering=1, closefd=False, **like)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    if not (pillow := logging.getLogger("PIL")).hasHandlers():
+        pillow.addHandler(logging.NullHandler())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        if sys.stderr is not python:
+            with suppress(OSError):
+                sys.stderr.flush()
+        sys.stderr = python
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _forget_stdout() -> None:

@@ -28,7 +28,7 @@ from qmamba.cli._options import (
     Revision,
 )
 from qmamba.cli._rows import Comparison, Format, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._shared import bar_of, hushed, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def compare(
     The last number is the standard deviation of the scores of an image's parts: crops, or sizes that it is
     seen at.
     """
-    with quiet_ends():
+    with quiet_ends(), hushed():
         files, whole = named_images(paths, recursive)
         scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
         with bar_of(len(files), progress) as bar:

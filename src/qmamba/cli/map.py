@@ -18,7 +18,7 @@ from qmamba.cli._options import (
     ProtocolOption,
     Revision,
 )
-from qmamba.cli._shared import check_target, load_scorer, quiet_ends
+from qmamba.cli._shared import check_target, hushed, load_scorer, quiet_ends
 
 EPILOG = """\
 \b
@@ -50,7 +50,7 @@ def draw_map(
 
     A place's value is its contribution, and no rating of that place by itself: docs/seeing.md says more.
     """
-    with quiet_ends():
+    with quiet_ends(), hushed():
         from qmamba.images import MAX_PIXELS, decode, label
         from qmamba.map_picture import check_picture_name, save_map
 

@@ -23,7 +23,7 @@ from qmamba.cli._options import (
     Recursive,
     Revision,
 )
-from qmamba.cli._shared import bar_of, check_target, load_scorer, note, quiet_ends
+from qmamba.cli._shared import bar_of, check_target, hushed, load_scorer, note, quiet_ends
 
 EPILOG = """\
 \b
@@ -60,7 +60,7 @@ def report(
 
     The page is a single file that loads nothing from anywhere, so that it can be sent and kept.
     """
-    with quiet_ends():
+    with quiet_ends(), hushed():
         from qmamba.images import printable
         from qmamba.report import write_report
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba._scoring import senseless
+from qmamba._scoring import outcome
 from qmamba.cli._find import named_images
 from qmamba.cli._options import (
     AdapterOption,
@@ -26,9 +26,11 @@ from qmamba.cli._options import (
     Recursive,
     Revision,
 )
+from qmamba.cli._parquet import OUT, Engine, score_by_ray, score_here
 from qmamba.cli._rows import Format, Row, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, load_scorer, note, quiet_ends
-from qmamba.errors import ImageError
+from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, note, quiet_ends
+from qmamba.cli._watch import Resume
+from qmamba.errors import QMambaError
 
 if TYPE_CHECKING:
     from qmamba.scorer import Scorer
@@ -40,6 +42,8 @@ Examples:
   qmamba score holiday/ --recursive --format csv > scores.csv
   qmamba score "shots/*.png" --format jsonl | head -n 3
   qmamba score photo.jpg --model path/to/checkpoint --protocol whole
+  qmamba score archive/ --recursive --format parquet --out scores
+  qmamba score archive/ -r -f parquet -o scores --engine ray --workers 8
 
 \b
 Exit code:
@@ -49,12 +53,36 @@ Exit code:
 """
 
 
+class ScoreFormat(str, Enum):
+    """How `qmamba score` writes its rows."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
 def score(
     paths: Paths,
     model: Model = "lqmamba-n",
     adapter: AdapterOption = None,
     recursive: Recursive = False,
-    form: Annotated[Format, typer.Option("--format", "-f", help="How rows are written.")] = Format.table,
+    form: Annotated[
+        ScoreFormat, typer.Option("--format", "-f", help="How rows are written.")
+    ] = ScoreFormat.table,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="For parquet: the folder of its files. Default: scores.parquet."),
+    ] = None,
+    resume: Resume = True,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes: this process, or actors of Ray, for parquet only.")
+    ] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that decode, 1 by default; or Ray's actors, one a processor."),
+    ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = None,
@@ -68,28 +96,30 @@ def score(
 
     A folder stands for the images in it, in natural order (2.jpg before 10.jpg). A row is written as soon as
     its image is scored. An image that cannot be scored gets a row that says why, and the others are still
-    scored.
+    scored. Parquet files go into a folder, which the same command goes on with when it was ended.
     """
-    with quiet_ends():
-        files, whole = named_images(paths, recursive)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
-        rows = _rows(scorer, files, batch_size, max_pixels)
-        failed = _write(rows, form, len(files), progress)
-        if failed:
-            note(f"{failed} of {len(files)} images could not be scored; their rows say why")
+    with quiet_ends(), hushed():
+        if form is not ScoreFormat.parquet and (out is not None or engine is Engine.ray):
+            raise QMambaError("--out and --engine ray go with --format parquet; other rows go to stdout")
+        files, whole = named_images(paths, recursive, shards=engine is Engine.ray)
+        named = (model, device, dtype, protocol, revision, offline, adapter)
+        options: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
+        into: dict[str, Any] = {"out": out or OUT, "resume": resume, "progress": progress}
+        if engine is Engine.ray:
+            failed = score_by_ray(files, actors=workers, **into, **options, **load_options(*named))
+        else:
+            scorer, options["workers"] = load_scorer(*named), workers or 1
+            if form is ScoreFormat.parquet:
+                failed = score_here(scorer, files, **into, **options)
+            else:
+                failed = _write(_rows(scorer, files, options), Format(form.value), len(files), progress)
     if failed or not whole:
         raise typer.Exit(1)
 
 
-def _rows(scorer: Scorer, files: list[Path], batch_size: int, max_pixels: int | None) -> Iterator[Row]:
-    for index, result in scorer.iter_scores(files, batch_size=batch_size, max_pixels=max_pixels):
-        path = str(files[index])
-        if isinstance(result, ImageError):
-            yield Row(path, error=str(result))
-        elif math.isfinite(result):
-            yield Row(path, score=float(result))
-        else:
-            yield Row(path, error=str(senseless(result)))
+def _rows(scorer: Scorer, files: list[Path], options: dict[str, Any]) -> Iterator[Row]:
+    for index, result in scorer.iter_scores(files, **options):
+        yield Row(str(files[index]), *outcome(result))
 
 
 def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None) -> int:
@@ -105,6 +135,8 @@ def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None)
                 bar.update()
         finally:
             _emit(footer(form), bar)  # after Ctrl-C too: what was written is a whole JSON array
+    if failed:
+        note(f"{failed} of {total} images could not be scored; their rows say why")
     return failed
 
 

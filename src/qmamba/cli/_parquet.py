@@ -1,0 +1,70 @@
+"""`qmamba score --format parquet`: rows into a folder of parquet files, which a later run goes on with."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import redirect_stdout
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from qmamba._score_parts import Place, ScoreParts, settings_of
+from qmamba._scoring import outcome
+from qmamba.cli._shared import bar_of, note
+
+if TYPE_CHECKING:
+    from qmamba.scorer import Scorer
+
+OUT = Path("scores.parquet")
+
+
+class Engine(str, Enum):
+    """What scores images for parquet files."""
+
+    local = "local"
+    ray = "ray"
+
+
+def score_here(
+    scorer: Scorer,
+    files: list[Path],
+    out: Path,
+    *,
+    resume: bool,
+    progress: bool | None,
+    max_pixels: int | None,
+    **options: Any,
+) -> int:
+    """Score files in this process; rows that are there already stay. Returns how many rows are failures."""
+    with ScoreParts(out, settings_of(scorer, max_pixels), resume=resume) as parts:
+        left = [path for path in files if Place(os.fsencode(path)) not in parts]
+        if parts.rows:
+            note(f"going on after {parts.rows} rows in {out}")
+        with bar_of(len(files), progress, initial=len(files) - len(left)) as bar:
+            for index, result in scorer.iter_scores(left, max_pixels=max_pixels, **options):
+                parts.add(Place(os.fsencode(left[index])), *outcome(result))
+                bar.update()
+    return _end(parts.rows, parts.failed, out)
+
+
+def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **options: Any) -> int:
+    """Score files, and those in files of many, by actors of Ray. Returns how many rows are failures."""
+    from qmamba.integrations.ray import score_to_parquet
+
+    for name in ("ray", "ray.data"):  # what it is doing at the moment; what fails has rows
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray prints to stdout which processes died.
+    with bar_of(None, progress) as bar, redirect_stdout(sys.stderr):
+        summary = score_to_parquet(files, out, done=bar.update, **options)
+    return _end(summary.rows, summary.failed, out)
+
+
+def _end(rows: int, failed: int, out: Path) -> int:
+    typer.echo(str(out))
+    if failed:
+        note(f"{failed} of {rows} images could not be scored; their rows say why")
+    return failed
