@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -71,6 +72,8 @@ def good() -> dict[str, bytes]:
         "pair.mpo": (rgb, "MPO", {"save_all": True, "append_images": frames}),
     }
     Image.init()
+    if int(PIL.__version__.split(".")[0]) < 11:
+        del ask["pair.mpo"]  # as written by Pillow 10, it cannot read it itself
     known = {name: plan for name, plan in ask.items() if plan[1] in Image.SAVE}
     return {name: encoded(image, kind, **more) for name, (image, kind, more) in known.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -141,9 +142,9 @@ def hushed() -> Iterator[None]:
     except OSError:  # closed
         yield
         return
-    if python is not None and python is sys.__stderr__:
-        like = {"encoding": python.encoding, "errors": python.errors}
-        sys.stderr = open(kept, "w", buffering=1, closefd=False, **like)  # noqa: SIM115
+    if isinstance(python, io.TextIOWrapper) and python is sys.__stderr__:
+        own = open(kept, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        sys.stderr = io.TextIOWrapper(own, python.encoding, python.errors, write_through=True)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
