@@ -21,6 +21,7 @@ PHOTOS = (
         "shots/deep/b.png",
         "versions/1.jpg",
         "versions/2.jpg",
+        "archive/2024/1.jpg",
     ),
     *(f"photos/000{number}.jpg" for number in range(1, 9)),
 )

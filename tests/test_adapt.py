@@ -71,7 +71,7 @@ def log(out: Path) -> list[dict[str, Any]]:
 def test_it_learns(adapted: Path, folder: Path, ratings: list[Rated]) -> None:
     config = read_adapter_config(adapted)
     before, after = (config.results[f"val, {when}"] for when in ("before", "after"))
-    assert after["srcc"] > before["srcc"] + 0.3 and after["n"] == 5
+    assert after["srcc"] > before["srcc"] + 0.2 and after["n"] == 5
     val = [r for r in ratings if r.fold == "val"]
     scores = qmamba.load(folder / "base").score([r.path for r in val])
     mos = [r.mos for r in val]

@@ -172,7 +172,7 @@ def test_scales_count_the_same(scorer: Scorer) -> None:
 def test_batch_size_changes_no_more_than_rounding(scorer: Scorer) -> None:
     image = photo(150, 200)
     scores = [scorer.score(image, batch_size=size) for size in (1, 3, 32)]
-    assert max(scores) - min(scores) < 1e-6
+    assert max(scores) - min(scores) < 5e-6  # products of other shapes may add up in another order
 
 
 def test_same_in_threads(scorer: Scorer, mixed: list[Any]) -> None:
