@@ -15,8 +15,9 @@ help:  ## Show what can be made
 demo: $(VENV)/.installed  ## Score the photographs in examples/ with the embedded model
 	$(BIN)/qmamba score examples --format table
 
+# Two processes of one thread each: more would each want two gigabytes of memory.
 test: $(VENV)/.installed-test  ## Run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-test  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
