@@ -138,8 +138,8 @@ def by_ray(files: list[Path], actors: int, seconds: float, expected: float) -> d
 
     with tempfile.TemporaryDirectory() as folder:
         score_to_parquet(chosen, Path(folder, "scores"), actors=actors, done=told)
-    # Rows come when all that an actor was given together is scored, and the first come late: an actor is given
-    # the next before its rows are fetched. So from the second such moment to the last.
+    # Rows come when all that an actor was given together is scored, and the first come late: it is given the
+    # next before its rows are fetched. So from the second such moment to the last.
     first = min(2 * together, len(times) // 2) - 1
     count, spent = len(times) - 1 - first, times[-1] - times[first]
     return {"images": count, "seconds": round(spent, 2), "per_second": round(count / max(spent, 1e-6), 3)}

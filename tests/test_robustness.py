@@ -124,12 +124,11 @@ def test_odd_names_and_things_that_are_no_files(broken: ModuleType, quick: Path,
     (tmp_path / "locked.jpg").write_bytes(image)
     (tmp_path / "locked.jpg").chmod(0)
     _, rows = scored(tmp_path, "--model", quick)
-    bad = {"gone.jpg", "loop.jpg", "pipe.jpg"} | ({"locked.jpg"} if os.geteuid() else set())
+    bad = {"folder.jpg", "gone.jpg", "loop.jpg", "pipe.jpg"} | ({"locked.jpg"} if os.geteuid() else set())
     assert {name for name, row in rows.items() if row["error"]} == bad
     for name in names:
         assert rows[os.fsdecode(name)]["score"] is not None
-    # A folder among images is not searched, and named as an image it is one line.
-    assert "folder.jpg" not in rows
+    # Named as an image itself it is one line, too.
     ((_, found),) = qmamba.load(str(quick)).iter_scores([tmp_path / "folder.jpg"])
     assert isinstance(found, ImageError) and "a folder" in str(found)
 
@@ -377,3 +376,17 @@ def test_no_value_of_a_config_becomes_a_path(tmp_path: Path, value: str) -> None
             assert not [path for path in opened if "secret" in path or "passwd" in path or value == path]
         (folder / file).write_text(json.dumps(whole))
     assert read_adapter_config(adapter).base == "tiny"
+
+
+def test_a_folder_called_like_an_image_has_its_row(tmp_path: Path, quick: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "album.jpg").mkdir(parents=True)
+    for place in (folder / "a.png", folder / "album.jpg" / "b.png"):
+        Image.fromarray(photo(64, 64)).save(place)
+    command = ["score", str(folder), "--model", str(quick), "--format", "json"]
+    flat = CliRunner().invoke(app, command)
+    rows = {Path(row["path"]).name: row for row in json.loads(flat.stdout)}
+    assert flat.exit_code == 1 and set(rows) == {"a.png", "album.jpg"}
+    assert rows["a.png"]["error"] is None and "folder" in rows["album.jpg"]["error"]
+    deep = json.loads(CliRunner().invoke(app, [*command, "--recursive"]).stdout)
+    assert [Path(row["path"]).name for row in deep] == ["a.png", "b.png"]

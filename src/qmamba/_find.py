@@ -116,9 +116,10 @@ def _within(folder: Path, recursive: bool, suffixes: frozenset[str], unreadable:
         return
     found = [entry for entry in found if not entry[0].startswith(".")]
     for name, is_folder, is_link in sorted(found, key=lambda entry: (_pieces(entry[0]), entry[0])):
-        if is_folder:
-            if recursive and not is_link:
+        if is_folder and recursive:
+            if not is_link:
                 yield from _within(Path(folder, name), recursive, suffixes, unreadable)
+        # A folder that is called like an image, and is not looked into, gets a row that says what it is.
         elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 - a Path is made of what is kept only
             yield Path(folder, name)
 
