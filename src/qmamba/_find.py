@@ -45,9 +45,10 @@ def find_images(
 
     A file stands for itself whatever its extension, and so does a name that is not there (it gets a row that
     says so). A folder stands for the files in it that end in one of `suffixes`, without hidden ones; with
-    `recursive`, its sub-folders' too. Else, `*`, `?` or `[` make it a pattern, with `**` for any depth, and
-    what matches is treated as if it had been typed. Neither follows links to folders that it meets on its way
-    down, which may lead round in circles.
+    `recursive`, its sub-folders' too, and without, a sub-folder that ends so counts as a file (its row says
+    what it is). Else, `*`, `?` or `[` make it a pattern, with `**` for any depth, and what matches is treated
+    as if it had been typed. Neither follows links to folders that it meets on its way down, which may lead
+    round in circles.
     """
     found, seen = Found(), set[str]()
     arguments = list(arguments)
@@ -58,11 +59,12 @@ def find_images(
         is_empty = True
         for path in _expand(argument, recursive, suffixes, found.unreadable):
             is_empty = False
-            key = "" if once else os.path.abspath(path)  # noqa: PTH100 - resolves no links: two names, two images
-            if once or key not in seen:
-                found.files.append(path)
-                if not once:
-                    seen.add(key)
+            if not once:
+                key = os.path.abspath(path)  # noqa: PTH100 - resolves no links: two names, two images
+                if key in seen:
+                    continue
+                seen.add(key)
+            found.files.append(path)
         if is_empty and len(found.unreadable) == unreadable:
             found.empty.append(argument)
     return found

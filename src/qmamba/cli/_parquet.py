@@ -14,7 +14,7 @@ import typer
 
 from qmamba._score_parts import Place, ScoreParts, settings_of
 from qmamba._scoring import outcome
-from qmamba.cli._shared import bar_of, note
+from qmamba.cli._shared import bar_of, note, tell_failed
 
 if TYPE_CHECKING:
     from qmamba.scorer import Scorer
@@ -65,6 +65,5 @@ def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **optio
 
 def _end(rows: int, failed: int, out: Path) -> int:
     typer.echo(str(out))
-    if failed:
-        note(f"{failed} of {rows} images could not be scored; their rows say why")
+    tell_failed(failed, rows)
     return failed

@@ -73,6 +73,12 @@ def load_scorer(*named: Any) -> Scorer:
     return load(options.pop("model"), **options)
 
 
+def tell_failed(failed: int, total: int) -> None:
+    """One line about the images that could not be scored, if there are any."""
+    if failed:
+        note(f"{failed} of {total} images could not be scored; their rows say why")
+
+
 def bar_of(total: int | None, progress: bool | None, unit: str = " images", **options: Any) -> Any:
     """A tqdm bar on stderr; `progress` None shows it on terminals only."""
     from tqdm import tqdm

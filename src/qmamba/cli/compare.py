@@ -28,7 +28,7 @@ from qmamba.cli._options import (
     Revision,
 )
 from qmamba.cli._rows import Comparison, Format, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, hushed, load_scorer, note, quiet_ends
+from qmamba.cli._shared import bar_of, hushed, load_scorer, quiet_ends, tell_failed
 from qmamba.errors import ImageError
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def compare(
         lines = (render(form, row, first=place == 0) for place, row in enumerate(rows))
         sys.stdout.write(header(form, Comparison) + "".join(lines) + footer(form))
         failed = sum(row.error is not None for row in rows)
-        if failed:
-            note(f"{failed} of {len(files)} images could not be scored; their rows say why")
+        tell_failed(failed, len(files))
     if failed or not whole:
         raise typer.Exit(1)
 

@@ -28,7 +28,7 @@ from qmamba.cli._options import (
 )
 from qmamba.cli._parquet import OUT, Engine, score_by_ray, score_here
 from qmamba.cli._rows import Format, Row, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, note, quiet_ends
+from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, quiet_ends, tell_failed
 from qmamba.cli._watch import Resume
 from qmamba.errors import QMambaError
 
@@ -135,8 +135,7 @@ def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None)
                 bar.update()
         finally:
             _emit(footer(form), bar)  # after Ctrl-C too: what was written is a whole JSON array
-    if failed:
-        note(f"{failed} of {total} images could not be scored; their rows say why")
+    tell_failed(failed, total)
     return failed
 
 
