@@ -97,3 +97,14 @@ def test_onednn_computes_it_unless_it_is_switched_off():
     assert "mkldnn::_linear_pointwise" in operations(lambda: linear(x, weight))
     with torch.backends.mkldnn.flags(enabled=False):
         assert "mkldnn::_linear_pointwise" not in operations(lambda: linear(x, weight))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_nothing_is_kept_for_a_gradient_that_nobody_wants(trained):
+    """A frozen network in a loss: what its Linears are given is not needed again."""
+    x = torch.randn(50, 4, requires_grad=True)
+    weight = torch.randn(5, 4, requires_grad=trained)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        linear(x, weight)
+    assert ((50, 4) in kept) == trained

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Route, linear
+from ..ops import Route, linear, mlp
 from ..ops.scratch import Scratch
 from .ss2d import SS2D, Linear
 
@@ -133,6 +133,17 @@ class Downsample(nn.Module):
         return out
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether this is a Linear of ours that nobody has hooks on or put something around (LoRA, say)."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is Linear and not any(hooks) and "forward" not in vars(module)
+
+
 class MLP(nn.Module):
     """Linear, GELU, Linear over the channels."""
 
@@ -142,6 +153,8 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and untouched(self.fc1) and untouched(self.fc2):
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         out: Tensor = self.fc2(gelu(self.fc1(x)))
         return out
 

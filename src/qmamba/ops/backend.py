@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import BackendError
 from . import native
@@ -115,8 +116,11 @@ def usable(tensors: Sequence[Tensor]) -> bool:
 
 
 def watched() -> bool:
-    """Whether somebody wants to see every operation: a tracer, or a mode such as a counter of operations."""
+    """Whether somebody wants to see every operation: a tracer, a mode such as a counter of operations, one of
+    ``torch.func``'s transforms, or forward-mode differentiation."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return bool(depth is not None and depth())

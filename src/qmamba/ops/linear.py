@@ -32,14 +32,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def _takes(tensors: tuple[Tensor, ...]) -> bool:
+def plain(tensors: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether these are ordinary tensors of these types on a processor, which nobody watches or casts."""
     return (
         not watched()  # first: who traces need not look into the rest
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in PLAIN for t in tensors)
-        and bool(torch.backends.mkldnn.enabled)  # which a user can switch off
-        and _available()
+        and all(t.device.type == "cpu" and t.dtype in dtypes and type(t) in PLAIN for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _takes(tensors: tuple[Tensor, ...]) -> bool:
+    enabled = bool(torch.backends.mkldnn.enabled)  # which a user can switch off
+    return plain(tensors, (torch.float32,)) and enabled and _available()
 
 
 @lru_cache(maxsize=1)
@@ -57,14 +61,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight = ctx.needs_input_grad[:2]  # nothing is kept for a gradient that nobody wants
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows = g.reshape(-1, g.shape[-1])
         g_x = linear(g, weight.t()) if of_x else None
-        g_weight = rows.t() @ inputs if of_weight else None  # oneDNN would be given copies of both
+        # By torch's own product: oneDNN would be given copies of both.
+        g_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None
         return g_x, g_weight, rows.sum(0) if of_bias else None
