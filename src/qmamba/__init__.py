@@ -13,7 +13,7 @@ from ._version import __version__
 from .models import count, create_model, list_archs
 from .ops.backend import backends
 from .protocol import Protocol
-from .registry import list_models
+from .registry import list_adapters, list_models
 from .scorer import Scorer, load, score
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "create_model",
     "distort",
     "errors",
+    "list_adapters",
     "list_archs",
     "list_distortions",
     "list_models",

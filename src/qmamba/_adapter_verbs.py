@@ -64,7 +64,8 @@ class AdapterVerbs(nn.Module):
         """Read an adapter and keep it under a name. It is not active before `set_adapter`.
 
         Args:
-            path: a folder, or a Hub id "user/repository". Only a Hub id can cause a download.
+            path: a name from `qmamba.list_adapters()`, a folder, or a Hub id "user/repository". Only a Hub id
+                can cause a download.
             name: letters, digits, "_" or "-"; an adapter of the same name is replaced.
             revision, local_files_only, cache_dir, token: for a Hub id, as for `qmamba.load`.
 

@@ -1,4 +1,4 @@
-"""From a model's name to its folder: embedded checkpoints, local folders, Hub ids."""
+"""From a name to a folder: embedded checkpoints and adapters, local folders, Hub ids."""
 
 from __future__ import annotations
 
@@ -17,17 +17,31 @@ from qmamba.hub import fetch, is_repo_id
 _HUB_PREFIX = "hf-hub:"
 
 
-def _embedded() -> dict[str, Path]:
-    root = Path(str(importlib.resources.files("qmamba").joinpath("weights")))
+def _embedded(kind: str = "weights", files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE)) -> dict[str, Path]:
+    root = Path(str(importlib.resources.files("qmamba").joinpath(kind)))
     if not root.is_dir():
         return {}
-    folders = (folder for folder in sorted(root.iterdir()) if (folder / CONFIG_FILE).is_file())
-    return {folder.name: folder for folder in folders if (folder / WEIGHTS_FILE).is_file()}
+    folders = (f for f in sorted(root.iterdir()) if all((f / file).is_file() for file in files))
+    return {folder.name: folder for folder in folders}
+
+
+def _embedded_adapters() -> dict[str, Path]:
+    return _embedded("weights/adapters", ADAPTER_FILES)
 
 
 def list_models() -> list[str]:
     """Names of the checkpoints that ship with the library, sorted. Reads file names only."""
     return list(_embedded())
+
+
+def list_adapters() -> list[str]:
+    """Names of the adapters that ship with the library, sorted. Reads file names only.
+
+    >>> import qmamba
+    >>> qmamba.list_adapters()
+    ['upscaled', 'video-stills']
+    """
+    return list(_embedded_adapters())
 
 
 def resolve(
@@ -73,10 +87,11 @@ def resolve_adapter(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The folder of an adapter: an existing folder, or a Hub id, `user/repo`; options as for `resolve`.
+    """The folder of an adapter: a name that `list_adapters` gives, an existing folder, or a Hub id; order and
+    options as for `resolve`.
 
     Raises:
-        AdapterError: neither a folder nor a Hub id.
+        AdapterError: none of them.
         CheckpointError: a file in place of a folder, or a revision for a folder.
         HubError: as `hub.fetch`.
     """
@@ -84,9 +99,13 @@ def resolve_adapter(
         fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
         files=ADAPTER_FILES,
     )  # fmt: skip
-    folder = _find(name, {}, hub, revision, ADAPTER_FILES)
+    folder = _find(name, _embedded_adapters(), hub, revision, ADAPTER_FILES)
     if folder is None:
-        raise AdapterError(f"no adapter {os.fspath(name)!r}: give its folder, or a Hub id, user/repo")
+        shipped = ", ".join(list_adapters())
+        raise AdapterError(
+            f"no adapter {os.fspath(name)!r}: give its folder, a Hub id, user/repo"
+            + (f", or one that ships: {shipped}" if shipped else "")
+        )
     return folder
 
 

@@ -52,7 +52,7 @@ def load(
             word keeps the checkpoint's other numbers. Measured results hold for its own protocol only.
         cache_dir: in place of the standard Hub cache.
         token: in place of the token that is logged in to the Hub.
-        adapter: folder or Hub id of an adapter that was made for this model; it is active from the start,
+        adapter: name, folder or Hub id of an adapter that was made for this model; active from the start,
             under the name "default". More of them can be had with `Scorer.load_adapter`.
         checkpointing: as a loss, keep less for the backward and compute it again there: the same gradients
             in less memory and more time. `scorer.network.checkpointing` is the switch itself.

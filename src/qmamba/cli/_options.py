@@ -16,7 +16,8 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="A name from `qmamba models`, a folder, or a Hub id.")
 ]
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", "-a", help="A folder or Hub id of an adapter for the model.")
+    str | None,
+    typer.Option("--adapter", "-a", help="An adapter: a name from `qmamba models`, folder or Hub id."),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders too.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Crops per forward pass; fewer, less memory.")]

@@ -1,4 +1,4 @@
-"""`qmamba models`: the checkpoints that come with the package."""
+"""`qmamba models`: the checkpoints and adapters that come with the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def models(
         ModelsFormat, typer.Option("--format", "-f", help="How rows are written.")
     ] = ModelsFormat.table,
 ) -> None:
-    """List the models that can be used without a download.
+    """List the models that can be used without a download, and the adapters for them.
 
     SRCC is the rank correlation with people's opinions on test photographs, as the model's card reports it.
     """
@@ -31,6 +31,8 @@ def models(
         from qmamba.registry import list_models
 
         rows = [_describe(name) for name in list_models()]
+        for row in rows:
+            row["adapters"] = _adapters_for(row["name"])
         if form is ModelsFormat.json:
             typer.echo(json.dumps(rows, indent=2))
         elif rows:
@@ -59,6 +61,13 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
+def _adapters_for(model: str) -> list[str]:
+    from qmamba.adapters import read_adapter_config
+    from qmamba.registry import list_adapters, resolve_adapter
+
+    return [name for name in list_adapters() if read_adapter_config(resolve_adapter(name)).base == model]
+
+
 def _srcc(results: Any) -> float | None:
     """The test SRCC in a config's `results`, which may nest it under a data set's and a fold's name."""
     if not isinstance(results, dict):
@@ -74,7 +83,7 @@ def _srcc(results: Any) -> float | None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    titles = ("name", "arch", "parameters", "trained on", "protocol", "SRCC")
+    titles = ("name", "arch", "parameters", "trained on", "protocol", "SRCC", "adapters")
     cells = [
         (
             row["name"],
@@ -83,6 +92,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
             ", ".join(row["trained_on"]) or "-",
             row["protocol"],
             "-" if row["srcc"] is None else f"{row['srcc']:.3f}",
+            ", ".join(row["adapters"]) or "-",
         )
         for row in rows
     ]
