@@ -2,7 +2,7 @@
 
     python benchmarks/adapters.py cost --out cost.json
     python benchmarks/adapters.py table --data stills.csv --table 3 --seeds 0 1 2 --runs runs/stills
-    python benchmarks/adapters.py table --data stills.csv --table 9 --runs runs/stills
+    python benchmarks/adapters.py table --data stills.csv --table 9 --runs runs/stills --out found.json
 
 ``cost`` measures, for each method on one base: the numbers that train, the forward pass beside the plain
 network (the two take turns, ratios are medians over the rounds), and, in a process of its own, the time of a
@@ -12,6 +12,9 @@ training step and the memory that training takes at most beyond what the process
 number of prompts, 10 their size. A manifest without folds is divided anew for each seed: a fifth for testing
 and a fifth of the rest held out, by reference where there are references (``benchmarks/adapter_domains.py``
 makes such manifests). Runs that a folder has already are not run again. Seconds are those of the steps.
+
+What is measured is put into the file of ``--out`` beside what it has already: under "cost", or under the
+manifest's name and the table's number.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ TABLES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {  # row → method, 
         str(size): ("style-prompt", {"size": size}) for size in ((1, 1), (7, 7), (14, 14), (28, 28), "layer")
     },
 }
+
+MEASURED = ("srcc_before", "srcc_after", "plcc_before", "plcc_after", "seconds")
 
 
 def network_of(base: str) -> QMamba:
@@ -135,11 +140,13 @@ def table(
     seeds: list[int],
     recipe: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """For each row its parameters, and over the seeds the median SRCC and PLCC before and after, and of
-    the seconds that its steps took."""
+    """For each row its parameters, and for each seed SRCC and PLCC before and after and the seconds that its
+    steps took; prints the means over the seeds."""
     network, found = qmamba.load(base).base(), {}
     for row, (method, options) in rows.items():
-        results, seconds = [], []
+        line: dict[str, Any] = {"trained": create(method, network, **options).size.trained, "seeds": seeds}
+        for key in MEASURED:
+            line[key] = []
         for seed in seeds:
             out = runs / f"{row.replace(' ', '')}-{seed}"
             folder = adapt(
@@ -147,16 +154,15 @@ def table(
                 recipe=AdaptRecipe(seed=seed, **recipe),
             )  # fmt: skip
             log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
-            seconds.append(sum(entry.get("seconds", 0) for entry in log))
-            results.append(list(read_adapter_config(folder).results.values()))
-        line: dict[str, Any] = {"trained": create(method, network, **options).size.trained}
-        for i, when in enumerate(("before", "after")):
-            for metric in ("srcc", "plcc"):
-                line[f"{metric}_{when}"] = statistics.median(result[i][metric] for result in results)
-        line |= {"seeds": len(seeds), "seconds": statistics.median(seconds)}
-        print(f"{row:18s} " + "  ".join(f"{key} {value:,.4g}" for key, value in line.items()), flush=True)
-        gains = [after["srcc"] - before["srcc"] for before, after in results]
-        found[row] = {**line, "srcc_gains": [round(gain, 4) for gain in gains]}
+            before, after = read_adapter_config(folder).results.values()
+            line["srcc_before"].append(before["srcc"])
+            line["plcc_before"].append(before["plcc"])
+            line["srcc_after"].append(after["srcc"])
+            line["plcc_after"].append(after["plcc"])
+            line["seconds"].append(round(sum(entry.get("seconds", 0) for entry in log), 1))
+        means = "  ".join(f"{key} {statistics.mean(line[key]):,.4g}" for key in MEASURED)
+        print(f"{row:18s} trained {line['trained']:,}  {means}", flush=True)
+        found[row] = line
     return found
 
 
@@ -188,18 +194,29 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    found: dict[str, Any]
     if options.what == "cost":
         found = cost(
             options.base, options.methods, size=options.size, batch=options.batch, rounds=options.rounds,
             steps=options.steps, device=options.device,
         )  # fmt: skip
+        place = ["cost"]
     else:
         recipe = {"epochs": options.epochs, "crops": options.crops, "precision": options.precision}
         rows, ratings = TABLES[options.table], read_manifest(options.data)
         found = table(rows, options.base, ratings, options.runs, options.seeds, recipe)
+        place = [options.data.stem, options.table]
     if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        put(options.out, place, found)
+
+
+def put(file: Path, place: list[str], found: dict[str, Any]) -> None:
+    """Write what was found at its place among what the file has already."""
+    whole = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    at = whole
+    for key in place[:-1]:
+        at = at.setdefault(key, {})
+    at[place[-1]] = found
+    file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

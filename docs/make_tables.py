@@ -1,19 +1,20 @@
-"""Write the tables of measured accuracy into the README and docs/default-model.md, between their markers.
+"""Write the tables of what was measured into the README and pages of docs/, between their markers.
 
-They come from the embedded model's config.json and from benchmarks/results/accuracy.json, which
-benchmarks/accuracy.py has written. `make docs-figures` runs this, too.
+They come from the embedded model's config.json and from the files in benchmarks/results, which the scripts in
+benchmarks/ have written. `make docs-figures` runs this, too.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
-ACCURACY = ROOT / "benchmarks" / "results" / "accuracy.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 METRICS = {
     "srcc": "SRCC",
@@ -37,6 +38,14 @@ SETS = {
     "super-resolved": "sr",
 }
 SHORT = ("BIQ2021 test fold", "video stills", "super-resolved")
+DOMAINS = {"stills": "video stills", "upscaled": "super-resolved", "synthetic": "synthetic"}
+ABLATED = "stills"  # the domain of Tables 9 and 10
+TIMED = {
+    "`lqmamba-t`": "lqmamba-t",
+    "`lqmamba-t`, plain torch": "lqmamba-t torch",
+    "`lqmamba-n`": "lqmamba-n",
+    "ResNet-50": "resnet-50",
+}
 PEERS = {"ridge on Lite0": "lite0-ridge", "tuned Lite0": "lite0-tuned", "BRISQUE": "brisque", "NIQE": "niqe"}
 
 
@@ -51,13 +60,28 @@ def main() -> None:
 def rendered() -> dict[str, dict[str, str]]:
     """Tables by page, by the name of their markers."""
     measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
-    beside = json.loads(ACCURACY.read_text(encoding="utf-8"))
+    beside, adapters, speed = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("accuracy", "adapters", "speed")
+    )
     return {
         "README.md": {
             "model": model_row(measured["BIQ2021 test fold"]),
             "accuracy": short_comparison(beside),
         },
         "docs/default-model.md": {"model": model_tables(measured), "accuracy": comparison(beside)},
+        "docs/adapters.md": {
+            "srcc": methods_table(adapters, "srcc"),
+            "plcc": methods_table(adapters, "plcc"),
+            "prompts": ablation(adapters, "9", "prompts"),
+            "sizes": ablation(adapters, "10", "size of a prompt"),
+            "cost": cost_table(adapters["cost"]),
+        },
+        "docs/speed.md": {
+            "times": times(speed["models"]),
+            "memory": peaks(speed["memory"]),
+            "parts": parts(speed["parts"]),
+        },
     }
 
 
@@ -136,6 +160,84 @@ def ours(row: dict[str, Any]) -> str:
     """The model's key in a set's results: its name, and a mark of its weights and protocol."""
     (key,) = (key for key in row if key.startswith("lqmamba-n "))
     return key
+
+
+def methods_table(adapters: dict[str, Any], metric: str) -> str:
+    """Tables 3 and 8 of the paper: means over the seeds in each domain, and over the domains."""
+    found = {domain: adapters[domain]["3"] | adapters[domain]["8"] for domain in DOMAINS}
+    methods = list(next(iter(found.values())))
+
+    def row(title: str, trained: str, key: str, method: str) -> list[str]:
+        means = [statistics.mean(found[domain][method][key]) for domain in DOMAINS]
+        return [title, trained, *(f"{m:.3f}" for m in (*means, statistics.mean(means)))]
+
+    rows = [row("no tuning", "0", f"{metric}_before", methods[0])]
+    for method in methods:
+        trained = f"{next(iter(found.values()))[method]['trained']:,}"
+        rows.append(row(f"`{method}`", trained, f"{metric}_after", method))
+    heads = [metric.upper(), "trained", *DOMAINS.values(), "mean"]
+    if metric == "srcc":  # the seconds once
+        heads.append("minutes")
+        for cells, method in zip(rows, (None, *methods), strict=True):
+            taken = [s for d in DOMAINS for s in found[d][method]["seconds"]] if method else [0.0]
+            cells.append(f"{statistics.median(taken) / 60:.1f}")
+    return markdown(heads, rows, range(1, len(heads)))
+
+
+def ablation(adapters: dict[str, Any], table: str, head: str) -> str:
+    """Table 9 or 10 of the paper."""
+    rows = [
+        [
+            name.removeprefix("N=")
+            .strip("()")
+            .replace(", ", "×")
+            .replace("layer", "the stage's output at 224²"),
+            f"{row['trained']:,}",
+            f"{statistics.mean(row['srcc_after']):.3f}",
+            f"{statistics.mean(row['plcc_after']):.3f}",
+        ]
+        for name, row in adapters[ABLATED][table].items()
+    ]
+    return markdown([head, "trained", "SRCC", "PLCC"], rows, (1, 2, 3))
+
+
+def cost_table(cost: dict[str, Any]) -> str:
+    """What each method costs beside the plain network, and beside full tuning."""
+    whole = cost["full"]
+    rows = [
+        [
+            f"`{method}`",
+            f"{row['trained']:,}",
+            f"{row['stored']:,}",
+            f"{row['forward']:.3f}",
+            f"{row['step_seconds'] / whole['step_seconds']:.2f}",
+            f"{row['step_mb'] / whole['step_mb']:.2f}",
+        ]
+        for method, row in cost.items()
+    ]
+    heads = ["", "trained", "stored", "forward ÷ plain", "time of a step ÷ `full`", "memory ÷ `full`"]
+    return markdown(heads, rows, range(1, 6))
+
+
+def times(models: dict[str, Any]) -> str:
+    """Times over Swin-T's of the same round."""
+    rows = [
+        [case, *(f"{row[name]['ratio']:.2f}" for name in TIMED.values()), f"{row['swin-t']['ms']:,.0f} ms"]
+        for case, row in models.items()
+    ]
+    return markdown(["", *TIMED, "Swin-T"], rows, range(1, 6))
+
+
+def peaks(memory: dict[str, Any]) -> str:
+    names = ("lqmamba-t", "swin-t")
+    rows = [[case, *(f"{row[name]:,.0f}" for name in names)] for case, row in memory.items()]
+    return markdown(["peak memory of a pass, MB", "`lqmamba-t`", "Swin-T"], rows, (1, 2))
+
+
+def parts(cases: dict[str, Any]) -> str:
+    heads = list(next(iter(cases.values())))
+    rows = [[case, *(f"{row[part]:,.0f}" for part in heads)] for case, row in cases.items()]
+    return markdown(["ms", *heads], rows, range(1, 1 + len(heads)))
 
 
 def interval(row: dict[str, Any], metric: str) -> str:

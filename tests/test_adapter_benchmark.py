@@ -46,17 +46,21 @@ def test_table(
     write_manifest(tmp_path / "r.csv", rated_photos(tmp_path / "photos", 13))
     rows = {"N=2": ("style-prompt", {"prompts": 2}), "N=3": ("style-prompt", {"prompts": 3})}
     monkeypatch.setitem(benchmark.TABLES, "9", rows)
+    out = tmp_path / "found.json"
+    out.write_text('{"cost": {}, "r": {"3": {}}}')
     benchmark.main(
         [
             "table", "--table", "9", "--base", str(tmp_path / "base"), "--data", str(tmp_path / "r.csv"),
-            "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "found.json"), "--epochs", "2",
+            "--runs", str(tmp_path / "runs"), "--out", str(out), "--epochs", "2",
             "--crops", "2", "--seeds", "0", "1",
         ]
     )  # fmt: skip
-    found = json.loads((tmp_path / "found.json").read_text())
+    whole = json.loads(out.read_text())
+    assert set(whole) == {"cost", "r"} and set(whole["r"]) == {"3", "9"}  # what was there has stayed
+    found = whole["r"]["9"]
     assert list(found) == list(rows) and found["N=3"]["trained"] > found["N=2"]["trained"]
-    assert found["N=2"]["srcc_before"] == found["N=3"]["srcc_before"] and found["N=2"]["seeds"] == 2
-    assert len(found["N=2"]["srcc_gains"]) == 2
+    assert found["N=2"]["srcc_before"] == found["N=3"]["srcc_before"] and found["N=2"]["seeds"] == [0, 1]
+    assert all(len(found["N=2"][key]) == 2 for key in benchmark.MEASURED)
     assert len(list((tmp_path / "runs").iterdir())) == 4 and "N=2" in capsys.readouterr().out
 
 

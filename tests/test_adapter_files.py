@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import qmamba
@@ -63,8 +64,36 @@ def test_there_and_back(method: str, dtype: Any, tmp_path: Path, scorer: Scorer)
     assert save_adapter(tmp_path / "b", again, read, dtype=dtype).weights_sha256 == config.weights_sha256
 
 
+def test_a_card_lies_beside_it(folder: Path, tmp_path: Path) -> None:
+    config = read_adapter_config(folder).replace(
+        licence="CC-BY-4.0", trained_on=("stills: a set",), limits="Not for | drawings.",
+        results={"test, after": {"n": 72, "srcc": 0.9, "srcc_low": 0.8, "srcc_high": 0.95}},
+    )  # fmt: skip
+    adapter = create("linear-probe", tiny_network())
+    card_of = save_adapter(tmp_path, adapter, config)
+    card = (tmp_path / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "cc-by-4.0" and front["base_model"] == "tiny" and "datasets" not in front
+    assert card.startswith("---\n") and "# linear-probe for tiny" in card
+    for line in (
+        "Trained on: stills: a set.",
+        "| test, after | 0.9 [0.8, 0.95] | 72 |",
+        "Not for | drawings.",
+    ):
+        assert line in card
+    assert read_adapter_config(tmp_path) == card_of and card_of.limits == "Not for | drawings."
+
+
+def test_an_adapter_that_says_nothing_of_its_limits_is_read(folder: Path) -> None:
+    file = folder / CONFIG
+    data = json.loads(file.read_text())
+    del data["limits"]
+    file.write_text(json.dumps(data))
+    assert read_adapter_config(folder).limits == ""
+
+
 def test_as_peft_lays_it_out(folder: Path, scorer: Scorer) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
     data = json.loads((folder / CONFIG).read_text())
     assert list(data)[:3] == ["peft_type", "base_model_name_or_path", "revision"]
     assert data["peft_type"] == "STYLE_PROMPT" and data["base_model_name_or_path"] == "tiny"

@@ -1,9 +1,10 @@
-"""The README.md that ships with a checkpoint, made from its config."""
+"""The README.md that ships with a checkpoint or an adapter, made from its config."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from qmamba.model_config import ModelConfig
@@ -30,35 +31,42 @@ def render_card(config: ModelConfig) -> str:
     >>> card.splitlines()[:3]
     ['---', 'license: apache-2.0', 'library_name: qmamba']
     """
-    parts = [_front_matter(config), _opening(config), _training(config), _results(config), _scoring(config)]
-    if config.limits:
-        parts.append(f"## Limits\n\n{config.limits.strip()}\n")
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return joined(
+        front_matter(config.licence, config.trained_on), _opening(config),
+        training_section(config.trained_on, config.training), results_section(config.results),
+        _scoring(config), limits_section(config.limits),
+    )  # fmt: skip
 
 
-def _quoted(text: str) -> str:
+def joined(*parts: str) -> str:
+    """A card of these parts; empty ones are left out."""
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def quoted(text: str) -> str:
     """A YAML scalar: JSON strings are YAML strings, and no data set name can end the front matter early."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """One line of Markdown table-safe text."""
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-def _front_matter(config: ModelConfig) -> str:
-    licence = config.licence.strip().lower()
+def front_matter(licence: str, trained_on: Sequence[str], extra: Sequence[str] = ()) -> str:
+    """What the Hub reads, in YAML, with more lines of it if need be."""
+    licence = licence.strip().lower()
     lines = ["---"]
     if licence in _HUB_LICENCES:
         lines.append(f"license: {licence}")
     else:
         slug = re.sub(r"[^a-z0-9.]+", "-", licence).strip("-.") or "other"
-        lines += ["license: other", f"license_name: {_quoted(slug)}"]
-    lines += ["library_name: qmamba", "pipeline_tag: image-classification", "tags:"]
+        lines += ["license: other", f"license_name: {quoted(slug)}"]
+    lines += ["library_name: qmamba", *extra, "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in ("image-quality-assessment", "no-reference", "vision-mamba")]
     # The Hub links these, and warns of what cannot be one of its names; the text has them all.
-    if ids := [name for name in config.trained_on if _DATASET_ID.fullmatch(name)]:
-        lines += ["datasets:", *(f"- {_quoted(name)}" for name in ids)]
+    if ids := [name for name in trained_on if _DATASET_ID.fullmatch(name)]:
+        lines += ["datasets:", *(f"- {quoted(name)}" for name in ids)]
     return "\n".join([*lines, "---", ""])
 
 
@@ -72,24 +80,25 @@ def _opening(config: ModelConfig) -> str:
         "```python\nimport qmamba\n\n"
         'scorer = qmamba.load("PATH_OR_HUB_ID_OF_THIS_FOLDER")\n'
         'scorer.score("photo.jpg")\n```\n\n'
-        f"Licence of the weights: {_inline(config.licence)}.\n"
+        f"Licence of the weights: {inline(config.licence)}.\n"
     )
 
 
-def _bullets(data: dict[str, Any], indent: str = "") -> list[str]:
+def bullets(data: dict[str, Any], indent: str = "") -> list[str]:
+    """An object as nested bullet points, a line each."""
     lines = []
     for key, value in data.items():
         if isinstance(value, dict):
-            lines += [f"{indent}- {_inline(key)}:", *_bullets(value, indent + "  ")]
+            lines += [f"{indent}- {inline(key)}:", *bullets(value, indent + "  ")]
         else:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines.append(f"{indent}- {_inline(key)}: {_inline(shown)}")
+            lines.append(f"{indent}- {inline(key)}: {inline(shown)}")
     return lines
 
 
-def _training(config: ModelConfig) -> str:
-    seen = ", ".join(_inline(name) for name in config.trained_on) or "not stated"
-    return "\n".join(["## Training", "", f"Trained on: {seen}.", "", *_bullets(config.training), ""])
+def training_section(trained_on: Sequence[str], training: dict[str, Any]) -> str:
+    seen = ", ".join(inline(name) for name in trained_on) or "not stated"
+    return "\n".join(["## Training", "", f"Trained on: {seen}.", "", *bullets(training), ""])
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
@@ -97,7 +106,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return _inline(json.dumps(value, ensure_ascii=False))
+        return inline(json.dumps(value, ensure_ascii=False))
     if isinstance(value, int):
         return str(value)
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
@@ -106,9 +115,9 @@ def _shown(values: dict[str, Any], key: str) -> str:
     return f"{value:.4g}"
 
 
-def _results(config: ModelConfig) -> str:
-    tables = {where: values for where, values in config.results.items() if isinstance(values, dict)}
-    notes = {where: value for where, value in config.results.items() if not isinstance(value, dict)}
+def results_section(results: dict[str, Any]) -> str:
+    tables = {where: values for where, values in results.items() if isinstance(values, dict)}
+    notes = {where: value for where, value in results.items() if not isinstance(value, dict)}
     keys = [key for key in METRIC_TITLES if any(key in values for values in tables.values())]
     other = {
         where: rest
@@ -120,13 +129,17 @@ def _results(config: ModelConfig) -> str:
         lines.append("| on | " + " | ".join(METRIC_TITLES[key] for key in keys) + " |")
         lines.append("|---" * (len(keys) + 1) + "|")
         for where, values in tables.items():
-            cells = [_inline(where), *(_shown(values, key) for key in keys)]
+            cells = [inline(where), *(_shown(values, key) for key in keys)]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", "In brackets: bootstrap interval over the images, 95 % unless said otherwise.", ""]
-    lines += _bullets({**notes, **other})
-    if not config.results:
+    lines += bullets({**notes, **other})
+    if not results:
         lines.append("Nothing measured yet.")
     return "\n".join([*lines, ""])
+
+
+def limits_section(limits: str) -> str:
+    return f"## Limits\n\n{limits.strip()}\n" if limits.strip() else ""
 
 
 def _in_table(key: str) -> bool:
@@ -135,6 +148,6 @@ def _in_table(key: str) -> bool:
 
 def _scoring(config: ModelConfig) -> str:
     lines = ["## How a photograph is scored", "", "Mean of the calibrated scores of these crops:", ""]
-    lines += _bullets(config.protocol.to_dict())
+    lines += bullets(config.protocol.to_dict())
     lines += ["", "Calibration of a crop's raw output, `sigmoid(slope * raw + offset)`:", ""]
-    return "\n".join([*lines, *_bullets(config.calibration.to_dict()), ""])
+    return "\n".join([*lines, *bullets(config.calibration.to_dict()), ""])

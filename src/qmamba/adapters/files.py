@@ -18,8 +18,10 @@ from ..calibration import Calibration
 from ..errors import AdapterError, CheckpointError
 from ..models import QMamba
 from .base import Adapter, build, create
+from .card import render_adapter_card
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CARD_FILE = "README.md"
 FORMAT_VERSION = 1
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -42,6 +44,7 @@ class AdapterConfig:
         training: how it was trained; any JSON object.
         results: measured values, as in a checkpoint's config.
         licence: of the adapter's weights.
+        limits: what it is not good for, for the card.
         weights_sha256, weights_bytes: of the file of weights; "" and 0 until saved.
         dtype: type that the weights are stored in: float32, float16 or bfloat16.
         format_version: 1.
@@ -66,6 +69,7 @@ class AdapterConfig:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     licence: str = "unknown"
+    limits: str = ""
     weights_sha256: str = ""
     weights_bytes: int = 0
     dtype: str = "float32"
@@ -76,6 +80,8 @@ class AdapterConfig:
             raise fail("format_version", str(FORMAT_VERSION), self.format_version)
         for key in ("method", "base", "licence"):
             text(getattr(self, key), key)
+        if not isinstance(self.limits, str):
+            raise fail("limits", "a string", self.limits)
         if not sha256(self.base_sha256, "base_sha256"):
             raise fail("base_sha256", "64 lower-case hexadecimal digits", self.base_sha256)
         if self.revision is not None:
@@ -114,6 +120,7 @@ class AdapterConfig:
         """
         if not isinstance(data, Mapping):
             raise fail("(whole file)", "an object", data)
+        data = {"limits": "", **data}  # adapters of the first days say nothing of them
         names = {field.name for field in dataclasses.fields(cls)} - {"method", "base"}
         same_keys(data, names | {"peft_type", "base_model_name_or_path"})
         values = dict(data)
@@ -149,12 +156,12 @@ def save_adapter(
     *,
     dtype: torch.dtype | None = None,
 ) -> AdapterConfig:
-    """Write `adapter_model.safetensors` and `adapter_config.json` into a folder, made if need be.
+    """Write `adapter_model.safetensors`, `adapter_config.json` and a card, `README.md`, into a folder.
 
     Equal weights give equal bytes. What never acts is not written, see :meth:`Adapter.stored`.
 
     Args:
-        folder: where to; files of the same names are replaced.
+        folder: where to, made if need be; files of the same names are replaced.
         adapter: from :func:`qmamba.adapters.create`.
         config: what to write; method, options, sha256, size and type of the weights are filled in.
         dtype: float32, float16 or bfloat16 for the stored weights; the config's by default.
@@ -175,7 +182,10 @@ def save_adapter(
         weights_sha256=hashlib.sha256(data).hexdigest(), weights_bytes=len(data), dtype=name,
     )  # fmt: skip
     written = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_files(Path(folder), ((WEIGHTS_FILE, data), (CONFIG_FILE, written.encode())), "adapter")
+    card = render_adapter_card(config).encode()
+    write_files(
+        Path(folder), ((WEIGHTS_FILE, data), (CARD_FILE, card), (CONFIG_FILE, written.encode())), "adapter"
+    )
     return config
 
 
