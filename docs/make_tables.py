@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
+ADAPTERS = ROOT / "src" / "qmamba" / "weights" / "adapters"
 RESULTS = ROOT / "benchmarks" / "results"
 
 METRICS = {
@@ -71,6 +72,7 @@ def rendered() -> dict[str, dict[str, str]]:
         },
         "docs/default-model.md": {"model": model_tables(measured), "accuracy": comparison(beside)},
         "docs/adapters.md": {
+            "shipped": shipped(),
             "srcc": methods_table(adapters, "srcc"),
             "plcc": methods_table(adapters, "plcc"),
             "prompts": ablation(adapters, "9", "prompts"),
@@ -160,6 +162,26 @@ def ours(row: dict[str, Any]) -> str:
     """The model's key in a set's results: its name, and a mark of its weights and protocol."""
     (key,) = (key for key in row if key.startswith("lqmamba-n "))
     return key
+
+
+def shipped() -> str:
+    """The adapters in the package, by their configs."""
+    rows = []
+    for file in sorted(ADAPTERS.glob("*/adapter_config.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        before, after = config["results"].values()
+        rows.append(
+            [
+                f"`{file.parent.name}`",
+                ", ".join(config["trained_on"]),
+                str(after["n"]),
+                interval(before, "srcc"),
+                interval(after, "srcc"),
+                interval(after, "plcc"),
+            ]
+        )
+    heads = ["name", "trained on", "tested on", "SRCC of `lqmamba-n`", "SRCC with the adapter", "PLCC with it"]
+    return markdown(heads, rows, (2, 3, 4, 5))
 
 
 def methods_table(adapters: dict[str, Any], metric: str) -> str:
