@@ -180,7 +180,14 @@ def shipped() -> str:
                 interval(after, "plcc"),
             ]
         )
-    heads = ["name", "trained on", "tested on", "SRCC of `lqmamba-n`", "SRCC with the adapter", "PLCC with it"]
+    heads = [
+        "name",
+        "trained on",
+        "tested on",
+        "SRCC of `lqmamba-n`",
+        "SRCC with the adapter",
+        "PLCC with it",
+    ]
     return markdown(heads, rows, (2, 3, 4, 5))
 
 

@@ -31,7 +31,7 @@ CHECKPOINTS = (
     "user/repository",
     "runs/mine/checkpoint",
 )  # a folder goes before the Hub
-ADAPTERS = ("runs/stills/adapter", "user/upscaled")
+ADAPTER = "runs/stills/adapter"
 
 
 def made_folder(root: Path) -> Path:
@@ -45,9 +45,7 @@ def made_folder(root: Path) -> Path:
     embedded = Path(qmamba.__file__).parent / "weights" / "lqmamba-n"
     for name in CHECKPOINTS:
         shutil.copytree(embedded, root / name)
-    scorer = qmamba.load("lqmamba-n")
-    for seed, name in enumerate(ADAPTERS):
-        saved(root / name, scorer, seed=seed)
+    saved(root / ADAPTER, qmamba.load("lqmamba-n"))
     labels = TREES["koniq10k"](root / "KonIQ-10k")
     TREES["kadid10k"](root / "kadid10k")
     (root / "mine.csv").write_text("\n".join(["image,mos", *(f"{row[0]},{row[1]}" for row in labels), ""]))

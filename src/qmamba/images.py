@@ -136,6 +136,11 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     )
 
 
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as uint8: those in [0, 1] are rounded to 0 … 255."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+
+
 def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
     """A picture of decoded pixels, to look at: shrunk where its longer side is above `longest` pixels.
 
@@ -147,9 +152,7 @@ def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
         >>> thumbnail(torch.zeros(3, 300, 400), 100).size
         (100, 75)
     """
-    if pixels.dtype != torch.uint8:
-        pixels = (pixels * 255).round().to(torch.uint8)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    picture = Image.fromarray(as_bytes(pixels).permute(1, 2, 0).contiguous().cpu().numpy())
     picture.thumbnail((longest, longest), reducing_gap=3.0)
     return picture
 

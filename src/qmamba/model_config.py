@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from qmamba._checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.calibration import Calibration
 from qmamba.errors import CheckpointError
@@ -41,6 +43,11 @@ class Preprocessing:
         object.__setattr__(self, "std", numbers(self.std, "preprocessing.std", 3))
         if min(self.std) <= 0:
             raise fail("preprocessing.std", "three numbers above zero", self.std)
+
+    def tensors(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation, each (3, 1, 1) in float32."""
+        mean, std = (torch.tensor(numbers, device=device).view(3, 1, 1) for numbers in (self.mean, self.std))
+        return mean, std
 
     def to_dict(self) -> dict[str, Any]:
         return {"mean": list(self.mean), "std": list(self.std)}

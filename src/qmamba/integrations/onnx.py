@@ -78,9 +78,8 @@ class _Scored(nn.Module):
         # together: LoRA shares the network's tensors
         self.parts = copy.deepcopy(parts).float().cpu()
         self.calibration = scorer.calibration
-        stats = scorer.config.preprocessing
-        self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), scorer.config.preprocessing.tensors(), strict=True):
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B,)."""

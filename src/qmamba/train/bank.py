@@ -59,10 +59,7 @@ class Bank:
     ) -> None:
         self.network, self.adapter, self.crops = network, adapter, crops
         self._weight = next(network.parameters())
-        stats = (preprocessing.mean, preprocessing.std)
-        self._mean, self._std = (
-            torch.tensor(numbers, device=self._weight.device).view(3, 1, 1) * 255 for numbers in stats
-        )
+        self._mean, self._std = (255 * t for t in preprocessing.tensors(self._weight.device))
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop

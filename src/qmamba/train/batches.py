@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data import DISTORTIONS, Rated
-from ..images import decode
+from ..images import as_bytes, decode
 from ..protocol import resize
 from .recipe import Recipe
 
@@ -135,7 +135,7 @@ def _square(image: Tensor, view: View, scale: float) -> Tensor:
     """What a view shows of a photograph (3, H, W), at another scale than its own: (3, S, S) uint8."""
     size = round(view.size * scale / view.scale)
     height, width = (max(size, round(side * scale)) for side in image.shape[1:])
-    scaled = _bytes(resize(image, height, width))
+    scaled = as_bytes(resize(image, height, width))
     top, left = (round(place * scale / view.scale) for place in (view.top, view.left))
     top, left = min(top, height - size), min(left, width - size)
     return scaled[:, top : top + size, left : left + size]
@@ -143,9 +143,5 @@ def _square(image: Tensor, view: View, scale: float) -> Tensor:
 
 def _shown(square: Tensor, view: View) -> Tensor:
     """A square (3, S, S) as the network sees it: (3, size, size) uint8, flipped or not."""
-    shown = _bytes(resize(square, view.size, view.size))
+    shown = as_bytes(resize(square, view.size, view.size))
     return (shown.flip(2) if view.flipped else shown).contiguous()
-
-
-def _bytes(image: Tensor) -> Tensor:
-    return image if image.dtype == torch.uint8 else (image * 255).round().byte()

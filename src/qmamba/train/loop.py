@@ -65,9 +65,7 @@ class Learner(ABC, Generic[B]):
         self.mean_network = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.heads = self.make_heads().to(device)
         self.optimisers = _optimisers(self.network, self.heads, plan)
-        stats = Preprocessing()
-        self._mean = torch.tensor(stats.mean, device=device).view(3, 1, 1) * 255
-        self._std = torch.tensor(stats.std, device=device).view(3, 1, 1) * 255
+        self._mean, self._std = (255 * t for t in Preprocessing().tensors(device))
 
     def make_network(self) -> QMamba | Trainee | Adapter:
         """What is trained."""

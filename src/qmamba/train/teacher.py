@@ -96,11 +96,10 @@ class Trainee(nn.Module):
         net = self.teacher.network
         for part in (net._conv_stem, net._bn0, *net._blocks[:KEPT]):
             part.requires_grad_(False)
-        stats = Preprocessing()
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), Preprocessing().tensors(), strict=True):
+            self.register_buffer(name, values, persistent=False)
 
     def train(self, mode: bool = True) -> Trainee:
         """Batch statistics stay those of ImageNet: a batch is too small for its own."""

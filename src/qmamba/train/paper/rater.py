@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...adapters import Adapter
 from ...data import Rated
+from ...images import as_bytes
 from ...metrics import MetricError, plcc, plcc_fitted, srcc
 from ...model_config import Preprocessing
 from ...models import QMamba
@@ -37,9 +38,8 @@ class Rater(nn.Module):
         self.network, self.adapter = network, adapter
         if adapter is not None:
             network.requires_grad_(False)
-        stats = Preprocessing()
-        self.register_buffer("mean", torch.tensor(stats.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(stats.std).view(3, 1, 1) * 255, persistent=False)
+        for name, values in zip(("mean", "std"), Preprocessing().tensors(), strict=True):
+            self.register_buffer(name, 255 * values, persistent=False)
 
     def train(self, mode: bool = True) -> Rater:
         """Training mode, of the adapter alone where there is one."""
@@ -96,9 +96,7 @@ def rate_images(
     mine = list(range(accelerator.process_index, len(images), accelerator.num_processes))
 
     def crops(place: int) -> Tensor:
-        pixels = fit_side(of.pixels(images[mine[place]]), protocol.crop)
-        if pixels.is_floating_point():
-            pixels = (pixels * 255).round().byte()
+        pixels = as_bytes(fit_side(of.pixels(images[mine[place]]), protocol.crop))
         boxes = windows(pixels.shape[1], pixels.shape[2], protocol)
         return torch.stack([pixels[:, t : t + h, left : left + w] for t, left, h, w in boxes])
 

@@ -19,7 +19,7 @@ from ..._weights import replace_file
 from ...data import DATASETS, Rated, read_dataset, read_manifest
 from ...data.splitting import make_splits
 from ...errors import DataSetError, RecipeError
-from ...images import decode
+from ...images import as_bytes, decode
 from ...protocol import resize
 from ..batches import random_crop
 from .recipe import OWN, PaperRecipe
@@ -158,8 +158,7 @@ def sized(path: Path, size: Any) -> Tensor:
         height, width = (max(1, round(side * size / shorter)) for side in (height, width))
     elif size != 0 or type(size) is not int:
         raise RecipeError(f"sizes has the shorter side, or [height, width], of each set, not {size!r}")
-    image = resize(image, height, width)
-    return image if image.dtype == torch.uint8 else (image * 255).round().byte()
+    return as_bytes(resize(image, height, width))
 
 
 class Crops(Dataset[tuple[Tensor, float]]):
