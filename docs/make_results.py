@@ -7,7 +7,6 @@ python docs/make_results.py reproduced/results    # after taking over these file
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +24,10 @@ def main() -> None:
         for path in source.glob("*/*.json"):
             place = RESULTS / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            row = json.loads(path.read_text(encoding="utf-8"))
+            for cell in row["cells"]:  # what is lacking is told with the paths of that machine
+                cell["absent"] = "absent" if cell["absent"] else None
+            place.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     rows = {}
     for name in list_paper_recipes():
         path = RESULTS / f"{name}.json"
