@@ -51,12 +51,15 @@ class PromptMixture(nn.Module):
 
 def resized(grid: Tensor, x: Tensor) -> Tensor:
     """A grid (B, h, w, C) brought bilinearly to the height and width of x (B, H, W, C'), over all positions
-    that fall together where it shrinks. A grid of one position is left to broadcasting."""
+    that fall together where it shrinks; as float32 where it was a half. A grid of one position is left to
+    broadcasting."""
     if grid.shape[1:3] in ((1, 1), x.shape[1:3]):
         return grid
     height, width = x.shape[1:3]
     shrinks = grid.shape[1] > height or grid.shape[2] > width
     planes = grid.permute(0, 3, 1, 2)
+    if planes.dtype.itemsize < 4:  # torch shrinks no bfloat16 on a processor
+        planes = planes.float()
     size = (height, width)
     planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
     return planes.permute(0, 2, 3, 1)
