@@ -209,15 +209,13 @@ def test_prompts_with_a_size(size, network):
     assert [part.mixture.prompts.shape[1:3] for part in adapter.prompts] == sides
 
 
-@pytest.mark.parametrize(
-    "method, options", [("style-prompt", {"size": (14, 14)}), ("ssf", {"grid": 14})]
-)
+@pytest.mark.parametrize("method, options", [("style-prompt", {"size": (14, 14)}), ("ssf", {"grid": 14})])
 def test_prompts_with_a_size_in_bfloat16(method, options, network):
     adapter, x = louder(make(method, network, **options)), images(2, 3, 71, 45)  # stages of 18 × 12 to 3 × 2
     with torch.inference_mode():
         expected, plain = adapter(network, x), network(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert (adapter(network, x) - expected).abs().max() < 0.25 * (expected - plain).abs().max()
+            assert (adapter(network, x) - expected).abs().max() < 0.75 * (expected - plain).abs().max()
         halves = copy.deepcopy(adapter).bfloat16()(copy.deepcopy(network).bfloat16(), x.bfloat16())
     assert halves.isfinite().all()
 

@@ -74,7 +74,7 @@ class TestEach:
     def test_from_the_command_line(self, name: str, scorer: qmamba.Scorer, tmp_path: Path) -> None:
         photo(0).save(tmp_path / "a.png")
         ran = CliRunner().invoke(
-            app, ["score", str(tmp_path / "a.png"), "--adapter", name, "--format", "jsonl", "--quiet"]
+            app, ["score", str(tmp_path / "a.png"), "--adapter", name, "--format", "jsonl"]
         )
         assert ran.exit_code == 0, ran.output
         (expected,) = scorer.score([photo(0)], adapters=[name])

@@ -40,7 +40,8 @@ def render_adapter_card(config: AdapterConfig) -> str:
     calibration = "Calibration of a crop's adapted raw output, `sigmoid(slope * raw + offset)`:"
     return joined(
         front_matter(config.licence, config.trained_on, [f"base_model: {quoted(config.base)}"]), opening,
-        training_section(config.trained_on, config.training), results_section(config.results),
+        training_section(config.trained_on, {"options": config.options, **config.training}),
+        results_section(config.results),
         "\n".join(["## Scores", "", calibration, "", *bullets(config.calibration.to_dict())]),
         limits_section(config.limits),
     )  # fmt: skip
