@@ -271,7 +271,7 @@ def test_load_with_an_adapter(folder: Path) -> None:
     half = qmamba.load(folder / "base", adapter=folder / "stills", dtype=torch.float16)
     assert {p.dtype for p in half.parameters()} == {torch.float16}
     assert torch.allclose(half.score(IMAGES), scorer.score(IMAGES), atol=0.02)
-    with pytest.raises(AdapterError, match="give its folder, or a Hub id"):
+    with pytest.raises(AdapterError, match="its folder, or a Hub id"):
         later.load_adapter("nowhere")
     with pytest.raises(CheckpointError, match="is a file"):
         later.load_adapter(folder / "photo.png")

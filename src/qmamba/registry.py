@@ -103,8 +103,8 @@ def resolve_adapter(
     if folder is None:
         shipped = ", ".join(list_adapters())
         raise AdapterError(
-            f"no adapter {os.fspath(name)!r}: give its folder, a Hub id, user/repo"
-            + (f", or one that ships: {shipped}" if shipped else "")
+            f"no adapter {os.fspath(name)!r}: give one that ships ({shipped}), its folder, or a Hub id, "
+            "user/repo"
         )
     return folder
 
