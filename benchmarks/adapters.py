@@ -155,10 +155,9 @@ def table(
             )  # fmt: skip
             log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
             before, after = read_adapter_config(folder).results.values()
-            line["srcc_before"].append(before["srcc"])
-            line["plcc_before"].append(before["plcc"])
-            line["srcc_after"].append(after["srcc"])
-            line["plcc_after"].append(after["plcc"])
+            for metric in ("srcc", "plcc"):
+                line[f"{metric}_before"].append(before[metric])
+                line[f"{metric}_after"].append(after[metric])
             line["seconds"].append(round(sum(entry.get("seconds", 0) for entry in log), 1))
         means = "  ".join(f"{key} {statistics.mean(line[key]):,.4g}" for key in MEASURED)
         print(f"{row:18s} trained {line['trained']:,}  {means}", flush=True)

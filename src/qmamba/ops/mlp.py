@@ -26,9 +26,13 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
     tensors = (x, weight1, bias1, weight2, bias2)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if not wanted or not plain(tensors, (torch.float32, torch.float64)) or x.numel() == 0:
-        return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
+        return _composed(*tensors)
     out: Tensor = _MLP.apply(*tensors)  # type: ignore[no-untyped-call]
     return out
+
+
+def _composed(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
 
 
 class _MLP(torch.autograd.Function):
@@ -88,8 +92,6 @@ def _differentiable(
     given: tuple[Tensor, ...], g: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The gradients by torch, which knows those of them."""
-    x, weight1, bias1, weight2, bias2 = given
-    out = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
     leaves = [t for t, w in zip(given, wanted, strict=True) if w]
-    found = iter(torch.autograd.grad(out, leaves, g, create_graph=True))
+    found = iter(torch.autograd.grad(_composed(*given), leaves, g, create_graph=True))
     return tuple(next(found) if w else None for w in wanted)
