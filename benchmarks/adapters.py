@@ -14,7 +14,7 @@ and a fifth of the rest held out, by reference where there are references (``ben
 makes such manifests). Runs that a folder has already are not run again. Seconds are those of the steps.
 
 What is measured is put into the file of ``--out`` beside what it has already: under "cost", or under the
-manifest's name and the table's number.
+manifest's name and the table's number, where rows keep the seeds that they had.
 """
 
 from __future__ import annotations
@@ -184,8 +184,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--crops", type=int, default=5)
+    parser.add_argument("--lr", type=float, help="peak learning rate; by default the method's own")
+    parser.add_argument("--rows", nargs="+", help="of the table; all unless given")
     parser.add_argument("--precision", default="float32")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    rows = TABLES[options.table]
+    if unknown := [row for row in options.rows or () if row not in rows]:
+        parser.error(f"table {options.table} has no row {unknown[0]!r}: its rows are {', '.join(rows)}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -200,8 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         place = ["cost"]
     else:
-        recipe = {"epochs": options.epochs, "crops": options.crops, "precision": options.precision}
+        recipe = {key: getattr(options, key) for key in ("epochs", "crops", "precision", "lr")}
         rows, ratings = TABLES[options.table], read_manifest(options.data)
+        rows = {row: rows[row] for row in options.rows or rows}
         found = table(rows, options.base, ratings, options.runs, options.seeds, recipe)
         place = [options.data.stem, options.table]
     if options.out:
@@ -214,8 +221,24 @@ def put(file: Path, place: list[str], found: dict[str, Any]) -> None:
     at = whole
     for key in place[:-1]:
         at = at.setdefault(key, {})
-    at[place[-1]] = found
+    before = at.get(place[-1], {})
+    at[place[-1]] = {**before, **{row: joined(before.get(row, {}), line) for row, line in found.items()}}
     file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def joined(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table with the seeds that it had before, less those that were measured anew; in order."""
+    kept = [i for i, seed in enumerate(before.get("seeds", ())) if seed not in line.get("seeds", ())]
+    if not kept:
+        return line
+    seeds = [before["seeds"][i] for i in kept] + line["seeds"]
+    order = sorted(range(len(seeds)), key=seeds.__getitem__)
+    columns = {key: [before[key][i] for i in kept] + line[key] for key in MEASURED}
+    return {
+        **line,
+        "seeds": [seeds[i] for i in order],
+        **{key: [column[i] for i in order] for key, column in columns.items()},
+    }
 
 
 if __name__ == "__main__":

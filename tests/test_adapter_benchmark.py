@@ -64,6 +64,29 @@ def test_table(
     assert len(list((tmp_path / "runs").iterdir())) == 4 and "N=2" in capsys.readouterr().out
 
 
+def test_seeds_are_added_to_those_of_before(benchmark: ModuleType, tmp_path: Path) -> None:
+    def line(seeds: list[int], value: float) -> dict[str, object]:
+        return {
+            "trained": 1,
+            "seeds": seeds,
+            **{key: [value + s for s in seeds] for key in benchmark.MEASURED},
+        }
+
+    out = tmp_path / "found.json"
+    benchmark.put(out, ["stills", "8"], {"ssf": line([0, 2], 0.1), "lora": line([0], 0.1)})
+    benchmark.put(out, ["stills", "8"], {"ssf": line([1, 2], 0.5)})
+    found = json.loads(out.read_text())["stills"]["8"]
+    assert found["lora"] == line([0], 0.1) and found["ssf"]["seeds"] == [0, 1, 2]
+    assert found["ssf"]["plcc_after"] == [0.1, 1.5, 2.5]  # what is measured anew takes the place of the old
+
+
+def test_a_row_that_a_table_does_not_have(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.parse(["table", "--table", "10", "--rows", "layer"]).rows == ["layer"]
+    with pytest.raises(SystemExit):
+        benchmark.parse(["table", "--table", "8", "--rows", "full"])
+    assert "table 8 has no row 'full': its rows are ssf, " in capsys.readouterr().err
+
+
 def test_the_papers_tables(benchmark: ModuleType) -> None:
     assert [len(rows) for rows in benchmark.TABLES.values()] == [4, 5, 6, 5]
 
