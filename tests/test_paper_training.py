@@ -473,3 +473,29 @@ def test_tensorboard(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     _, folder = only(dataclasses.replace(TINY, epochs=1), root, tmp_path, log="tensorboard")
     assert list(folder.glob("**/events.out.*"))
+
+
+def test_trackio(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An interrupted run and its rest are one run there, of a name of its own; nothing of it is in stdout."""
+    logs = tmp_path / "logs"
+    monkeypatch.setenv("TRACKIO_DIR", str(logs))  # looked at when it is imported
+    pytest.importorskip("trackio", reason="trackio is not installed")
+
+    def stop(event: dict[str, Any]) -> None:
+        if event.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        only(TINY, root, tmp_path, log="trackio", report=stop)
+    _, folder = only(TINY, root, tmp_path, log="trackio")
+    trackio_of = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    (name,) = trackio_of.get_runs("qmamba")
+    assert name == str(folder.relative_to(tmp_path))
+    told = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [event for event in told if "loss" in event]
+    found = [row for row in trackio_of.get_logs("qmamba", name) if "loss" in row]
+    assert [row["step"] for row in found] == [event["step"] for event in steps] and len(steps) > 3
+    assert [row["loss"] for row in found] == [event["loss"] for event in steps]
+    assert not capsys.readouterr().out

@@ -28,7 +28,7 @@ from .rater import Rater, measure, protocol_of, rate_images
 from .recipe import NO_TUNING, PaperRecipe
 from .sets import RatedSet, read_set, split_set
 from .start import Start, no_start, start
-from .trainer import fit, forget_states, is_first, make_accelerator, random_state_kept
+from .trainer import fit, forget_states, is_first, make_accelerator, random_state_kept, tracked
 
 RESULTS, RUN, CURVE = "results.json", "run.json", "curve.png"
 CALIBRATION_IMAGES = 200  # of each training set
@@ -189,15 +189,12 @@ def _do(
         tell({"note": began.report()})
     learnt = [sets[name] for name in run.train]
     if learnt:
-        if shop.log is not None:
-            accelerator.init_trackers("qmamba", config={"run": run.title})
         lr = recipe.lr if run.base is None else recipe.adapter_lr or _adapter_lr(rater)
-        steps = fit(
-            rater, learnt, recipe, seed, lr, accelerator, folder,
-            workers=shop.workers, most_steps=2 if shop.dry else None, report=tell,
-        )  # fmt: skip
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        with tracked(accelerator, str(folder_of(run, recipe)), folder):
+            steps = fit(
+                rater, learnt, recipe, seed, lr, accelerator, folder,
+                workers=shop.workers, most_steps=2 if shop.dry else None, report=tell,
+            )  # fmt: skip
     rater.to(accelerator.device)
 
     def rated(name: str, images: list[Rated]) -> Tensor:

@@ -6,8 +6,9 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,29 @@ def _has_trackio() -> bool:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     return find_spec("trackio") is not None and "trackio" in LOGGER_TYPE_TO_CLASS
+
+
+@contextmanager
+def tracked(accelerator: Any, name: str, out: Path) -> Iterator[None]:
+    """A run under this name for the accelerator's tracker, if it has one; goes on where ``out`` has a state.
+
+    What trackio prints belongs to those who watch, and stdout to those who read results.
+    """
+    resume = "allow" if _states(out) else "never"
+    with redirect_stdout(sys.stderr):
+        accelerator.init_trackers(
+            "qmamba", config={"run": name}, init_kwargs={"trackio": {"name": name, "resume": resume}}
+        )
+    try:
+        yield
+    finally:
+        with redirect_stdout(sys.stderr):
+            for tracker in accelerator.trackers:
+                tracker.finish()
+                if tracker.name == "trackio" and accelerator.is_main_process:
+                    import trackio
+
+                    trackio.finish()  # otherwise it does so, and prints, when the process ends
 
 
 @contextmanager
@@ -266,7 +290,7 @@ def _save(accelerator: Any, out: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and not place.exists():
         part.rename(place)
-        for older in sorted(out.glob(f"{_STATE}*")):
+        for older in _states(out):
             if older != place:
                 shutil.rmtree(older)
     accelerator.wait_for_everyone()
@@ -274,7 +298,7 @@ def _save(accelerator: Any, out: Path, step: int) -> None:
 
 def _restore(accelerator: Any, out: Path) -> int:
     """Go on from the last state in the folder; its step, or 0 where there is none."""
-    states = sorted(out.glob(f"{_STATE}*"))
+    states = _states(out)
     if not states:
         return 0
     try:
@@ -284,7 +308,12 @@ def _restore(accelerator: Any, out: Path) -> int:
     return int(states[-1].name.removeprefix(_STATE))
 
 
+def _states(out: Path) -> list[Path]:
+    """Folders of states, the last one last."""
+    return sorted(out.glob(f"{_STATE}*"))
+
+
 def forget_states(out: Path) -> None:
     """Delete what a run would have gone on from."""
-    for folder in (*out.glob(f"{_STATE}*"), out / _PART):
+    for folder in (*_states(out), out / _PART):
         shutil.rmtree(folder, ignore_errors=True)
