@@ -4,7 +4,8 @@ r"""What the scan's kernels take of a GPU, compiled ahead of time: no GPU is nee
     python benchmarks/gpu_resources.py --targets sm_90 --ranks 12 --json resources.json
 
 For each kernel and all constants that dispatch can pick for the library's models: registers a thread, bytes
-of shared memory a program, bytes a thread spills. Needs triton, which brings its own assembler.
+of shared memory a program, bytes a thread spills; and on NVIDIA's cards, for the scan's, instructions of a
+thread for each step of each channel, the most of its loops. Needs triton, which brings its own assembler.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qmamba.ops import Route, cross_scan_routes, triton_gate
-from qmamba.ops.selective_scan.triton import CARRIES, GROUP, LANES, LANES_BACK, block, constants, pairs, power
+from qmamba.ops.selective_scan.triton import (
+    CARRIES,
+    GROUP,
+    channels_backwards,
+    channels_forwards,
+    constants,
+    pairs,
+    power,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -61,11 +70,12 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     spilled: int
+    instructions: float | None
 
 
 def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTarget) -> Any:
     """A kernel for a target, with pointers and D in multiples of 16, as they are in all models."""
-    options = {"num_warps": constants_["num_warps"]}
+    options = {name: constants_[name] for name in ("num_warps", "num_stages") if name in constants_}
     known = {name: value for name, value in constants_.items() if name in kernel.arg_names}
     signature = {}
     for name in kernel.arg_names:
@@ -84,17 +94,19 @@ def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTar
         return triton.compile(source, target=target, options=options)
 
 
+def dumped(binary: Any, what: str) -> str:
+    """What the assembler's tool tells of a kernel for NVIDIA's cards."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary.asm["cubin"])
+        return subprocess.run([tool, what, file], capture_output=True, text=True, check=True).stdout
+
+
 def resources(binary: Any) -> tuple[int, int, int]:
     """Registers, shared memory, spills."""
     if "cubin" in binary.asm:
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "kernel.cubin"
-            file.write_bytes(binary.asm["cubin"])
-            text = subprocess.run(
-                [tool, "-res-usage", file], capture_output=True, text=True, check=True
-            ).stdout
-        found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+        found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dumped(binary, "-res-usage")))
         return int(found["REG"]), binary.metadata.shared, int(found["STACK"]) + int(found["LOCAL"])
     text = binary.asm["amdgcn"]
     registers, spilled = (
@@ -103,10 +115,26 @@ def resources(binary: Any) -> tuple[int, int, int]:
     return registers, binary.metadata.shared, 4 * spilled
 
 
+def instructions(binary: Any, known: dict[str, Any]) -> float | None:
+    """Of a thread, in the longest of the innermost loops, which goes through a tile, for each step of each
+    channel; None for other kernels, and where the assembler is not NVIDIA's."""
+    if "cubin" not in binary.asm or "STATES_" not in known:
+        return None
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", dumped(binary, "-sass"))
+    places = [int(place, 16) for place, _ in found]
+    jumps = (
+        (place, re.search(r"BRA.* 0x([0-9a-f]+)", code))
+        for place, (_, code) in zip(places, found, strict=True)
+    )
+    loops = [(int(to[1], 16), place) for place, to in jumps if to and int(to[1], 16) < place]
+    inner = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops if (c, d) != (a, b))]
+    longest = max(sum(a <= place <= b for place in places) for a, b in inner)
+    return longest * 32 * known["num_warps"] / (known["T"] * known["CHANNELS"] * known["STATES_"])
+
+
 def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
-    sizes = (states,)
-    wide, narrow = block(LANES, sizes), block(LANES_BACK, sizes)
+    wide, narrow = channels_forwards(rank, states), channels_backwards(states)
     window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
     for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
         forward = constants(pair, 4, rank, states, wide)
@@ -119,7 +147,9 @@ def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str,
         yield f"forward, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": False}
         yield f"forward, kept, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": True}
         yield f"backward, {routes}", "backward_kernel", backward | how | {"GROUP": GROUP}
-    yield "carries", "carries_kernel", {"REVERSED": 12, "K": 4, "LANES": CARRIES, "num_warps": 4}
+    yield "carries", "carries_kernel", {
+        "REVERSED": 12, "K": 4, "T": CARRIES[0], "LANES": CARRIES[1], "num_warps": 4,
+    }  # fmt: skip
     channels = 32 * rank  # R = ⌈C / 16⌉, and the scan is twice as wide as C
     gate = {"K": 4, "CHUNK": triton_gate.CHUNK, "ROWS": triton_gate.rows(channels)}
     gate |= {"CHANNELS": power(channels), "num_warps": 4}
@@ -134,8 +164,9 @@ def table(usages: list[Usage]) -> str:
         cells = []
         for target in TARGETS:
             those = [u for u in usages if (u.kernel, u.target) == (kernel, target)]
-            most = (max((u[i] for u in those), default=0) for i in (5, 6, 7))
-            cells.append(" / ".join(map(str, most)) if those else "–")
+            most = [str(max(u[i] for u in those)) for i in (5, 6, 7)] if those else ["–"]
+            counted = [u.instructions for u in those if u.instructions is not None]
+            cells.append(" / ".join(most + ([f"{max(counted):.0f}"] if counted else [])))
         rows.append(f"| {kernel} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -162,9 +193,10 @@ def main() -> None:
             if args.kernels not in name:
                 continue
             if target.startswith("gfx"):
-                known = known | {"PRECISION": "ieee", "num_warps": 4}
+                known = known | {"PRECISION": "ieee", "num_warps": min(4, known["num_warps"])}
             binary = compiled(kernels[function], known, dtype, TARGETS[target])
-            usages.append(Usage(target, name, dtype, rank, states, *resources(binary)))
+            counted = instructions(binary, known)
+            usages.append(Usage(target, name, dtype, rank, states, *resources(binary), counted))
             print(*usages[-1], sep="\t", file=sys.stderr)
     if args.json:
         args.json.write_text(json.dumps([u._asdict() for u in usages], indent=1), encoding="utf-8")

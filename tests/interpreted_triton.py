@@ -14,7 +14,7 @@ import triton.language as tl
 from qmamba import create_model
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan, triton_gate
 from qmamba.ops.selective_scan.triton import TritonScan
-from qmamba.ops.selective_scan.triton_steps import softplus
+from qmamba.ops.selective_scan.triton_steps import divided, reciprocal, softplus
 from test_gated_scan import check as check_gated
 from test_gated_scan import make as make_gated
 from test_selective_scan import assert_same, make_inputs, run
@@ -35,6 +35,8 @@ def poison():
 def small_tiles(monkeypatch):
     """The interpreter takes its time for every element of a tile."""
     monkeypatch.setattr(launcher, "LANES", 16)
+    monkeypatch.setattr(launcher, "SHORTEST", 16)
+    monkeypatch.setattr(launcher, "CARRIES", (4, 16))
     monkeypatch.setattr(launcher.Team, "of", lambda states: launcher.Team(16, 4))
 
 
@@ -66,7 +68,7 @@ def test_forward_and_gradients(monkeypatch, case, chunked):
 def test_tiles_as_a_gpu_gets_them(monkeypatch):
     monkeypatch.undo()
     routes = (Route("column"), Route("column", reverse=True))
-    inputs = make_inputs(6, 8, routes, batch=1)  # two tiles of 32, the second with spare steps
+    inputs = make_inputs(5, 17, routes, batch=1)  # two chunks, tiles of 16, the last of them with spare steps
     got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=True)
     assert_same(got, run(inputs, routes, "reference", merge=True), 2e-6)
 
@@ -158,3 +160,23 @@ def test_the_polynomial_of_softplus_is_as_precise_as_float32():
     kernel[(1,)](x, y, N=2**14)
     want = torch.nn.functional.softplus(x.double(), threshold=100)
     assert ((y.double() - want).abs() / want).max() < 1e-6
+
+
+def test_division_by_a_product_is_exact():
+    @triton.jit
+    def kernel(n, d, quotient, rest, N: tl.constexpr):
+        i = tl.arange(0, N)
+        of = tl.load(d + i)
+        q, r = divided(tl.load(n + i), of, reciprocal(of))
+        tl.store(quotient + i, q)
+        tl.store(rest + i, r)
+
+    g, most = torch.Generator().manual_seed(0), 2**31 - 1
+    d = torch.cat([torch.arange(1, 1025), torch.randint(1, 2**30, (1024,), generator=g)])
+    drawn = torch.randint(0, most, (2048,), generator=g)
+    whole = drawn // d * d
+    for n in (drawn, whole, (whole - 1).clamp(min=0), torch.full_like(d, most)):
+        numbers = [t.to(torch.int32) for t in (n, d)]
+        q, r = torch.empty_like(numbers[0]), torch.empty_like(numbers[0])
+        kernel[(1,)](*numbers, q, r, N=2048)
+        assert torch.equal(q, (n // d).int()) and torch.equal(r, (n % d).int())

@@ -25,8 +25,9 @@ LANES = 64  # channels times states that a program works on together, forwards
 LANES_BACK = 16  # and backwards, where more is held in registers
 GROUP = 128  # channels whose sums a program adds up backwards, one block after the other
 CHUNK = 512  # steps, at most, that are walked one after the other
-PROGRAMS = 1024  # that there should be, where the shapes allow it
-CARRIES = 128  # lanes of a program that carries states from chunk to chunk
+SHORTEST = 64  # steps of a chunk, where a walk has so many
+PROGRAMS = 2048  # that a launch should have, where the shapes allow it
+CARRIES = (32, 64)  # chunks that a program carries states through together, and lanes
 
 
 class Team(NamedTuple):
@@ -37,8 +38,9 @@ class Team(NamedTuple):
 
     @classmethod
     def of(cls, states: int) -> Team:
-        """By states per channel: with more lanes fewer steps fit into registers."""
-        return cls(32, 8) if states == 1 else cls(16, 8)
+        """By states per channel. With one, a warp works alone: nothing waits for others, and a thread has all
+        steps of its channels; the sixteen are the fewest that tensor cores take."""
+        return cls(16, 1) if states == 1 else cls(16, 8)
 
 
 class Pair(NamedTuple):
@@ -144,9 +146,15 @@ class Problem:
     def chunk(self) -> int:
         """Steps of a chunk, in whole tiles; forwards and backwards the same, since tiles start with it."""
         batch, D = self.x.shape[0], self.x.shape[-1]
-        others = max(1, batch * -(-D // block(LANES, self.sizes)) * len(self.pairs))
+        others = max(1, batch * -(-D // self._forwards))
         tile, enough = Team.of(self.B.shape[-1]).tile, -(-PROGRAMS // others)
-        return tile * max(1, min(CHUNK // tile, self.tiles // enough))
+        return tile * max(SHORTEST // tile, min(CHUNK // tile, self.tiles // enough))
+
+    @property
+    def _forwards(self) -> int:
+        """Channels of a program, forwards."""
+        *_, R, N = self.sizes
+        return channels_forwards(R, N)
 
     @property
     def tiles(self) -> int:
@@ -189,7 +197,7 @@ class Problem:
         from . import triton_kernels as kernels
 
         _, height, width, D, K, _, _ = self.sizes
-        channels = block(LANES, self.sizes)
+        channels = self._forwards
         carries = self._carries(None)
         out = self.x if y is None else y  # without y nothing is written there
         apart = self.merge and K > 1 and y is not None and y.dtype != torch.float32
@@ -212,23 +220,25 @@ class Problem:
         from . import triton_kernels as kernels
 
         batch, height, width, D, K, _, N = self.sizes
-        channels = block(LANES, self.sizes)
+        channels = self._forwards
         grid = self._grid(channels)
+        entering = self._new(batch, K, grid[0], D, N)
         if grid[0] == 1:
-            return self._new(batch, K, 1, D, N).zero_()
-        decays, states = self._new(batch, K, grid[0], D, N), self._new(batch, K, grid[0], D, N)
+            return entering.zero_()
+        decays, ends = torch.empty_like(entering), torch.empty_like(entering)
         cotangent = self.x if gy is None else gy
         for pair in self.pairs:
             kernels.chunks_kernel[grid](
                 self.x, cotangent, *_strides(cotangent), *_walked(self.dt), *_walked(self.B),
-                *_walked(self.C), self.weight, self.bias, self.A, decays, states, height, width, D,
+                *_walked(self.C), self.weight, self.bias, self.A, decays, ends, height, width, D,
                 self.chunk, ADJOINT=gy is not None, **self._constants(pair, channels),
             )  # fmt: skip
         down = self.reversed if gy is None else (1 << K) - 1 - self.reversed
-        kernels.carries_kernel[(batch * K, -(-D * N // CARRIES))](
-            decays, states, grid[0], D * N, REVERSED=down, K=K, LANES=CARRIES, num_warps=4
+        tile, lanes = CARRIES
+        kernels.carries_kernel[(batch * K, -(-D * N // lanes))](
+            decays, ends, entering, grid[0], D * N, REVERSED=down, K=K, T=tile, LANES=lanes, num_warps=4
         )
-        return states
+        return entering
 
     def backward(self, gy: Tensor, entering: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D, all but x's in float32."""
@@ -236,7 +246,7 @@ class Problem:
 
         batch, height, width, D, K, R, N = self.sizes
         gy = gy.contiguous()
-        channels = block(LANES_BACK, self.sizes)
+        channels = channels_backwards(N)
         chunks, groups, _ = grid = self._grid(GROUP)
         g_x = torch.empty_like(self.x)
         so_far = g_x if g_x.dtype == torch.float32 or K == 1 else self._new(*g_x.shape)
@@ -269,9 +279,14 @@ def _walked(v: Tensor) -> tuple[Tensor, int, int, int]:
     return v, v.stride(0), v.stride(2), v.stride(3)
 
 
-def block(lanes: int, sizes: tuple[int, ...]) -> int:
-    """Channels that a program works on, when it works on so many lanes."""
-    return max(lanes // power(sizes[-1]), 16)
+def channels_forwards(rank: int, states: int) -> int:
+    """Channels that a program works on, forwards: fewer where their step sizes' expansion takes more room."""
+    return max(LANES // (1 if rank <= 16 else 2) // power(states), 16)
+
+
+def channels_backwards(states: int) -> int:
+    """Channels that a program works on, backwards."""
+    return max(LANES_BACK // power(states), 16)
 
 
 def power(n: int) -> int:
@@ -296,5 +311,7 @@ def constants(pair: Pair, K: int, R: int, N: int, channels: int) -> dict[str, An
         "CHANNELS": channels,
         # float32 in three parts on NVIDIA's tensor cores, which keeps its precision
         "PRECISION": "ieee" if torch.version.hip else "tf32x3",
-        "num_warps": 4 if torch.version.hip else warps,  # of 64 threads there: with 8 the forward spills
+        "num_stages": 1,  # loads that go ahead of a product would take registers until some spill
+        # warps have 64 threads on AMD's cards, and eight of them spill
+        "num_warps": min(4, warps) if torch.version.hip else warps,
     }

@@ -34,7 +34,7 @@ from .triton_steps import (
 @triton.jit(do_not_specialize=["H", "W", "chunk"])
 def chunks_kernel(
     x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route,
-    C, C_image, C_position, C_route, weight, bias, A, decays, states, H, W, D, chunk,
+    C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk,
     K: tl.constexpr, FORWARD_ROUTE: tl.constexpr, REVERSE_ROUTE: tl.constexpr, COLUMN: tl.constexpr,
     WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr,
     STATES_: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
@@ -46,7 +46,7 @@ def chunks_kernel(
         if (REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE) >= 0:
             _chunk(
                 x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
-                B_route, C, C_image, C_position, C_route, weight, bias, A, decays, states, H, W, D, chunk, K,
+                B_route, C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk, K,
                 REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE, (direction == 1) != ADJOINT, COLUMN,
                 WINDOW, RANK, RANK_, STATES, STATES_, ADJOINT, T, CHANNELS, PRECISION,
             )  # fmt: skip
@@ -55,7 +55,7 @@ def chunks_kernel(
 @triton.jit
 def _chunk(
     x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route,
-    C, C_image, C_position, C_route, weight, bias, A, decays, states, H, W, D, chunk,
+    C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk,
     K: tl.constexpr, ROUTE: tl.constexpr, DOWN: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr,
     RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
     ADJOINT: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
@@ -85,40 +85,49 @@ def _chunk(
         low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
         delta, _ = softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
         delta = tl.where(valid[:, None], delta, 0.0)
-        decay = tl.exp2(delta * of_A[None, :])
+        of_tile = tl.sum(delta, 0)
+        to_come = of_tile[None, :] - tl.cumsum(delta, 0)  # Δ of the steps after each: its share decays by it
         if ADJOINT:
-            into = of_channels(gy, position, valid, d, D) * decay
+            into = of_channels(gy, position, valid, d, D)
             into *= of_states(C, position, valid, C_position, n, STATES, STATES_)
+            to_come += delta
         else:
             into = of_channels(x, position, valid, d, D) * delta
             into *= of_states(B, position, valid, B_position, n, STATES, STATES_)
-        products, ends = tl.associative_scan((decay, into), 0, compose)
-        state = row_of(ends, T - 1, T) + row_of(products, T - 1, T) * state
-        total += tl.sum(delta, 0)
+        state *= tl.exp2(of_tile * of_A)
+        state += tl.sum(into * tl.exp2(to_come * of_A[None, :]), 0)
+        total += of_tile
     entry = (image * K + ROUTE) * tl.num_programs(0) + tl.program_id(0)
     at = (entry * D + d) * STATES + n
     tl.store(decays + at, tl.exp2(total * of_A), mask=known)
-    tl.store(states + at, state, mask=known)
+    tl.store(ends + at, state, mask=known)
 
 
 @triton.jit(do_not_specialize=["chunks", "lanes"])
 def carries_kernel(
-    decays, states, chunks, lanes, REVERSED: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr
-):
-    """Replace, in place, the state that each chunk ends with by the one that enters it. Routes whose bit is
-    set in REVERSED go from the last chunk to the first."""
+    decays, ends, entering, chunks, lanes,
+    REVERSED: tl.constexpr, K: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The state that enters each chunk, from those that chunks end with when they start from zero. Routes
+    whose bit is set in REVERSED go from the last chunk to the first."""
     route = tl.program_id(0) % K
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
-    known = lane < lanes
-    base = tl.program_id(0).to(tl.int64) * chunks * lanes + lane
+    base = tl.program_id(0).to(tl.int64) * chunks * lanes
     down = (REVERSED >> route) & 1
     state = tl.zeros((LANES,), tl.float32)
-    for c in range(0, chunks):
-        at = base + (chunks - 1 - c if down == 1 else c) * lanes
-        decay = tl.load(decays + at, mask=known, other=0.0)
-        end = tl.load(states + at, mask=known, other=0.0)
-        tl.store(states + at, state, mask=known)
-        state = end + decay * state
+    for taken in range(0, chunks, T):
+        c = taken + tl.arange(0, T)
+        place = tl.where(down == 1, chunks - 1 - c, c)
+        at = base + place[:, None] * lanes + lane[None, :]
+        before = at + tl.where(down == 1, lanes, -lanes)  # of the chunk before
+        known = (c < chunks)[:, None] & (lane < lanes)[None, :]
+        follows = known & (c > 0)[:, None]
+        decay = tl.load(decays + before, mask=follows, other=0.0)
+        end = tl.load(ends + before, mask=follows, other=0.0)
+        products, states = tl.associative_scan((decay, end), 0, compose)
+        states += products * state[None, :]
+        tl.store(entering + at, states, mask=known)
+        state = row_of(states, T - 1, T)
 
 
 # --- the outputs -------------------------------------------------------------------------------------------

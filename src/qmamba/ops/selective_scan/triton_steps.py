@@ -11,6 +11,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def reciprocal(d):
+    """What `divided` by d multiplies by: 2³² / d, rounded up, in 32 bits (0 for d = 1)."""
+    return 0xFFFFFFFF // d.to(tl.uint32) + 1
+
+
+@triton.jit
+def divided(n, d, reciprocal_of_d):
+    """n // d and n % d of n ≥ 0. The card divides in twenty instructions and multiplies in one; the product
+    is the quotient, or one more."""
+    q = tl.umulhi(n.to(tl.uint32), reciprocal_of_d).to(tl.int32)
+    q = tl.where(d == 1, n, q)
+    rest = n - q * d
+    return tl.where(rest < 0, q - 1, q), tl.where(rest < 0, rest + d, rest)
+
+
+@triton.jit
 def position_of(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
     """The row-major position on the grid (H, W) that a forward route visits at a step."""
     height, width = H, W
@@ -18,15 +34,21 @@ def position_of(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
         height, width = W, H
     visited = step
     if WINDOW > 0:
-        band = step // (WINDOW * width)
-        inside = step - band * (WINDOW * width)
-        tall = tl.minimum(WINDOW, height - band * WINDOW)
-        block = inside // (tall * WINDOW)
-        inside -= block * (tall * WINDOW)
-        wide = tl.minimum(WINDOW, width - block * WINDOW)
-        visited = (band * WINDOW + inside // wide) * width + block * WINDOW + inside % wide
+        side = tl.full((), WINDOW, tl.int32)
+        low, narrow = height % WINDOW, width % WINDOW  # sides of the windows at the far borders, 0: whole
+        band, inside = divided(step, side * width, reciprocal(side * width))
+        border = band * WINDOW + low == height
+        tall = tl.where(border, low, WINDOW)
+        of_low, of_side = reciprocal(tl.maximum(low * WINDOW, 1)), reciprocal(side * WINDOW)
+        block, inside = divided(inside, tall * WINDOW, tl.where(border, of_low, of_side))
+        border = block * WINDOW + narrow == width
+        wide = tl.where(border, narrow, WINDOW)
+        of_narrow = reciprocal(tl.maximum(narrow, 1))
+        row, column = divided(inside, wide, tl.where(border, of_narrow, reciprocal(side)))
+        visited = (band * WINDOW + row) * width + block * WINDOW + column
     if COLUMN:
-        visited = visited % H * W + visited // H
+        across, along = divided(visited, H, reciprocal(H))
+        visited = along * W + across
     return visited
 
 
