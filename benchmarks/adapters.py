@@ -14,7 +14,9 @@ and a fifth of the rest held out, by reference where there are references (``ben
 makes such manifests). Runs that a folder has already are not run again. Seconds are those of the steps.
 
 What is measured is put into the file of ``--out`` beside what it has already: under "cost", or under the
-manifest's name and the table's number, where rows keep the seeds that they had.
+manifest's name and the table's number (with the learning rate, where one is given), where rows keep the
+seeds that they had. ``srcc_held_out`` is the best that the held-out part saw, which chooses among epochs and,
+if one likes, among learning rates.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ TABLES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {  # row → method, 
     },
 }
 
-MEASURED = ("srcc_before", "srcc_after", "plcc_before", "plcc_after", "seconds")
+MEASURED = ("srcc_before", "srcc_after", "plcc_before", "plcc_after", "seconds", "srcc_held_out")
 
 
 def network_of(base: str) -> QMamba:
@@ -153,12 +155,13 @@ def table(
                 base, divided(ratings, seed), out, method=method, options=options,
                 recipe=AdaptRecipe(seed=seed, **recipe),
             )  # fmt: skip
-            log = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines())
+            log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
             before, after = read_adapter_config(folder).results.values()
             for metric in ("srcc", "plcc"):
                 line[f"{metric}_before"].append(before[metric])
                 line[f"{metric}_after"].append(after[metric])
             line["seconds"].append(round(sum(entry.get("seconds", 0) for entry in log), 1))
+            line["srcc_held_out"].append(max(entry.get("val_srcc", -1.0) for entry in log))
         means = "  ".join(f"{key} {statistics.mean(line[key]):,.4g}" for key in MEASURED)
         print(f"{row:18s} trained {line['trained']:,}  {means}", flush=True)
         found[row] = line
@@ -210,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows, ratings = TABLES[options.table], read_manifest(options.data)
         rows = {row: rows[row] for row in options.rows or rows}
         found = table(rows, options.base, ratings, options.runs, options.seeds, recipe)
-        place = [options.data.stem, options.table]
+        place = [options.data.stem, options.table + (f", lr {options.lr:g}" if options.lr else "")]
     if options.out:
         put(options.out, place, found)
 
@@ -233,12 +236,11 @@ def joined(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
         return line
     seeds = [before["seeds"][i] for i in kept] + line["seeds"]
     order = sorted(range(len(seeds)), key=seeds.__getitem__)
-    columns = {key: [before[key][i] for i in kept] + line[key] for key in MEASURED}
-    return {
-        **line,
-        "seeds": [seeds[i] for i in order],
-        **{key: [column[i] for i in order] for key, column in columns.items()},
+    both = {
+        key: [before[key][i] for i in kept] + line[key] for key in MEASURED if key in before and key in line
     }
+    columns = {key: [column[i] for i in order] for key, column in both.items()}
+    return {"trained": line["trained"], "seeds": [seeds[i] for i in order], **columns}
 
 
 if __name__ == "__main__":

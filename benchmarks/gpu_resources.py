@@ -33,8 +33,6 @@ from qmamba.ops import Route, cross_scan_routes, triton_gate
 from qmamba.ops.selective_scan.triton import (
     CARRIES,
     GROUP,
-    channels_backwards,
-    channels_forwards,
     constants,
     pairs,
     power,
@@ -58,6 +56,7 @@ POINTERS = {
     "g_out",
     "g_y",
 }  # of the features' dtype, not float32
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler
 NUMBERS = {"H", "W", "L", "D", "chunk", "chunks", "tiles", "lanes"}
 
 
@@ -75,7 +74,7 @@ class Usage(NamedTuple):
 
 def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTarget) -> Any:
     """A kernel for a target, with pointers and D in multiples of 16, as they are in all models."""
-    options = {name: constants_[name] for name in ("num_warps", "num_stages") if name in constants_}
+    options = {name: constants_[name] for name in OPTIONS if name in constants_}
     known = {name: value for name, value in constants_.items() if name in kernel.arg_names}
     signature = {}
     for name in kernel.arg_names:
@@ -134,11 +133,9 @@ def instructions(binary: Any, known: dict[str, Any]) -> float | None:
 
 def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
-    wide, narrow = channels_forwards(rank, states), channels_backwards(states)
     window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
     for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
-        forward = constants(pair, 4, rank, states, wide)
-        backward = constants(pair, 4, rank, states, narrow)
+        forward, backward = (constants(pair, 4, rank, states, backward=back) for back in (False, True))
         last = {"MERGE": True, "FIRST": False, "LAST": True}
         apart = {"MERGE": False, "FIRST": True, "LAST": True}
         how = last if routes == "cross" else apart  # what models use: windows have a gate
@@ -194,6 +191,7 @@ def main() -> None:
                 continue
             if target.startswith("gfx"):
                 known = known | {"PRECISION": "ieee", "num_warps": min(4, known["num_warps"])}
+                known.pop("maxnreg", None)
             binary = compiled(kernels[function], known, dtype, TARGETS[target])
             counted = instructions(binary, known)
             usages.append(Usage(target, name, dtype, rank, states, *resources(binary), counted))

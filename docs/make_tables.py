@@ -77,6 +77,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "plcc": methods_table(adapters, "plcc"),
             "prompts": ablation(adapters, "9", "prompts"),
             "sizes": ablation(adapters, "10", "size of a prompt"),
+            "rates": rates(adapters[ABLATED]),
             "cost": cost_table(adapters["cost"]),
         },
         "docs/speed.md": {
@@ -228,6 +229,21 @@ def ablation(adapters: dict[str, Any], table: str, head: str) -> str:
         for name, row in adapters[ABLATED][table].items()
     ]
     return markdown([head, "trained", "SRCC", "PLCC"], rows, (1, 2, 3))
+
+
+def rates(tables: dict[str, Any]) -> str:
+    """Methods at other learning rates than the table of methods has, by what the held-out part says."""
+    found = [
+        (method, float(table.partition(", lr ")[2]), row)
+        for table, rows in tables.items()
+        if ", lr " in table
+        for method, row in rows.items()
+    ]
+    rows = [
+        [f"`{method}`", f"{rate:g}", *(f"{row[key][0]:.3f}" for key in ("srcc_held_out", "srcc_after"))]
+        for method, rate, row in sorted(found, key=lambda each: each[:2])
+    ]
+    return markdown(["", "learning rate", "SRCC, held out", "SRCC, tested"], rows, (1, 2, 3))
 
 
 def cost_table(cost: dict[str, Any]) -> str:

@@ -50,6 +50,8 @@ def check_forward(usages):
 def test_kernels_compile_without_a_gpu(tmp_path):
     usages = resources(tmp_path, "--targets", "sm_90", "--ranks", "24", "--dtypes", "bf16")
     assert len({u["kernel"] for u in usages}) == 15
+    counted = {u["kernel"] for u in usages if u["instructions"]}  # the scan's but for the carries
+    assert len(counted) == 10 and not any(name.startswith(("gate", "carries")) for name in counted)
     check_forward(usages)
 
 

@@ -189,27 +189,26 @@ class Problem:
         batch, height, width, D, *_ = self.sizes
         return -(-height * width // self.chunk), -(-D // channels), batch
 
-    def _constants(self, pair: Pair, channels: int) -> dict[str, Any]:
+    def _constants(self, pair: Pair, *, backward: bool = False) -> dict[str, Any]:
         _, _, _, _, K, R, N = self.sizes
-        return constants(pair, K, R, N, channels)
+        return constants(pair, K, R, N, backward=backward)
 
     def _outputs(self, y: Tensor | None, entering: Tensor | None) -> None:
         from . import triton_kernels as kernels
 
         _, height, width, D, K, _, _ = self.sizes
-        channels = self._forwards
         carries = self._carries(None)
         out = self.x if y is None else y  # without y nothing is written there
         apart = self.merge and K > 1 and y is not None and y.dtype != torch.float32
         so_far = self._new(*self.x.shape) if apart else out
         for index, pair in enumerate(self.pairs):
-            kernels.forward_kernel[self._grid(channels)](
+            kernels.forward_kernel[self._grid(self._forwards)](
                 self.x, *_walked(self.dt), *_walked(self.B), *_walked(self.C), self.weight, self.bias, self.A,
                 self._skip(), carries, so_far, out, *_strides(out),
                 carries if entering is None else entering, height, width, D, self.chunk,
                 self.tiles, MERGE=self.merge, FIRST=index == 0,
                 LAST=index == len(self.pairs) - 1, OUTPUT=y is not None, KEEP=entering is not None,
-                **self._constants(pair, channels),
+                **self._constants(pair),
             )  # fmt: skip
 
     def _skip(self) -> Tensor:
@@ -220,8 +219,7 @@ class Problem:
         from . import triton_kernels as kernels
 
         batch, height, width, D, K, _, N = self.sizes
-        channels = self._forwards
-        grid = self._grid(channels)
+        grid = self._grid(self._forwards)
         entering = self._new(batch, K, grid[0], D, N)
         if grid[0] == 1:
             return entering.zero_()
@@ -231,7 +229,7 @@ class Problem:
             kernels.chunks_kernel[grid](
                 self.x, cotangent, *_strides(cotangent), *_walked(self.dt), *_walked(self.B),
                 *_walked(self.C), self.weight, self.bias, self.A, decays, ends, height, width, D,
-                self.chunk, ADJOINT=gy is not None, **self._constants(pair, channels),
+                self.chunk, ADJOINT=gy is not None, **self._constants(pair),
             )  # fmt: skip
         down = self.reversed if gy is None else (1 << K) - 1 - self.reversed
         tile, lanes = CARRIES
@@ -246,7 +244,6 @@ class Problem:
 
         batch, height, width, D, K, R, N = self.sizes
         gy = gy.contiguous()
-        channels = channels_backwards(N)
         chunks, groups, _ = grid = self._grid(GROUP)
         g_x = torch.empty_like(self.x)
         so_far = g_x if g_x.dtype == torch.float32 or K == 1 else self._new(*g_x.shape)
@@ -262,7 +259,7 @@ class Problem:
                     self.weight, self.bias, self.A, self._skip(), entering, carries, so_far, g_x, g_dt, g_B,
                     g_C, g_weight, g_bias, g_A, g_D, height, width, D, self.chunk, self.tiles,
                     MERGE=self.merge, FIRST=index == 0, LAST=index == len(self.pairs) - 1,
-                    GROUP=GROUP, **self._constants(pair, channels),
+                    GROUP=GROUP, **self._constants(pair, backward=True),
                 )  # fmt: skip
         sums = (v.sum((0, 1)) for v in (g_weight, g_bias, g_A, g_D))
         g_weight, g_bias, g_A, g_D = sums
@@ -294,9 +291,11 @@ def power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def constants(pair: Pair, K: int, R: int, N: int, channels: int) -> dict[str, Any]:
+def constants(pair: Pair, K: int, R: int, N: int, *, backward: bool) -> dict[str, Any]:
     """What a kernel is compiled for."""
     tile, warps = Team.of(N)
+    if backward and R > 16:  # of the sums for the expansion's weights there are too many for one warp
+        warps = max(2, warps)
     return {
         "K": K,
         "FORWARD_ROUTE": pair.forward,
@@ -308,10 +307,11 @@ def constants(pair: Pair, K: int, R: int, N: int, channels: int) -> dict[str, An
         "STATES": N,
         "STATES_": power(N),
         "T": tile,
-        "CHANNELS": channels,
+        "CHANNELS": channels_backwards(N) if backward else channels_forwards(R, N),
         # float32 in three parts on NVIDIA's tensor cores, which keeps its precision
         "PRECISION": "ieee" if torch.version.hip else "tf32x3",
         "num_stages": 1,  # loads that go ahead of a product would take registers until some spill
-        # warps have 64 threads on AMD's cards, and eight of them spill
-        "num_warps": min(4, warps) if torch.version.hip else warps,
+        # Warps have 64 threads on AMD's cards, and eight of them spill. For NVIDIA's the assembler is told to
+        # take all registers: left alone it spills some for the sake of more warps.
+        **({"num_warps": min(4, warps)} if torch.version.hip else {"num_warps": warps, "maxnreg": 255}),
     }
