@@ -9,6 +9,7 @@ one pair a stage, brought to the feature's size: 33×33 positions are 6,133,248 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ class ScaleShift(nn.Module):
 @register("ssf", SSFOptions)
 class SSF(Adapter):
     """One scale and shift after each stage."""
+
+    lr: ClassVar[float] = 1e-1  # a number of a grid acts on few positions, and by itself
 
     def __init__(self, network: QMamba, options: SSFOptions) -> None:
         grid = options.grid or (33 if is_paper_sized(network) else 12)

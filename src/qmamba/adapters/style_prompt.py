@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,7 @@ class StylePrompt(Adapter):
     """
 
     options: StylePromptOptions
+    lr: ClassVar[float] = 1e-2
 
     def __init__(
         self, network: QMamba, options: StylePromptOptions, *, head: nn.Module | None = None
