@@ -30,13 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qmamba.ops import Route, cross_scan_routes, triton_gate
-from qmamba.ops.selective_scan.triton import (
-    CARRIES,
-    GROUP,
-    constants,
-    pairs,
-    power,
-)
+from qmamba.ops.selective_scan.triton import CARRIES, GROUP, constants, pairs, power
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -131,11 +125,13 @@ def instructions(binary: Any, known: dict[str, Any]) -> float | None:
     return longest * 32 * known["num_warps"] / (known["T"] * known["CHANNELS"] * known["STATES_"])
 
 
-def configurations(rank: int, states: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def configurations(rank: int, states: int, *, amd: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
     window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
     for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
-        forward, backward = (constants(pair, 4, rank, states, backward=back) for back in (False, True))
+        forward, backward = (
+            constants(pair, 4, rank, states, backward=back, amd=amd) for back in (False, True)
+        )
         last = {"MERGE": True, "FIRST": False, "LAST": True}
         apart = {"MERGE": False, "FIRST": True, "LAST": True}
         how = last if routes == "cross" else apart  # what models use: windows have a gate
@@ -186,12 +182,9 @@ def main() -> None:
     kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
     usages = []
     for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):
-        for name, function, known in configurations(rank, states):
+        for name, function, known in configurations(rank, states, amd=target.startswith("gfx")):
             if args.kernels not in name:
                 continue
-            if target.startswith("gfx"):
-                known = known | {"PRECISION": "ieee", "num_warps": min(4, known["num_warps"])}
-                known.pop("maxnreg", None)
             binary = compiled(kernels[function], known, dtype, TARGETS[target])
             counted = instructions(binary, known)
             usages.append(Usage(target, name, dtype, rank, states, *resources(binary), counted))

@@ -191,7 +191,7 @@ class Problem:
 
     def _constants(self, pair: Pair, *, backward: bool = False) -> dict[str, Any]:
         _, _, _, _, K, R, N = self.sizes
-        return constants(pair, K, R, N, backward=backward)
+        return constants(pair, K, R, N, backward=backward, amd=torch.version.hip is not None)
 
     def _outputs(self, y: Tensor | None, entering: Tensor | None) -> None:
         from . import triton_kernels as kernels
@@ -291,8 +291,8 @@ def power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def constants(pair: Pair, K: int, R: int, N: int, *, backward: bool) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+def constants(pair: Pair, K: int, R: int, N: int, *, backward: bool, amd: bool) -> dict[str, Any]:
+    """What a kernel is compiled for, on AMD's cards or NVIDIA's."""
     tile, warps = Team.of(N)
     if backward and R > 16:  # of the sums for the expansion's weights there are too many for one warp
         warps = max(2, warps)
@@ -309,9 +309,9 @@ def constants(pair: Pair, K: int, R: int, N: int, *, backward: bool) -> dict[str
         "T": tile,
         "CHANNELS": channels_backwards(N) if backward else channels_forwards(R, N),
         # float32 in three parts on NVIDIA's tensor cores, which keeps its precision
-        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+        "PRECISION": "ieee" if amd else "tf32x3",
         "num_stages": 1,  # loads that go ahead of a product would take registers until some spill
         # Warps have 64 threads on AMD's cards, and eight of them spill. For NVIDIA's the assembler is told to
         # take all registers: left alone it spills some for the sake of more warps.
-        **({"num_warps": min(4, warps)} if torch.version.hip else {"num_warps": warps, "maxnreg": 255}),
+        **({"num_warps": min(4, warps)} if amd else {"num_warps": warps, "maxnreg": 255}),
     }

@@ -190,7 +190,7 @@ def _do(
     learnt = [sets[name] for name in run.train]
     if learnt:
         lr = recipe.lr if run.base is None else recipe.adapter_lr or _adapter_lr(rater)
-        with tracked(accelerator, str(folder_of(run, recipe)), folder):
+        with tracked(accelerator, str(folder_of(run, recipe)), run.title, folder):
             steps = fit(
                 rater, learnt, recipe, seed, lr, accelerator, folder,
                 workers=shop.workers, most_steps=2 if shop.dry else None, report=tell,

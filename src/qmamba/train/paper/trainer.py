@@ -86,7 +86,7 @@ def _has_trackio() -> bool:
 
 
 @contextmanager
-def tracked(accelerator: Any, name: str, out: Path) -> Iterator[None]:
+def tracked(accelerator: Any, name: str, title: str, out: Path) -> Iterator[None]:
     """A run under this name for the accelerator's tracker, if it has one; goes on where ``out`` has a state.
 
     What trackio prints belongs to those who watch, and stdout to those who read results.
@@ -94,7 +94,7 @@ def tracked(accelerator: Any, name: str, out: Path) -> Iterator[None]:
     resume = "allow" if _states(out) else "never"
     with redirect_stdout(sys.stderr):
         accelerator.init_trackers(
-            "qmamba", config={"run": name}, init_kwargs={"trackio": {"name": name, "resume": resume}}
+            "qmamba", config={"run": title}, init_kwargs={"trackio": {"name": name, "resume": resume}}
         )
     try:
         yield
