@@ -29,8 +29,10 @@ def compiling() -> bool:
     should run without this library, is given torch's operations instead."""
     if _translators:
         return True
-    exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    return bool(torch.compiler.is_compiling() and exporting is not None and not exporting())
+    # What `torch.compiler.is_exporting` returns, since torch 2.7. Up to 2.11 torch.compile takes any call of
+    # it to be true, whatever it would return.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", None)
+    return bool(torch.compiler.is_compiling() and exporting is False)
 
 
 def numbers_of(routes: Sequence[Route]) -> list[int]:
