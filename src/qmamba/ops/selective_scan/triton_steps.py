@@ -58,7 +58,10 @@ def steps_of(first, last, taken, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexp
     valid = (taken >= 0) & (taken < last - first)
     counted = tl.where(valid, taken, 0)
     step = last - 1 - counted if DOWN else first + counted
-    return position_of(step, H, W, COLUMN, WINDOW), valid
+    position = position_of(step, H, W, COLUMN, WINDOW)
+    # Gathering changes nothing but this: a position is found once, by one thread, and handed to the others.
+    # Else the compiler has every thread find those of all steps that the thread has a part in.
+    return tl.gather(position, tl.arange(0, taken.shape[0]), 0), valid
 
 
 # --- what a step does --------------------------------------------------------------------------------------
