@@ -134,6 +134,25 @@ def team(request, monkeypatch):
         pytest.skip("torch's threads cannot be used here")
 
 
+def test_torchs_threads_are_known_among_others():
+    home = Path(torch.__file__).parent
+    own, bundled = str(home / "lib/libgomp.so.1"), str(home.with_name("torch.libs") / "libgomp-1.so")
+    others = [str(home.with_name("scikit_learn.libs") / "libgomp-2.so"), "/usr/lib/libgomp.so.1"]
+    assert pool.of_torch([*others, own]) == own and pool.of_torch([bundled, *others]) == bundled
+    assert pool.of_torch(others[1:]) == others[1]
+    assert pool.of_torch(others) is None and pool.of_torch([]) is None
+
+
+def test_torchs_threads_are_found_beside_those_of_scikit_learn():
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    code = (
+        "from qmamba.ops.native import pool; alone = pool._team(); pool._team.cache_clear(); "
+        "import sklearn.cluster; assert pool._team() == alone"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "stacked"])
 @pytest.mark.parametrize("batch", [1, 3, 12])
 def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threads, team):

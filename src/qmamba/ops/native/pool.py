@@ -14,7 +14,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
@@ -71,9 +71,18 @@ def _team() -> int | None:
         return None
     paths = {line.split(maxsplit=5)[5] for line in lines if "omp" in line and line.count("/")}
     found = {path: address for path in paths if (address := _symbol(path)) is not None}
-    own = [path for path in found if Path(path).is_relative_to(Path(torch.__file__).parents[1])]
-    chosen = own or list(found)
-    return found[chosen[0]] if len(chosen) == 1 else None
+    chosen = of_torch(found)
+    return None if chosen is None else found[chosen]
+
+
+def of_torch(libraries: Iterable[str]) -> str | None:
+    """Which of the OpenMP libraries that are loaded torch uses: the one that came with it, else the only one.
+    Others may be there, since scikit-learn, say, brings its own."""
+    home = Path(torch.__file__).parent
+    loaded = list(libraries)
+    own = [p for p in loaded if any(Path(p).is_relative_to(f) for f in (home, home.with_name("torch.libs")))]
+    chosen = own or loaded
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def _symbol(path: str) -> int | None:
