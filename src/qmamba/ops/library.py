@@ -8,7 +8,7 @@ nothing but inputs is kept for it: that of the gated scan makes its forward once
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 from torch import Tensor, library
 
@@ -87,7 +87,7 @@ def scan_operator(tensors: Sequence[Tensor], routes: Sequence[int], merge: bool,
 @library.custom_op("qmamba::selective_scan_backward", mutates_args=())
 def scan_backward_operator(
     g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006  # torch 2.5 knows it by this name only
     """Its gradients of all tensors."""
     context = _Context()  # as its forward leaves it, which keeps nothing but inputs
     context.save_for_backward(*tensors)
@@ -102,7 +102,7 @@ def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
 
 
 @library.custom_op("qmamba::gated_scan_backward", mutates_args=())
-def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> list[Tensor]:
+def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> List[Tensor]:  # noqa: UP006
     """Its gradients of all tensors."""
     together = {NativeScan: NativeGatedScan, TritonScan: TritonGatedScan}.get(_function(tensors, "auto"))
     if together is not None:
