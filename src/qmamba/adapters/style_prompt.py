@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +93,6 @@ class StylePrompt(Adapter):
     """
 
     options: StylePromptOptions
-    lr: ClassVar[float] = 1e-2
 
     def __init__(
         self, network: QMamba, options: StylePromptOptions, *, head: nn.Module | None = None
