@@ -146,7 +146,10 @@ def table(
     steps took; prints the means over the seeds."""
     network, found = qmamba.load(base).base(), {}
     for row, (method, options) in rows.items():
-        line: dict[str, Any] = {"trained": create(method, network, **options).size.trained, "seeds": seeds}
+        adapter = create(method, network, **options)
+        line: dict[str, Any] = {
+            "trained": adapter.size.trained, "lr": recipe["lr"] or adapter.lr, "seeds": seeds,
+        }  # fmt: skip
         for key in MEASURED:
             line[key] = []
         for seed in seeds:
@@ -240,7 +243,7 @@ def joined(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
         key: [before[key][i] for i in kept] + line[key] for key in MEASURED if key in before and key in line
     }
     columns = {key: [column[i] for i in order] for key, column in both.items()}
-    return {"trained": line["trained"], "seeds": [seeds[i] for i in order], **columns}
+    return {"trained": line["trained"], "lr": line["lr"], "seeds": [seeds[i] for i in order], **columns}
 
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ SETS = {
 }
 SHORT = ("BIQ2021 test fold", "video stills", "super-resolved")
 DOMAINS = {"stills": "video stills", "upscaled": "super-resolved", "synthetic": "synthetic"}
+SEEDS = 3  # divisions of each
 ABLATED = "stills"  # the domain of Tables 9 and 10
-COMMON = 0.001  # learning rate of most methods
-OF_THEIR_OWN = ("style-prompt", "style-prompt-r", "ssf")  # have another one
 TIMED = {
     "`lqmamba-t`": "lqmamba-t",
     "`lqmamba-t`, plain torch": "lqmamba-t torch",
@@ -77,7 +76,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "shipped": shipped(),
             "srcc": methods_table(adapters, "srcc"),
             "plcc": methods_table(adapters, "plcc"),
-            "common": common(adapters),
+            "elsewhere": elsewhere(adapters),
             "prompts": ablation(adapters, "9", "prompts"),
             "sizes": ablation(adapters, "10", "size of a prompt"),
             "rates": rates(adapters[ABLATED]),
@@ -200,15 +199,15 @@ def methods_table(adapters: dict[str, Any], metric: str) -> str:
     found = {domain: adapters[domain]["3"] | adapters[domain]["8"] for domain in DOMAINS}
     methods = list(next(iter(found.values())))
 
-    def row(title: str, trained: str, key: str, method: str) -> list[str]:
+    def row(title: str, trained: str, rate: str, key: str, method: str) -> list[str]:
         means = [statistics.mean(found[domain][method][key]) for domain in DOMAINS]
-        return [title, trained, *(f"{m:.3f}" for m in (*means, statistics.mean(means)))]
+        return [title, trained, rate, *(f"{m:.3f}" for m in (*means, statistics.mean(means)))]
 
-    rows = [row("no tuning", "0", f"{metric}_before", methods[0])]
+    rows = [row("no tuning", "0", "", f"{metric}_before", methods[0])]
     for method in methods:
-        trained = f"{next(iter(found.values()))[method]['trained']:,}"
-        rows.append(row(f"`{method}`", trained, f"{metric}_after", method))
-    heads = [metric.upper(), "trained", *DOMAINS.values(), "mean"]
+        how = next(iter(found.values()))[method]
+        rows.append(row(f"`{method}`", f"{how['trained']:,}", f"{how['lr']:g}", f"{metric}_after", method))
+    heads = [metric.upper(), "trained", "learning rate", *DOMAINS.values(), "mean"]
     if metric == "srcc":  # the seconds once
         heads.append("minutes")
         for cells, method in zip(rows, (None, *methods), strict=True):
@@ -217,41 +216,51 @@ def methods_table(adapters: dict[str, Any], metric: str) -> str:
     return markdown(heads, rows, range(1, len(heads)))
 
 
-def common(adapters: dict[str, Any]) -> str:
-    """Methods that have a learning rate of their own, at the rate of the others."""
-    found = {d: adapters[d][f"3, lr {COMMON:g}"] | adapters[d][f"8, lr {COMMON:g}"] for d in DOMAINS}
+def elsewhere(adapters: dict[str, Any]) -> str:
+    """Methods at other learning rates than their own, where all divisions have been measured."""
     rows = []
-    for method in OF_THEIR_OWN:
-        means = [statistics.mean(found[domain][method]["srcc_after"]) for domain in DOMAINS]
-        rows.append([f"`{method}`", *(f"{m:.3f}" for m in (*means, statistics.mean(means)))])
-    return markdown([f"SRCC at {COMMON:g}", *DOMAINS.values(), "mean"], rows, range(1, 2 + len(DOMAINS)))
+    for table, methods in adapters[ABLATED].items():
+        if ", lr " not in table:
+            continue
+        for method in methods:
+            found = [adapters[domain].get(table, {}).get(method) for domain in DOMAINS]
+            if all(row and len(row["seeds"]) == SEEDS for row in found):
+                means = [statistics.mean(row["srcc_after"]) for row in found]
+                cells = [f"{m:.3f}" for m in (*means, statistics.mean(means))]
+                rows.append([f"`{method}`", f"{found[0]['lr']:g}", *cells])
+    rows.sort()
+    return markdown(["SRCC", "learning rate", *DOMAINS.values(), "mean"], rows, range(1, 6))
 
 
 def ablation(adapters: dict[str, Any], table: str, head: str) -> str:
-    """Table 9 or 10 of the paper, at StylePrompt's own learning rate and at that of the others."""
-    tables = (adapters[ABLATED][table], adapters[ABLATED][f"{table}, lr {COMMON:g}"])
-    rows = []
-    for name, row in tables[0].items():
-        title = name.removeprefix("N=").strip("()").replace(", ", "×")
-        found = [statistics.mean(t[name][key]) for t in tables for key in ("srcc_after", "plcc_after")]
-        cells = [title.replace("layer", "the stage's output at 224²"), f"{row['trained']:,}"]
-        rows.append([*cells, *(f"{v:.3f}" for v in found)])
-    heads = [head, "trained", "SRCC", "PLCC", f"SRCC at {COMMON:g}", f"PLCC at {COMMON:g}"]
-    return markdown(heads, rows, range(1, 6))
+    """Table 9 or 10 of the paper."""
+    rows = [
+        [
+            name.removeprefix("N=")
+            .strip("()")
+            .replace(", ", "×")
+            .replace("layer", "the stage's output at 224²"),
+            f"{row['trained']:,}",
+            f"{statistics.mean(row['srcc_after']):.3f}",
+            f"{statistics.mean(row['plcc_after']):.3f}",
+        ]
+        for name, row in adapters[ABLATED][table].items()
+    ]
+    return markdown([head, "trained", "SRCC", "PLCC"], rows, (1, 2, 3))
 
 
 def rates(tables: dict[str, Any]) -> str:
     """Methods at several learning rates, by what the held-out part says: the first seed of each."""
-    found = [
-        (method, float(table.partition(", lr ")[2]), row)
+    found = {
+        (method, row["lr"]): row
         for table, rows in tables.items()
-        if table.partition(", lr ")[0] in ("3", "8") and ", lr " in table
+        if table.partition(",")[0] in ("3", "8")
         for method, row in rows.items()
         if "srcc_held_out" in row
-    ]
+    }
     rows = [
         [f"`{method}`", f"{rate:g}", *(f"{row[key][0]:.3f}" for key in ("srcc_held_out", "srcc_after"))]
-        for method, rate, row in sorted(found, key=lambda each: each[:2])
+        for (method, rate), row in sorted(found.items())
     ]
     return markdown(["", "learning rate", "SRCC, held out", "SRCC, tested"], rows, (1, 2, 3))
 

@@ -60,6 +60,7 @@ def test_table(
     found = whole["r"]["9"]
     assert list(found) == list(rows) and found["N=3"]["trained"] > found["N=2"]["trained"]
     assert found["N=2"]["srcc_before"] == found["N=3"]["srcc_before"] and found["N=2"]["seeds"] == [0, 1]
+    assert found["N=2"]["lr"] == 0.001
     assert all(len(found["N=2"][key]) == 2 for key in benchmark.MEASURED)
     assert len(list((tmp_path / "runs").iterdir())) == 4 and "N=2" in capsys.readouterr().out
 
@@ -68,6 +69,7 @@ def test_seeds_are_added_to_those_of_before(benchmark: ModuleType, tmp_path: Pat
     def line(seeds: list[int], value: float) -> dict[str, object]:
         return {
             "trained": 1,
+            "lr": 0.1,
             "seeds": seeds,
             **{key: [value + s for s in seeds] for key in benchmark.MEASURED},
         }
