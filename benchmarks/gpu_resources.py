@@ -30,13 +30,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from qmamba.ops import Route, cross_scan_routes, triton_gate
-from qmamba.ops.selective_scan.triton import CARRIES, GROUP, constants, pairs, power
+from qmamba.ops.selective_scan.triton import CARRIES, GROUP, Kind, constants, pairs, power
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+OLD = {"sm_75": GPUTarget("cuda", 75, 32)}  # whose tensor cores don't take bfloat16: slow, only if asked for
 RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ⌈C / 16⌉ of every stage of every model
 POINTERS = {
     "x",
@@ -51,6 +52,7 @@ POINTERS = {
     "g_y",
 }  # of the features' dtype, not float32
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler
+ALIGNED = {"D", "y_image", "y_route", "gy_image", "gy_route"}
 NUMBERS = {"H", "W", "L", "D", "chunk", "chunks", "tiles", "lanes"}
 
 
@@ -67,7 +69,7 @@ class Usage(NamedTuple):
 
 
 def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTarget) -> Any:
-    """A kernel for a target, with pointers and D in multiples of 16, as they are in all models."""
+    """A kernel for a target, with pointers, D, and strides of images and routes that 16 divides."""
     options = {name: constants_[name] for name in OPTIONS if name in constants_}
     known = {name: value for name, value in constants_.items() if name in kernel.arg_names}
     signature = {}
@@ -79,7 +81,7 @@ def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTar
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name == "D"
+        if signature[name].startswith("*") or name in ALIGNED
     }
     source = ASTSource(kernel, signature=signature, constexprs=known, attrs=aligned)
     with warnings.catch_warnings():
@@ -125,13 +127,11 @@ def instructions(binary: Any, known: dict[str, Any]) -> float | None:
     return longest * 32 * known["num_warps"] / (known["T"] * known["CHANNELS"] * known["STATES_"])
 
 
-def configurations(rank: int, states: int, *, amd: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def configurations(kind: Kind) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
     window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
     for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
-        forward, backward = (
-            constants(pair, 4, rank, states, backward=back, amd=amd) for back in (False, True)
-        )
+        forward, backward = (constants(pair, 4, kind, backward=back) for back in (False, True))
         last = {"MERGE": True, "FIRST": False, "LAST": True}
         apart = {"MERGE": False, "FIRST": True, "LAST": True}
         how = last if routes == "cross" else apart  # what models use: windows have a gate
@@ -143,7 +143,7 @@ def configurations(rank: int, states: int, *, amd: bool) -> Iterator[tuple[str, 
     yield "carries", "carries_kernel", {
         "REVERSED": 12, "K": 4, "T": CARRIES[0], "LANES": CARRIES[1], "num_warps": 4,
     }  # fmt: skip
-    channels = 32 * rank  # R = ⌈C / 16⌉, and the scan is twice as wide as C
+    channels = 32 * kind.rank  # R = ⌈C / 16⌉, and the scan is twice as wide as C
     gate = {"K": 4, "CHUNK": triton_gate.CHUNK, "ROWS": triton_gate.rows(channels)}
     gate |= {"CHANNELS": power(channels), "num_warps": 4}
     for name in ("moments", "sum", "gates_gradient", "routes_gradient"):
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=[*TARGETS, *OLD], default=list(TARGETS))
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
     parser.add_argument("--states", nargs="+", type=int, default=[1])
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16", "fp16"], default=["bf16", "fp32"])
@@ -182,10 +182,11 @@ def main() -> None:
     kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
     usages = []
     for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):
-        for name, function, known in configurations(rank, states, amd=target.startswith("gfx")):
+        kind = Kind(rank, states, dtype == "fp32", target.startswith("gfx"), target in OLD)
+        for name, function, known in configurations(kind):
             if args.kernels not in name:
                 continue
-            binary = compiled(kernels[function], known, dtype, TARGETS[target])
+            binary = compiled(kernels[function], known, dtype, (TARGETS | OLD)[target])
             counted = instructions(binary, known)
             usages.append(Usage(target, name, dtype, rank, states, *resources(binary), counted))
             print(*usages[-1], sep="\t", file=sys.stderr)

@@ -3,6 +3,7 @@ its own, since Triton asks only once, when it is imported, whether it is to inte
 
 from __future__ import annotations
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+import interpreter_of_triton  # noqa: F401  (mends and hastens the interpreter)
 from qmamba import create_model
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan, triton_gate
 from qmamba.ops.selective_scan.triton import TritonScan
@@ -34,22 +36,21 @@ def poison():
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """The interpreter takes its time for every element of a tile."""
-    monkeypatch.setattr(launcher, "LANES", 16)
+    monkeypatch.setattr(launcher, "LANES", 32)
     monkeypatch.setattr(launcher, "SHORTEST", 16)
     monkeypatch.setattr(launcher, "CARRIES", (4, 16))
-    monkeypatch.setattr(launcher.Team, "of", lambda states: launcher.Team(16, 4))
 
 
 CASES = {
-    "cross": (cross_scan_routes(), (7, 13), {}, True),
+    "cross": (cross_scan_routes(), (7, 13), {"batch": 1}, True),
     "cross, apart": (cross_scan_routes(), (5, 8), {"batch": 1}, False),
-    "windows": (local_scan_routes(3), (7, 11), {"batch": 1}, True),
+    "windows": (local_scan_routes(3), (4, 11), {"batch": 1}, True),
     "windows, apart": (local_scan_routes(3), (8, 7), {"batch": 1}, False),
     "one position": (cross_scan_routes(), (1, 1), {}, True),
-    "reversed only": ((Route("column", 3, reverse=True),), (4, 9), {"batch": 1}, True),
+    "reversed only": ((Route("column", 3, reverse=True),), (4, 9), {}, True),
     "the same twice": ((Route("row"), Route("row"), Route("row", reverse=True)), (4, 9), {"batch": 1}, True),
     "three states": (local_scan_routes(2), (3, 7), {"batch": 1, "n": 3, "rank": 3}, True),
-    "two groups of channels": ((Route("row"),), (2, 5), {"batch": 1, "channels": 35}, True),
+    "two groups of channels": ((Route("row"),), (2, 5), {"batch": 1, "channels": 70}, True),
 }
 
 
@@ -58,15 +59,18 @@ CASES = {
 def test_forward_and_gradients(monkeypatch, case, chunked):
     routes, grid, sizes, merge = CASES[case]
     monkeypatch.setattr(launcher, "PROGRAMS", 10**6 if chunked else 1)
-    monkeypatch.setattr(launcher, "GROUP", 32)
+    monkeypatch.setattr(launcher, "GROUP", 64)
     inputs = make_inputs(*grid, routes, **sizes)
     want = run(inputs, routes, "reference", merge=merge)
     got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=merge)
     assert_same(got, want, 2e-6)
 
 
-def test_tiles_as_a_gpu_gets_them(monkeypatch):
+@pytest.mark.parametrize("old", [False, True])
+def test_tiles_as_a_gpu_gets_them(monkeypatch, old):
     monkeypatch.undo()
+    kind = launcher.Problem.kind
+    monkeypatch.setattr(launcher.Problem, "kind", property(lambda p: kind.fget(p)._replace(old=old)))
     routes = (Route("column"), Route("column", reverse=True))
     inputs = make_inputs(5, 17, routes, batch=1)  # two chunks, tiles of 16, the last of them with spare steps
     got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=True)
@@ -149,17 +153,18 @@ def test_a_whole_model(monkeypatch):
     assert_same(dict(enumerate(results[1])), dict(enumerate(results[0])), 1e-4)
 
 
-def test_the_polynomial_of_softplus_is_as_precise_as_float32():
+@pytest.mark.parametrize("exact, tolerance", [(True, 1e-6), (False, 1e-5)])
+def test_the_polynomials_of_softplus(exact, tolerance):
     @triton.jit
-    def kernel(x, y, N: tl.constexpr):
+    def kernel(x, y, N: tl.constexpr, EXACT: tl.constexpr):
         i = tl.arange(0, N)
-        tl.store(y + i, softplus(tl.load(x + i))[0])
+        tl.store(y + i, softplus(tl.load(x + i), EXACT))
 
-    x = torch.linspace(-16, 40, 2**14)
+    x = torch.linspace(-24, 60, 2**14)
     y = torch.empty_like(x)
-    kernel[(1,)](x, y, N=2**14)
-    want = torch.nn.functional.softplus(x.double(), threshold=100)
-    assert ((y.double() - want).abs() / want).max() < 1e-6
+    kernel[(1,)](x, y, N=2**14, EXACT=exact)
+    want = torch.nn.functional.softplus(x.double() * math.log(2), threshold=100) / math.log(2)
+    assert ((y.double() - want).abs() / want).max() < tolerance
 
 
 def test_division_by_a_product_is_exact():

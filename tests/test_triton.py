@@ -68,6 +68,7 @@ def test_all_that_dispatch_can_pick_compiles(tmp_path):
     usages = resources(tmp_path, *options)
     assert {u["target"] for u in usages} == {"sm_80", "sm_90", "gfx942"}
     check_forward(usages)
+    check_forward(resources(tmp_path, "--targets", "sm_75", "--ranks", "6", "48", "--dtypes", "fp16", "fp32"))
     resources(tmp_path, "--ranks", "4", "--states", "3", "16", "--dtypes", "bf16")
 
 

@@ -21,26 +21,13 @@ from ..routes import Route
 from .native import rows
 from .torch import LOG2E
 
-LANES = 64  # channels times states that a program works on together, forwards
-LANES_BACK = 16  # and backwards, where more is held in registers
+TILE = 16  # steps that a thread works on together, as few as tensor cores take
+LANES = 64  # channels times states that a program works on together, two of a thread where it is one warp
 GROUP = 128  # channels whose sums a program adds up backwards, one block after the other
 CHUNK = 512  # steps, at most, that are walked one after the other
 SHORTEST = 64  # steps of a chunk, where a walk has so many
 PROGRAMS = 2048  # that a launch should have, where the shapes allow it
 CARRIES = (32, 64)  # chunks that a program carries states through together, and lanes
-
-
-class Team(NamedTuple):
-    """How a program works: steps that are scanned together, and warps."""
-
-    tile: int
-    warps: int
-
-    @classmethod
-    def of(cls, states: int) -> Team:
-        """By states per channel. With one, a warp works alone: nothing waits for others, and a thread has all
-        steps of its channels; the sixteen are the fewest that tensor cores take."""
-        return cls(16, 1) if states == 1 else cls(16, 8)
 
 
 class Pair(NamedTuple):
@@ -49,6 +36,22 @@ class Pair(NamedTuple):
     forward: int
     reverse: int
     route: Route
+
+
+class Kind(NamedTuple):
+    """What kernels are compiled for, beside routes."""
+
+    rank: int
+    states: int
+    exact: bool  # results are as precise as float32
+    amd: bool = False
+    old: bool = False  # a card of NVIDIA's whose tensor cores don't take bfloat16
+
+    def channels(self, *, backward: bool = False) -> int:
+        """Channels that a program works on: fewer where the expansion of step sizes would take more registers
+        than there are."""
+        many = self.rank > (16 if self.exact else 32) and not backward
+        return max(LANES // (1 + many) // (1 + self.old) // power(self.states), 16)
 
 
 def pairs(routes: Sequence[Route]) -> list[Pair]:
@@ -115,9 +118,9 @@ class Problem:
     dt: Tensor  # (B, H, W, K, R), positions one stride apart
     B: Tensor  # (B, H, W, K, N)
     C: Tensor  # (B, H, W, K, N)
-    weight: Tensor  # (K, R, D), float32 as all weights
-    bias: Tensor  # (K, D)
-    A: Tensor  # (K, D, N), times log2 e
+    weight: Tensor  # (K, R, D), float32 as all weights; times log2 e
+    bias: Tensor  # (K, D), times log2 e
+    A: Tensor  # (K, D, N)
     D: Tensor  # (K, D)
     pairs: list[Pair]
     merge: bool
@@ -127,8 +130,8 @@ class Problem:
         x, dt, B, C, *weights = (t.detach() for t in tensors)
         weight, bias, A, D = (w.to(torch.float32) for w in weights)
         return cls(
-            x.contiguous(), rows(dt), rows(B), rows(C), weight.transpose(1, 2).contiguous(),
-            bias.contiguous(), (A * LOG2E).contiguous(), D.contiguous(), pairs(routes), merge,
+            x.contiguous(), rows(dt), rows(B), rows(C), (weight.transpose(1, 2) * LOG2E).contiguous(),
+            (bias * LOG2E).contiguous(), A.contiguous(), D.contiguous(), pairs(routes), merge,
         )  # fmt: skip
 
     @property
@@ -146,20 +149,21 @@ class Problem:
     def chunk(self) -> int:
         """Steps of a chunk, in whole tiles; forwards and backwards the same, since tiles start with it."""
         batch, D = self.x.shape[0], self.x.shape[-1]
-        others = max(1, batch * -(-D // self._forwards))
-        tile, enough = Team.of(self.B.shape[-1]).tile, -(-PROGRAMS // others)
-        return tile * max(SHORTEST // tile, min(CHUNK // tile, self.tiles // enough))
+        others = max(1, batch * -(-D // self.kind.channels()))
+        tiles = self.tiles // -(-PROGRAMS // others)
+        return TILE * max(SHORTEST // TILE, min(CHUNK // TILE, tiles))
 
     @property
-    def _forwards(self) -> int:
-        """Channels of a program, forwards."""
+    def kind(self) -> Kind:
+        """What kernels are compiled for."""
         *_, R, N = self.sizes
-        return channels_forwards(R, N)
+        old = self.x.is_cuda and torch.cuda.get_device_capability(self.x.device) < (8, 0)
+        return Kind(R, N, self.x.dtype == torch.float32, torch.version.hip is not None, old)
 
     @property
     def tiles(self) -> int:
         """Tiles of a walk."""
-        return -(-self.x.shape[1] * self.x.shape[2] // Team.of(self.B.shape[-1]).tile)
+        return -(-self.x.shape[1] * self.x.shape[2] // TILE)
 
     def forward(self, keep: bool = False) -> tuple[Tensor, Tensor | None]:
         """y, and with ``keep`` the state that enters each tile, (B, K, tiles, D, N)."""
@@ -190,8 +194,7 @@ class Problem:
         return -(-height * width // self.chunk), -(-D // channels), batch
 
     def _constants(self, pair: Pair, *, backward: bool = False) -> dict[str, Any]:
-        _, _, _, _, K, R, N = self.sizes
-        return constants(pair, K, R, N, backward=backward, amd=torch.version.hip is not None)
+        return constants(pair, self.weight.shape[0], self.kind, backward=backward)
 
     def _outputs(self, y: Tensor | None, entering: Tensor | None) -> None:
         from . import triton_kernels as kernels
@@ -202,7 +205,7 @@ class Problem:
         apart = self.merge and K > 1 and y is not None and y.dtype != torch.float32
         so_far = self._new(*self.x.shape) if apart else out
         for index, pair in enumerate(self.pairs):
-            kernels.forward_kernel[self._grid(self._forwards)](
+            kernels.forward_kernel[self._grid(self.kind.channels())](
                 self.x, *_walked(self.dt), *_walked(self.B), *_walked(self.C), self.weight, self.bias, self.A,
                 self._skip(), carries, so_far, out, *_strides(out),
                 carries if entering is None else entering, height, width, D, self.chunk,
@@ -219,7 +222,7 @@ class Problem:
         from . import triton_kernels as kernels
 
         batch, height, width, D, K, _, N = self.sizes
-        grid = self._grid(self._forwards)
+        grid = self._grid(self.kind.channels())
         entering = self._new(batch, K, grid[0], D, N)
         if grid[0] == 1:
             return entering.zero_()
@@ -250,7 +253,7 @@ class Problem:
         g_dt = self._new(groups, batch, height, width, K, R)
         g_B, g_C = (self._new(groups, batch, height, width, K, N) for _ in range(2))
         g_weight, g_bias = self._new(batch, chunks, K, R, D), self._new(batch, chunks, K, D)
-        g_A, g_D = self._new(batch, chunks, K, D, N), self._new(batch, chunks, K, D)
+        g_A, g_D = self._new(batch, chunks, K, D, N), self._new(batch, chunks, *self._skip().shape)
         if self.x.numel():
             carries = self._carries(gy)
             for index, pair in enumerate(self.pairs):
@@ -261,9 +264,9 @@ class Problem:
                     MERGE=self.merge, FIRST=index == 0, LAST=index == len(self.pairs) - 1,
                     GROUP=GROUP, **self._constants(pair, backward=True),
                 )  # fmt: skip
-        sums = (v.sum((0, 1)) for v in (g_weight, g_bias, g_A, g_D))
-        g_weight, g_bias, g_A, g_D = sums
-        return g_x, g_dt.sum(0), g_B.sum(0), g_C.sum(0), g_weight.transpose(1, 2), g_bias, g_A, g_D
+        by_channel = (v.sum(0) for v in (g_dt, g_B, g_C))
+        g_weight, g_bias, g_A, g_D = (v.sum((0, 1)) for v in (g_weight, g_bias, g_A, g_D))
+        return g_x, *by_channel, g_weight.transpose(1, 2), g_bias, g_A, g_D.expand(K, D)
 
 
 def _strides(v: Tensor) -> tuple[int, int]:
@@ -276,42 +279,34 @@ def _walked(v: Tensor) -> tuple[Tensor, int, int, int]:
     return v, v.stride(0), v.stride(2), v.stride(3)
 
 
-def channels_forwards(rank: int, states: int) -> int:
-    """Channels that a program works on, forwards: fewer where their step sizes' expansion takes more room."""
-    return max(LANES // (1 if rank <= 16 else 2) // power(states), 16)
-
-
-def channels_backwards(states: int) -> int:
-    """Channels that a program works on, backwards."""
-    return max(LANES_BACK // power(states), 16)
-
-
 def power(n: int) -> int:
     """The next power of 2, at least n."""
     return 1 << (n - 1).bit_length()
 
 
-def constants(pair: Pair, K: int, R: int, N: int, *, backward: bool, amd: bool) -> dict[str, Any]:
-    """What a kernel is compiled for, on AMD's cards or NVIDIA's."""
-    tile, warps = Team.of(N)
-    if backward and R > 16:  # of the sums for the expansion's weights there are too many for one warp
-        warps = max(2, warps)
+def constants(pair: Pair, K: int, kind: Kind, *, backward: bool) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    channels = kind.channels(backward=backward)
+    warps = min(8, max(1, channels * power(kind.states) // 64))  # with one state one, which waits for none
     return {
         "K": K,
         "FORWARD_ROUTE": pair.forward,
         "REVERSE_ROUTE": pair.reverse,
         "COLUMN": pair.route.axis == "column",
         "WINDOW": pair.route.window or 0,
-        "RANK": R,
-        "RANK_": max(16, power(R)),
-        "STATES": N,
-        "STATES_": power(N),
-        "T": tile,
-        "CHANNELS": channels_backwards(N) if backward else channels_forwards(R, N),
-        # float32 in three parts on NVIDIA's tensor cores, which keeps its precision
-        "PRECISION": "ieee" if amd else "tf32x3",
-        "num_stages": 1,  # loads that go ahead of a product would take registers until some spill
-        # Warps have 64 threads on AMD's cards, and eight of them spill. For NVIDIA's the assembler is told to
-        # take all registers: left alone it spills some for the sake of more warps.
-        **({"num_warps": min(4, warps)} if amd else {"num_warps": warps, "maxnreg": 255}),
+        "RANK": kind.rank,
+        "RANK_": max(16, power(kind.rank)),
+        "PARTS": 1
+        if kind.old
+        else 3
+        if kind.exact
+        else 2,  # of bfloat16, that tensor cores take of a float32
+        "STATES": kind.states,
+        "STATES_": power(kind.states),
+        "T": TILE,
+        "CHANNELS": channels,
+        "num_stages": 1,  # loads go ahead as it is, and more of them would take registers until some spill
+        # Warps have 64 threads on AMD's cards. For NVIDIA's the assembler is told to take all registers: left
+        # alone it spills some for the sake of more warps.
+        **({"num_warps": min(4, warps)} if kind.amd else {"num_warps": warps, "maxnreg": 255}),
     }

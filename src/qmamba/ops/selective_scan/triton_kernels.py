@@ -1,10 +1,15 @@
 """The kernels of the selective scan on a GPU, in Triton; ``triton.py`` launches them.
 
 A program works on one chunk of a route's steps and a block of channels, some steps (a tile) at a time. What a
-tile holds are lanes: channel d and state n together, lane = d · STATES + n, so that one scan along the steps
-serves any number of states. Each route reads the grid in its own order by index arithmetic, and the walk back
-along the same route shares the program: nothing is permuted in memory. Steps past the end have Δ = 0 and
-change nothing. The recurrence and its gradients are written out in ``reference.py`` and ``torch.py``.
+step has are lanes: channel d and state n together, lane = d · STATES + n, so that one recurrence serves any
+number of states. Step sizes come as tiles from tensor cores, features as tiles from memory; both are taken
+apart into rows, one for each step, whose lanes every thread has for itself, and the recurrence is written as
+it stands in ``reference.py``. (Its gradients are in ``torch.py``.) Each route reads the grid in its own order
+by index arithmetic, and the walk back along the same route shares the program: nothing is permuted in memory.
+Steps past the end, which only the last tile has, have B and C of zero, and Δ where something goes on after.
+
+Powers and logarithms are to the base 2, which the card has instructions for: what Δ is expanded with comes
+times log2 e, Δ is in units of ln 2, and B is multiplied by ln 2, so that Δ B is what it should be.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .triton_steps import (
+    LN2,
     LOG2E,
     add_states,
     compose,
@@ -21,11 +27,16 @@ from .triton_steps import (
     of_channels,
     of_states,
     over_states,
+    parts,
+    product,
     row_of,
-    rows_at,
+    rows_of,
     softplus,
     steps_of,
+    tile_of,
     to_lanes,
+    turned,
+    with_sum,
 )
 
 # --- chunks: what each does to a state that enters it ------------------------------------------------------
@@ -36,68 +47,64 @@ def chunks_kernel(
     x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route,
     C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk,
     K: tl.constexpr, FORWARD_ROUTE: tl.constexpr, REVERSE_ROUTE: tl.constexpr, COLUMN: tl.constexpr,
-    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr,
+    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, PARTS: tl.constexpr, STATES: tl.constexpr,
     STATES_: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Per chunk, the product of its decays and the state that it ends with when it starts from zero, each
     (images, K, chunks, D, STATES); of the adjoint recurrence with ADJOINT, which walks the other way."""
-    for direction in tl.static_range(2):
-        if (REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE) >= 0:
-            _chunk(
-                x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
-                B_route, C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk, K,
-                REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE, (direction == 1) != ADJOINT, COLUMN,
-                WINDOW, RANK, RANK_, STATES, STATES_, ADJOINT, T, CHANNELS, PRECISION,
-            )  # fmt: skip
+    for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
+        _chunk(
+            x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
+            B_route, C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk,
+            FORWARD_ROUTE + direction * (REVERSE_ROUTE - FORWARD_ROUTE),
+            1 - direction if ADJOINT else direction, K, COLUMN, WINDOW, RANK, RANK_, PARTS, STATES, STATES_,
+            ADJOINT, T, CHANNELS,
+        )  # fmt: skip
 
 
 @triton.jit
 def _chunk(
     x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route,
-    C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk,
-    K: tl.constexpr, ROUTE: tl.constexpr, DOWN: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr,
-    RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
-    ADJOINT: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+    C, C_image, C_position, C_route, weight, bias, A, decays, ends, H, W, D, chunk, route, down,
+    K: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr,
+    PARTS: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
     x += image * H * W * D
-    gy += image * gy_image + ROUTE * gy_route
-    dt += image * dt_image + ROUTE * dt_route
-    B += image * B_image + ROUTE * B_route
-    C += image * C_image + ROUTE * C_route
-    weight += ROUTE * RANK * D
-    bias += ROUTE * D
-    A += ROUTE * D * STATES
+    gy += image * gy_image + route * gy_route
+    dt += image * dt_image + route * dt_route
+    B += image * B_image + route * B_route
+    C += image * C_image + route * C_route
+    weight += route * RANK * D
+    bias += route * D
+    A += route * D * STATES
     first = tl.program_id(0) * chunk
     last = tl.minimum(first + chunk, H * W)
     lane = tl.arange(0, CHANNELS * STATES_)
     d, n = tl.program_id(1) * CHANNELS + lane // STATES_, lane % STATES_
     known = (d < D) & (n < STATES)
-    of_weight = expansion(weight, d, D, RANK, RANK_)
-    of_bias = tl.load(bias + d, mask=d < D, other=0.0)
+    of_weight = parts(expansion(weight, d, D, RANK, RANK_), PARTS)
+    of_bias = tl.broadcast_to(tl.load(bias + d, mask=d < D, other=0.0)[None, :], (T, CHANNELS * STATES_))
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
-    i = tl.arange(0, T)
     state = tl.zeros((CHANNELS * STATES_,), tl.float32)
     total = tl.zeros((CHANNELS * STATES_,), tl.float32)  # of Δ
     for taken in range(0, last - first, T):
-        position, valid = steps_of(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
-        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
-        delta, _ = softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
-        delta = tl.where(valid[:, None], delta, 0.0)
-        of_tile = tl.sum(delta, 0)
-        to_come = of_tile[None, :] - tl.cumsum(delta, 0)  # Δ of the steps after each: its share decays by it
+        position, valid = steps_of(first, last, taken + tl.arange(0, T), down, H, W, COLUMN, WINDOW)
+        driving = of_channels(gy if ADJOINT else x, position, d, D, "")
+        low = parts(low_rank(dt, position, dt_position, RANK, RANK_), PARTS)
+        delta = softplus(product(low, of_weight, of_bias), PARTS != 2)
+        deltas, driving = rows_of(tl.where(valid[:, None], delta, 0.0)), rows_of(driving)
         if ADJOINT:
-            into = of_channels(gy, position, valid, d, D)
-            into *= of_states(C, position, valid, C_position, n, STATES, STATES_)
-            to_come += delta
+            weights = of_states(C, position, valid, C_position, n, 1.0, STATES, STATES_)
         else:
-            into = of_channels(x, position, valid, d, D) * delta
-            into *= of_states(B, position, valid, B_position, n, STATES, STATES_)
-        state *= tl.exp2(of_tile * of_A)
-        state += tl.sum(into * tl.exp2(to_come * of_A[None, :]), 0)
-        total += of_tile
-    entry = (image * K + ROUTE) * tl.num_programs(0) + tl.program_id(0)
+            weights = of_states(B, position, valid, B_position, n, LN2, STATES, STATES_)
+        for t in tl.static_range(T):
+            decay = tl.exp2(deltas[t] * of_A)
+            into = driving[t].to(tl.float32) * weights[t]
+            state = (state + into) * decay if ADJOINT else state * decay + into * deltas[t]
+            total += deltas[t]
+    entry = (image * K + route) * tl.num_programs(0) + tl.program_id(0)
     at = (entry * D + d) * STATES + n
     tl.store(decays + at, tl.exp2(total * of_A), mask=known)
     tl.store(ends + at, state, mask=known)
@@ -138,50 +145,46 @@ def forward_kernel(
     x, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route, C, C_image, C_position, C_route,
     weight, bias, A, skip, carries, so_far, y, y_image, y_route, entering, H, W, D, chunk, tiles,
     K: tl.constexpr, FORWARD_ROUTE: tl.constexpr, REVERSE_ROUTE: tl.constexpr, COLUMN: tl.constexpr,
-    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr,
+    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, PARTS: tl.constexpr, STATES: tl.constexpr,
     STATES_: tl.constexpr, MERGE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     OUTPUT: tl.constexpr, KEEP: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y of the routes FORWARD_ROUTE and REVERSE_ROUTE (-1: there is none), which visit the same positions in
     opposite orders. With MERGE all routes are added up in ``so_far``, and the LAST of them writes y instead.
     With KEEP the state that enters each tile is written to ``entering`` (images, K, tiles, D, STATES);
     without OUTPUT nothing else is."""
-    for direction in tl.static_range(2):
-        if (REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE) >= 0:
-            _walk(
-                x, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route, C, C_image,
-                C_position, C_route, weight, bias, A, skip, carries, so_far, y, y_image, y_route, entering,
-                H, W, D, chunk, tiles, K, REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE, direction == 1,
-                COLUMN, WINDOW, RANK, RANK_, STATES, STATES_, MERGE,
-                not MERGE or (FIRST and (direction == 0 or FORWARD_ROUTE < 0)),
-                not MERGE or (LAST and (direction == 1 or REVERSE_ROUTE < 0)), OUTPUT, KEEP, T, CHANNELS,
-                PRECISION,
-            )  # fmt: skip
-            tl.debug_barrier()  # the walk back reads what other threads have written
+    for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
+        _walk(
+            x, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route, C, C_image, C_position,
+            C_route, weight, bias, A, skip, carries, so_far, y, y_image, y_route, entering, H, W, D, chunk,
+            tiles, FORWARD_ROUTE + direction * (REVERSE_ROUTE - FORWARD_ROUTE), direction,
+            not MERGE or (FIRST and (direction == 0 or FORWARD_ROUTE < 0)),
+            not MERGE or (LAST and (direction == 1 or REVERSE_ROUTE < 0)),
+            K, COLUMN, WINDOW, RANK, RANK_, PARTS, STATES, STATES_, MERGE, OUTPUT, KEEP, T, CHANNELS,
+        )  # fmt: skip
+        tl.debug_barrier()  # the walk back reads what other threads have written
 
 
 @triton.jit
 def _walk(
     x, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route, C, C_image, C_position, C_route,
-    weight, bias, A, skip, carries, so_far, y, y_image, y_route, entering, H, W, D, chunk, tiles,
-    K: tl.constexpr, ROUTE: tl.constexpr, DOWN: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr,
-    RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
-    MERGE: tl.constexpr, STARTS: tl.constexpr, ENDS: tl.constexpr, OUTPUT: tl.constexpr, KEEP: tl.constexpr,
-    T: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr,
+    weight, bias, A, skip, carries, so_far, y, y_image, y_route, entering, H, W, D, chunk, tiles, route, down,
+    starts, ends, K: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr, RANK: tl.constexpr,
+    RANK_: tl.constexpr, PARTS: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
+    MERGE: tl.constexpr, OUTPUT: tl.constexpr, KEEP: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
-    walk = image * K + ROUTE
+    walk = image * K + route
     x += image * H * W * D
     so_far += image * H * W * D
-    y += image * y_image + ROUTE * y_route
-    dt += image * dt_image + ROUTE * dt_route
-    B += image * B_image + ROUTE * B_route
-    C += image * C_image + ROUTE * C_route
-    weight += ROUTE * RANK * D
-    bias += ROUTE * D
-    A += ROUTE * D * STATES
-    skip += 0 if MERGE else ROUTE * D
+    y += image * y_image + route * y_route
+    dt += image * dt_image + route * dt_route
+    B += image * B_image + route * B_route
+    C += image * C_image + route * C_route
+    weight += route * RANK * D
+    bias += route * D
+    A += route * D * STATES
+    skip += 0 if MERGE else route * D
     c = tl.program_id(0)
     first = c * chunk
     last = tl.minimum(first + chunk, H * W)
@@ -189,37 +192,39 @@ def _walk(
     d, n = tl.program_id(1) * CHANNELS + lane // STATES_, lane % STATES_
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     known = (d < D) & (n < STATES)
-    of_weight = expansion(weight, d, D, RANK, RANK_)
-    of_bias = tl.load(bias + d, mask=d < D, other=0.0)
+    of_weight = parts(expansion(weight, d, D, RANK, RANK_), PARTS)
+    of_bias = tl.broadcast_to(tl.load(bias + d, mask=d < D, other=0.0)[None, :], (T, CHANNELS * STATES_))
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
     of_skip = tl.load(skip + channel, mask=channel < D, other=0.0)
-    i = tl.arange(0, T)
     state = tl.load(carries + ((walk * tl.num_programs(0) + c) * D + d) * STATES + n, mask=known, other=0.0)
     for taken in range(0, last - first, T):
-        position, valid = steps_of(first, last, taken + i, H, W, COLUMN, WINDOW, DOWN)
+        position, valid = steps_of(first, last, taken + tl.arange(0, T), down, H, W, COLUMN, WINDOW)
         if KEEP:
             tile = c * (chunk // T) + taken // T
             tl.store(entering + ((walk * tiles + tile) * D + d) * STATES + n, state, mask=known)
-        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
-        delta, _ = softplus(tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :])
-        delta = tl.where(valid[:, None], delta, 0.0)
-        decay = tl.exp2(delta * of_A[None, :])
-        features = of_channels(x, position, valid, channel, D)
-        into = to_lanes(features, T, CHANNELS, STATES_) * delta
-        into *= of_states(B, position, valid, B_position, n, STATES, STATES_)
-        products, ends = tl.associative_scan((decay, into), 0, compose)
-        states = ends + products * state[None, :]
-        state = row_of(states, T - 1, T)
+        features = of_channels(x, position, d, D, "")
         if OUTPUT:
-            seen = states * of_states(C, position, valid, C_position, n, STATES, STATES_)
-            out = over_states(seen, T, CHANNELS, STATES_)
+            if starts:
+                out = of_channels(x, position, channel, D, "").to(tl.float32) * of_skip[None, :]
+            else:
+                out = of_channels(so_far, position, channel, D, "").to(tl.float32)
+        low = parts(low_rank(dt, position, dt_position, RANK, RANK_), PARTS)
+        delta = softplus(product(low, of_weight, of_bias), PARTS != 2)
+        deltas, features = rows_of(delta), rows_of(features)
+        Bs = of_states(B, position, valid, B_position, n, LN2, STATES, STATES_)
+        if OUTPUT:
+            Cs = of_states(C, position, valid, C_position, n, 1.0, STATES, STATES_)
+        seen = ()
+        for t in tl.static_range(T):
+            into = features[t].to(tl.float32) * deltas[t] * Bs[t]
+            state = state * tl.exp2(deltas[t] * of_A) + into
+            if OUTPUT:
+                seen = seen + (over_states(state * Cs[t], CHANNELS, STATES_),)
+        if OUTPUT:
+            out += tile_of(seen)
             at = position[:, None] * D + channel[None, :]
             here = valid[:, None] & (channel < D)[None, :]
-            if STARTS:
-                out += features * of_skip[None, :]
-            else:
-                out += tl.load(so_far + at, mask=here, other=0.0)
-            if ENDS:
+            if ends:
                 tl.store(y + at, out.to(y.dtype.element_ty), mask=here)
             else:
                 tl.store(so_far + at, out, mask=here)
@@ -234,65 +239,63 @@ def backward_kernel(
     C, C_image, C_position, C_route, weight, bias, A, skip, entering, carries, so_far, g_x, g_dt, g_B, g_C,
     g_weight, g_bias, g_A, g_D, H, W, D, chunk, tiles,
     K: tl.constexpr, FORWARD_ROUTE: tl.constexpr, REVERSE_ROUTE: tl.constexpr, COLUMN: tl.constexpr,
-    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr,
+    WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, PARTS: tl.constexpr, STATES: tl.constexpr,
     STATES_: tl.constexpr, MERGE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, T: tl.constexpr,
-    CHANNELS: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Gradients through the routes FORWARD_ROUTE and REVERSE_ROUTE. Those of x are added up in ``so_far``
     over all routes, and the LAST writes g_x instead. Sums over channels (g_dt, g_B, g_C) are left in parts,
     one for each GROUP of channels, and sums over positions (the weights') in one for each chunk and image."""
     start = tl.program_id(1) * GROUP
     for channels in range(start, tl.minimum(start + GROUP, D), CHANNELS):
-        for direction in tl.static_range(2):
-            if (REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE) >= 0:
-                _walk_back(
-                    x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
-                    B_route, C, C_image, C_position, C_route, weight, bias, A, skip, entering, carries,
-                    so_far, g_x, g_dt, g_B, g_C, g_weight, g_bias, g_A, g_D, H, W, D, chunk, tiles, channels,
-                    start, K, REVERSE_ROUTE if direction == 1 else FORWARD_ROUTE, direction == 1,
-                    COLUMN, WINDOW, RANK, RANK_, STATES, STATES_, MERGE,
-                    FIRST and (direction == 0 or FORWARD_ROUTE < 0),
-                    LAST and (direction == 1 or REVERSE_ROUTE < 0), T, CHANNELS, PRECISION,
-                )  # fmt: skip
-                tl.debug_barrier()
+        for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
+            _walk_back(
+                x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
+                B_route, C, C_image, C_position, C_route, weight, bias, A, skip, entering, carries,
+                so_far, g_x, g_dt, g_B, g_C, g_weight, g_bias, g_A, g_D, H, W, D, chunk, tiles, channels,
+                start, FORWARD_ROUTE + direction * (REVERSE_ROUTE - FORWARD_ROUTE), direction,
+                FIRST and (direction == 0 or FORWARD_ROUTE < 0),
+                LAST and (direction == 1 or REVERSE_ROUTE < 0),
+                K, COLUMN, WINDOW, RANK, RANK_, PARTS, STATES, STATES_, MERGE, T, CHANNELS,
+            )  # fmt: skip
+            tl.debug_barrier()
 
 
 @triton.jit
 def _walk_back(
     x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route,
     C, C_image, C_position, C_route, weight, bias, A, skip, entering, carries, so_far, g_x, g_dt, g_B, g_C,
-    g_weight, g_bias, g_A, g_D, H, W, D, chunk, tiles, start, group,
-    K: tl.constexpr, ROUTE: tl.constexpr, DOWN: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr,
-    RANK: tl.constexpr, RANK_: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
-    MERGE: tl.constexpr, STARTS: tl.constexpr, ENDS: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    g_weight, g_bias, g_A, g_D, H, W, D, chunk, tiles, start, group, route, down, starts, ends,
+    K: tl.constexpr, COLUMN: tl.constexpr, WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr,
+    PARTS: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr, MERGE: tl.constexpr, T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of a walk from its end to its start, and each from its last step to its first, row i.
+    """The tiles of a walk from its end to its start, and each from its last step to its first.
 
     With g = ∂loss/∂h and what is carried to the step before, q_t = a_t g_t: g_t = C_t ∂y_t + q_{t+1}.
     """
     image = tl.program_id(2).to(tl.int64)
-    walk = image * K + ROUTE
+    walk = image * K + route
     x += image * H * W * D
     so_far += image * H * W * D
     g_x += image * H * W * D
-    gy += image * gy_image + ROUTE * gy_route
-    dt += image * dt_image + ROUTE * dt_route
-    B += image * B_image + ROUTE * B_route
-    C += image * C_image + ROUTE * C_route
-    weight += ROUTE * RANK * D
-    bias += ROUTE * D
-    A += ROUTE * D * STATES
-    skip += 0 if MERGE else ROUTE * D
-    part = (tl.program_id(1) * tl.num_programs(2) + image) * H * W * K + ROUTE  # of sums over channels
+    gy += image * gy_image + route * gy_route
+    dt += image * dt_image + route * dt_route
+    B += image * B_image + route * B_route
+    C += image * C_image + route * C_route
+    weight += route * RANK * D
+    bias += route * D
+    A += route * D * STATES
+    skip += 0 if MERGE else route * D
+    part = (tl.program_id(1) * tl.num_programs(2) + image) * H * W * K + route  # of sums over channels
     g_dt += part * RANK
     g_B += part * STATES
     g_C += part * STATES
-    whole = (image * tl.num_programs(0) + tl.program_id(0)) * K + ROUTE  # of sums over positions
+    whole = (image * tl.num_programs(0) + tl.program_id(0)) * K + route  # of sums over positions
     g_weight += whole * RANK * D
     g_bias += whole * D
     g_A += whole * D * STATES
-    g_D += whole * D
+    g_D += (image * tl.num_programs(0) + tl.program_id(0)) * D if MERGE else whole * D
     c = tl.program_id(0)
     first = c * chunk
     last = tl.minimum(first + chunk, H * W)
@@ -301,11 +304,11 @@ def _walk_back(
     d, n = start + lane // STATES_, lane % STATES_
     channel = start + tl.arange(0, CHANNELS)
     known = (d < D) & (n < STATES)
-    of_weight = expansion(weight, channel, D, RANK, RANK_)
-    of_bias = tl.load(bias + channel, mask=channel < D, other=0.0)
+    of_weight = parts(expansion(weight, channel, D, RANK, RANK_), PARTS)
+    of_bias = tl.broadcast_to(tl.load(bias + channel, mask=channel < D, other=0.0)[None, :], (T, CHANNELS))
     of_A = tl.load(A + d * STATES + n, mask=known, other=0.0)
+    again = tl.load(A + d * STATES + n, mask=known, other=0.0, eviction_policy="evict_first")
     of_skip = tl.load(skip + channel, mask=channel < D, other=0.0)
-    i = tl.arange(0, T)
     r = tl.arange(0, RANK_)
     owed = tl.load(carries + ((walk * tl.num_programs(0) + c) * D + d) * STATES + n, mask=known, other=0.0)
     more = tl.full((1,), start, tl.int32) > group  # some channels' sums are there already
@@ -315,70 +318,76 @@ def _walk_back(
     count = tl.cdiv(last - first, T)
     for j in range(0, count):
         tile = count - 1 - j
-        position, valid = steps_of(first, last, tile * T + T - 1 - i, H, W, COLUMN, WINDOW, DOWN)
-        here = valid[:, None] & (channel < D)[None, :]
-        low = low_rank(dt, position, valid, dt_position, RANK, RANK_)
-        pre = tl.dot(low, of_weight, input_precision=PRECISION) + of_bias[None, :]
-        delta, e = softplus(pre)
-        slope = tl.where(pre >= 0, 1.0, e) / (1.0 + e)  # dΔ/d pre
-        delta = tl.where(here, delta, 0.0)
-        features = of_channels(x, position, valid, channel, D)
-        cotangent = of_channels(gy, position, valid, channel, D)
-        of_B = of_states(B, position, valid, B_position, n, STATES, STATES_)
-        of_C = of_states(C, position, valid, C_position, n, STATES, STATES_)
-        step = to_lanes(delta, T, CHANNELS, STATES_)
-        driven = to_lanes(delta * features, T, CHANNELS, STATES_)
-        decay, into = tl.exp2(step * of_A[None, :]), driven * of_B
+        position, valid = steps_of(first, last, tile * T + tl.arange(0, T), down, H, W, COLUMN, WINDOW)
+        feature = of_channels(x, position, channel, D, "")
+        low = parts(low_rank(dt, position, dt_position, RANK, RANK_), PARTS)
+        pre = tl.where(valid[:, None], product(low, of_weight, of_bias), float("-inf"))
+        delta = softplus(pre, PARTS != 2)
+        slope = tl.exp2(pre - delta)  # dΔ/d pre, the logistic function
+        deltas, slopes, features = rows_of(delta), rows_of(slope), rows_of(feature)
+        Bs = of_states(B, position, valid, B_position, n, LN2, STATES, STATES_)
+        Cs = of_states(C, position, valid, C_position, n, 1.0, STATES, STATES_)
 
-        # the states once more, in the walk's order, from the one that entered the tile
+        # the states once more, from the one that entered the tile
         at = ((walk * tiles + c * (chunk // T) + tile) * D + d) * STATES + n
-        entered = tl.load(entering + at, mask=known, other=0.0)
-        turned = T - 1 - i
-        products, ends = tl.associative_scan(
-            (rows_at(decay, turned, T, LANES), rows_at(into, turned, T, LANES)), 0, compose
-        )
-        states = ends + products * entered[None, :]
-        before = rows_at(states, tl.maximum(T - 2 - i, 0), T, LANES)
-        before = tl.where((i == T - 1)[:, None], entered[None, :], before)
-        kept = decay * before  # a_t h_{t-1}
+        state = tl.load(entering + at, mask=known, other=0.0)
+        kept = ()  # of each state, a_t h_{t-1}
+        for t in tl.static_range(T):
+            driven = to_lanes(features[t].to(tl.float32) * deltas[t], CHANNELS, STATES_)
+            remains = state * tl.exp2(to_lanes(deltas[t], CHANNELS, STATES_) * of_A)
+            kept = kept + (remains,)
+            state = remains + driven * Bs[t]
 
-        # g of every step, against the walk's order
-        seen = to_lanes(cotangent, T, CHANNELS, STATES_)
-        later = rows_at(decay, tl.maximum(i - 1, 0), T, LANES)
-        later = tl.where((i == 0)[:, None], 1.0, later)
-        products, ends = tl.associative_scan((later, seen * of_C), 0, compose)
-        g = ends + products * owed[None, :]
-        owed = row_of(decay * g, T - 1, T)
+        # g of every step, from the last to the first. Features and A are asked for in another way, lest the
+        # compiler keeps those from above and all decays, for which there are no registers.
+        feature = of_channels(x, position, channel, D, "evict_first")
+        cotangent = of_channels(gy, position, channel, D, "")
+        features, cotangents = rows_of(feature), rows_of(cotangent)
+        g_pres, g_features, of_B_and_C = (), (), ()
+        for t in tl.static_range(T - 1, -1, -1):
+            x_t, gy_t = features[t].to(tl.float32), cotangents[t].to(tl.float32)
+            step, seen = to_lanes(deltas[t], CHANNELS, STATES_), to_lanes(gy_t, CHANNELS, STATES_)
+            driven = to_lanes(x_t * deltas[t], CHANNELS, STATES_)
+            g = owed + seen * Cs[t]
+            owed = g * tl.exp2(step * again)
+            of_C = seen * (kept[t] + driven * Bs[t])
+            of_B_and_C = with_sum(of_B_and_C, g * driven, 2 * (T - 1 - t), CHANNELS, STATES_, 2 * T)
+            of_B_and_C = with_sum(of_B_and_C, of_C, 2 * (T - 1 - t) + 1, CHANNELS, STATES_, 2 * T)
+            g_decay = g * kept[t]
+            sum_A += g_decay * step
+            g_driven = over_states(g * Bs[t], CHANNELS, STATES_)  # of Δ x
+            g_delta = over_states(g_decay * (again * LN2), CHANNELS, STATES_) + g_driven * x_t
+            g_pre = g_delta * slopes[t]
+            sum_bias += g_pre
+            g_pres = (g_pre,) + g_pres
+            g_features = (g_driven * deltas[t],) + g_features
 
-        sum_A += tl.sum(g * kept * step, 0)
-        g_driven = over_states(g * of_B, T, CHANNELS, STATES_)  # of Δ x
-        g_delta = over_states(g * kept * (of_A / LOG2E)[None, :], T, CHANNELS, STATES_)
-        g_pre = tl.where(here, (g_delta + g_driven * features) * slope, 0.0)
-        sum_weight += tl.dot(tl.trans(low), g_pre, input_precision=PRECISION)
-        sum_bias += tl.sum(g_pre, 0)
-        sum_D += tl.sum(cotangent * features, 0)
-
-        g_features = g_driven * delta
-        if STARTS or not MERGE:
-            g_features += cotangent * of_skip[None, :]
         on_grid = position[:, None] * D + channel[None, :]
-        if not STARTS:
-            g_features += tl.load(so_far + on_grid, mask=here, other=0.0)
-        if ENDS:
-            tl.store(g_x + on_grid, g_features.to(g_x.dtype.element_ty), mask=here)
+        here = valid[:, None] & (channel < D)[None, :]
+        g_feature = tile_of(g_features)
+        if starts or not MERGE:
+            skipped = tl.where(valid[:, None], cotangent.to(tl.float32), 0.0)
+            sum_D += tl.sum(feature.to(tl.float32) * skipped, 0)
+            g_feature += skipped * of_skip[None, :]
+        if not starts:
+            g_feature += tl.load(so_far + on_grid, mask=here, other=0.0)
+        if ends:
+            tl.store(g_x + on_grid, g_feature.to(g_x.dtype.element_ty), mask=here)
         else:
-            tl.store(so_far + on_grid, g_features, mask=here)
+            tl.store(so_far + on_grid, g_feature, mask=here)
 
-        g_low = tl.dot(g_pre, tl.trans(of_weight), input_precision=PRECISION)
+        g_pre = parts(tile_of(g_pres), PARTS)
+        sum_weight = product(turned(low), g_pre, sum_weight)
+        g_low = product(g_pre, turned(of_weight), tl.zeros((T, RANK_), tl.float32))
         in_row = (position * K * RANK)[:, None] + r[None, :]
         of_rank = valid[:, None] & (r < RANK)[None, :]
         g_low += tl.load(g_dt + in_row, mask=of_rank & more[:, None], other=0.0)
         tl.store(g_dt + in_row, g_low, mask=of_rank)
-        add_states(g_B, g * driven, position, valid, more, K, STATES, STATES_, T, CHANNELS)
-        add_states(g_C, seen * (kept + into), position, valid, more, K, STATES, STATES_, T, CHANNELS)
+        add_states(g_B, g_C, of_B_and_C, position, valid, more, K, STATES, STATES_, T)
 
-    tl.store(g_weight + r[:, None] * D + channel[None, :], sum_weight,
+    tl.store(g_weight + r[:, None] * D + channel[None, :], sum_weight * LOG2E,
              mask=(r < RANK)[:, None] & (channel < D)[None, :])  # fmt: skip
-    tl.store(g_bias + channel, sum_bias, mask=channel < D)
-    tl.store(g_A + d * STATES + n, sum_A, mask=known)
-    tl.store(g_D + channel, sum_D, mask=channel < D)
+    tl.store(g_bias + channel, sum_bias * LOG2E, mask=channel < D)
+    tl.store(g_A + d * STATES + n, sum_A * LN2, mask=known)
+    if starts or not MERGE:
+        tl.store(g_D + channel, sum_D, mask=channel < D)

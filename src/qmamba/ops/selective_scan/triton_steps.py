@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 # --- where a route goes ------------------------------------------------------------------------------------
 
@@ -53,11 +54,12 @@ def position_of(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def steps_of(first, last, taken, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr, DOWN: tl.constexpr):
-    """Of steps counted along a walk over [first, last): their positions, and whether there are such."""
-    valid = (taken >= 0) & (taken < last - first)
+def steps_of(first, last, taken, down, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
+    """Of steps counted along a walk over [first, last), from its end if ``down`` is 1: their positions, and
+    whether there are such."""
+    valid = taken < last - first
     counted = tl.where(valid, taken, 0)
-    step = last - 1 - counted if DOWN else first + counted
+    step = first + counted + down * (last - 1 - first - 2 * counted)
     position = position_of(step, H, W, COLUMN, WINDOW)
     # Gathering changes nothing but this: a position is found once, by one thread, and handed to the others.
     # Else the compiler has every thread find those of all steps that the thread has a part in.
@@ -68,28 +70,35 @@ def steps_of(first, last, taken, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexp
 
 
 @triton.jit
-def softplus(pre):
-    """log(1 + exp(pre)), and exp(-|pre|). log(1 + e) of e in [0, 1] is a polynomial, to float32's precision:
-    the card's own logarithm is absolute in its error, and small step sizes would be off by 1e-4."""
-    e = tl.exp2(-tl.abs(pre) * LOG2E)
-    p = e * -0.00324400915 + 0.0198513901
-    p = p * e - 0.0569593986
-    p = p * e + 0.106036411
-    p = p * e - 0.153055845
-    p = p * e + 0.196759364
-    p = p * e - 0.249541331
-    p = p * e + 0.333299624
-    p = p * e - 0.499999024
-    p = p * e + 0.999999995
-    return tl.maximum(pre, 0.0) + p * e, e
+def softplus(pre, EXACT: tl.constexpr):
+    """log2(1 + 2^pre), which is softplus to the base 2. log2(1 + e) of e in [0, 1] is a polynomial, since the
+    card's own logarithm is absolute in its error, and small step sizes would be off by 1e-4. With EXACT it is
+    off by 2e-7, else by 9e-6, which is below what 16 bits tell apart."""
+    e = tl.exp2(-tl.abs(pre))
+    if EXACT:
+        p = e * 0.00754918205 - 0.0425670594
+        p = p * e + 0.112856187
+        p = p * e - 0.197118968
+        p = p * e + 0.275641412
+        p = p * e - 0.358408481
+        p = p * e + 0.480692953
+        p = p * e - 0.721340179
+        p = p * e + 1.44269502
+    else:
+        p = e * -0.0344359018 + 0.14603287
+        p = p * e - 0.303036183
+        p = p * e + 0.469174057
+        p = p * e - 0.720426142
+        p = p * e + 1.44268286
+    return tl.maximum(pre, 0.0) + p * e
 
 
 @triton.jit
-def low_rank(dt, position, valid, dt_position, RANK: tl.constexpr, RANK_: tl.constexpr):
-    """The step sizes before their expansion, (T, RANK_)."""
+def low_rank(dt, position, dt_position, RANK: tl.constexpr, RANK_: tl.constexpr):
+    """The step sizes before their expansion, (T, RANK_), as they are stored."""
     r = tl.arange(0, RANK_)
     at = dt + position[:, None] * dt_position + r[None, :]
-    return tl.load(at, mask=valid[:, None] & (r < RANK)[None, :], other=0.0).to(tl.float32)
+    return tl.load(at, mask=(r < RANK)[None, :], other=0.0)
 
 
 @triton.jit
@@ -102,40 +111,29 @@ def expansion(weight, d, D, RANK: tl.constexpr, RANK_: tl.constexpr):
 
 
 @triton.jit
-def of_states(v, position, valid, v_position, n, STATES: tl.constexpr, STATES_: tl.constexpr):
-    """B or C of the lanes with states n: (T, lanes), or (T, 1) where there is one state."""
-    if STATES_ == 1:
-        found = tl.load(v + position * v_position, mask=valid, other=0.0)[:, None]
-    else:
-        at = v + position[:, None] * v_position + n[None, :]
-        found = tl.load(at, mask=valid[:, None] & (n < STATES)[None, :], other=0.0)
-    return found.to(tl.float32)
+def of_channels(v, position, d, D, EVICT: tl.constexpr):
+    """A grid's features at some positions, (T, channels), as they are stored."""
+    return tl.load(
+        v + position[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0, eviction_policy=EVICT
+    )
 
 
 @triton.jit
-def of_channels(x, position, valid, d, D):
-    """A grid's features at some positions, (T, channels)."""
-    at = x + position[:, None] * D + d[None, :]
-    return tl.load(at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def over_states(v, T: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """Lanes (T, CHANNELS · STATES_) summed over their states, (T, CHANNELS)."""
+def over_states(v, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
+    """Lanes (CHANNELS · STATES_,) summed over their states, (CHANNELS,)."""
     if STATES_ == 1:
         return v
     else:
-        return tl.sum(tl.reshape(v, (T, CHANNELS, STATES_)), 2)
+        return tl.sum(tl.reshape(v, (CHANNELS, STATES_)), 1)
 
 
 @triton.jit
-def to_lanes(v, T: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """(T, CHANNELS) → (T, CHANNELS · STATES_), each channel as often as it has states."""
+def to_lanes(v, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
+    """(CHANNELS,) → (CHANNELS · STATES_,), each channel as often as it has states."""
     if STATES_ == 1:
         return v
     else:
-        spread = tl.broadcast_to(v[:, :, None], (T, CHANNELS, STATES_))
-        return tl.reshape(spread, (T, CHANNELS * STATES_))
+        return tl.reshape(tl.broadcast_to(v[:, None], (CHANNELS, STATES_)), (CHANNELS * STATES_,))
 
 
 @triton.jit
@@ -149,25 +147,158 @@ def row_of(v, i, T: tl.constexpr):
     return tl.sum(tl.where((tl.arange(0, T) == i)[:, None], v, 0.0), 0)
 
 
+# --- tiles and their rows ----------------------------------------------------------------------------------
+# A tile comes from tensor cores with its rows over threads. Taken apart, each thread has all rows of its
+# channels: a scan along them is a multiplication and an addition a step, and no thread asks another.
+
+
 @triton.jit
-def rows_at(v, i, T: tl.constexpr, LANES: tl.constexpr):
-    """Rows i (T,) of a tile (T, LANES)."""
-    return tl.gather(v, tl.broadcast_to(i[:, None], (T, LANES)), 0)
+def rows_of(v):
+    """The rows of a tile (T, lanes), each (lanes,); T is a power of 2, up to 16."""
+    tiles = (v,)
+    for _ in tl.static_range(4):
+        if tiles[0].shape[0] > 1:
+            halves = ()
+            for i in tl.static_range(len(tiles)):
+                both = tl.reshape(tiles[i], (2, tiles[i].shape[0] // 2, v.shape[1]))
+                upper_half, lower_half = tl.split(tl.permute(both, (1, 2, 0)))
+                halves = halves + (upper_half, lower_half)
+            tiles = halves
+    rows = ()
+    for i in tl.static_range(len(tiles)):
+        rows = rows + (tl.reshape(tiles[i], (v.shape[1],)),)
+    return rows
+
+
+@triton.jit
+def tile_of(rows):
+    """Rows (lanes,) put together, (T, lanes); T is a power of 2, up to 32."""
+    tiles = ()
+    for i in tl.static_range(len(rows)):
+        tiles = tiles + (tl.reshape(rows[i], (1, rows[0].shape[0])),)
+    for _ in tl.static_range(5):
+        if len(tiles) > 1:
+            joined = ()
+            for i in tl.static_range(len(tiles) // 2):
+                both = tl.permute(tl.join(tiles[2 * i], tiles[2 * i + 1]), (2, 0, 1))
+                joined = joined + (tl.reshape(both, (2 * tiles[0].shape[0], rows[0].shape[0])),)
+            tiles = joined
+    return tiles[0]
+
+
+@triton.jit
+def of_states(
+    v, position, valid, v_position, n, UNIT: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr
+):
+    """Rows of B or C in some unit, of the lanes with states n; each (1,) where there is one state."""
+    if STATES_ == 1:
+        found = tl.load(v + position * v_position, mask=valid, other=0.0).to(tl.float32) * UNIT
+        rows = ()
+        for t in tl.static_range(position.shape[0]):
+            # Gathered, it is asked for once, and handed from thread to thread.
+            rows = rows + (tl.gather(found, tl.full((1,), t, tl.int32), 0),)
+        return rows
+    else:
+        at = v + position[:, None] * v_position + n[None, :]
+        return rows_of(
+            tl.load(at, mask=valid[:, None] & (n < STATES)[None, :], other=0.0).to(tl.float32) * UNIT
+        )
+
+
+# --- products on tensor cores ------------------------------------------------------------------------------
+
+
+@triton.jit
+def upper(v):
+    """The bits of float32 v that bfloat16 has, as bfloat16, and the rest of v. Cut off, not rounded: the card
+    does this four times faster, and three such parts have all 24 bits of v."""
+    bits = v.to(tl.uint32, bitcast=True)
+    cut = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), v - cut
+
+
+@triton.jit
+def parts(v, N: tl.constexpr):
+    """v in N of bfloat16, whose sum has 8 N bits of it, or in one if v is bfloat16; with N = 1 in float32."""
+    if N == 1:
+        return (v.to(tl.float32),)
+    elif v.dtype == tl.bfloat16:
+        return (v,)
+    else:
+        found, rest = (), v.to(tl.float32)
+        for _ in tl.static_range(N):
+            part, rest = upper(rest)
+            found = found + (part,)
+        return found
+
+
+@triton.jit
+def product(a, b, c):
+    """a @ b + c of matrices in parts, but for products of parts that are below the precision of either."""
+    most: tl.constexpr = (len(a) if len(a) > len(b) else len(b)) - 1
+    for order in tl.static_range(most, -1, -1):
+        for i in tl.static_range(order + 1):
+            if i < len(a) and order - i < len(b):
+                c = tl.dot(a[i], b[order - i], c, input_precision="ieee")
+    return c
+
+
+@triton.jit
+def turned(v):
+    """Matrices in parts, transposed."""
+    parts_ = ()
+    for i in tl.static_range(len(v)):
+        parts_ = parts_ + (tl.trans(v[i]),)
+    return parts_
+
+
+# --- sums over channels ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def summed_together(a, b, bit: tl.constexpr):
+    """Of vectors (lanes,), sums over pairs of lanes that differ in a bit: a's where it is 0, else b's."""
+    lane = tl.arange(0, a.shape[0])
+    is_b = (lane & bit) != 0
+    return tl.where(is_b, b, a) + tl.gather(tl.where(is_b, a, b), lane ^ bit, 0)
+
+
+@triton.jit
+def with_sum(
+    pending, lanes, count: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr, LAST: tl.constexpr
+):  # fmt: skip
+    """Sums over channels of vectors that come one after the other, ``count`` before this one, LAST in all.
+    With one state they are added up in a tree, as digits of a binary counter are: what is left in the end is
+    one vector, whose lane i is the sum of the i-th. So a thread asks another once for each vector, not five
+    times."""
+    if STATES_ == 1:
+        pending = pending + (tl.sum(tl.reshape(lanes, (LAST, CHANNELS // LAST)), 1),)
+        for level in tl.static_range(5):
+            if (count + 1) % (2 << level) == 0:
+                pending = pending[: len(pending) - 2] + (
+                    summed_together(pending[len(pending) - 2], pending[len(pending) - 1], 1 << level),
+                )
+        return pending
+    else:
+        return pending + (tl.sum(tl.reshape(lanes, (CHANNELS, STATES_)), 0),)
 
 
 @triton.jit
 def add_states(
-    out, lanes, position, valid, more, K: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
-    T: tl.constexpr, CHANNELS: tl.constexpr,
+    g_B, g_C, sums, position, valid, more, K: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
+    T: tl.constexpr,
 ):  # fmt: skip
-    """Write lanes, summed over their channels, to a gradient of B or C; if ``more``, add them to it."""
+    """Write sums over channels, of B ln 2 and C in turn from the last step to the first, to the gradients of
+    B and C; if ``more``, add them."""
+    i = tl.arange(0, 2 * T)
+    t = T - 1 - i // 2
+    at = tl.where(i % 2 == 0, g_B, g_C) + tl.gather(position, t, 0) * K * STATES
+    known = tl.gather(valid.to(tl.int32), t, 0) != 0
     if STATES_ == 1:
-        at = out + position * K
-        sums = tl.sum(lanes, 1) + tl.load(at, mask=valid & more, other=0.0)
-        tl.store(at, sums, mask=valid)
+        sums = sums[0]
     else:
         n = tl.arange(0, STATES_)
-        at = out + (position * K * STATES)[:, None] + n[None, :]
-        known = valid[:, None] & (n < STATES)[None, :]
-        sums = tl.sum(tl.reshape(lanes, (T, CHANNELS, STATES_)), 1)
-        tl.store(at, sums + tl.load(at, mask=known & more[:, None], other=0.0), mask=known)
+        sums, at = tile_of(sums), at[:, None] + n[None, :]
+        known, more, i = known[:, None] & (n < STATES)[None, :], more[:, None], i[:, None]
+    sums *= tl.where(i % 2 == 0, LN2, 1.0)
+    tl.store(at, sums + tl.load(at, mask=known & more, other=0.0), mask=known)
