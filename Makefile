@@ -25,7 +25,7 @@ test-slow: $(VENV)/.installed-test  ## Run the tests that take more than a minut
 gpu-check:  ## Check and time the kernels on a GPU, with the torch, triton and transformers of $(PYTHON)
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu-check needs a GPU, and this torch (" + torch.__version__ + ") sees none")'
 	@$(PYTHON) -c 'import pytest, scipy, transformers, triton' || { echo "make gpu-check needs these in the environment of PYTHON=$(PYTHON)"; exit 1; }
-	PYTHONPATH=src $(PYTHON) -m pytest tests/test_gpu.py
+	PYTHONPATH=src $(PYTHON) -m pytest $$($(PYTHON) -c 'import xdist; print("-n 8 --dist worksteal")' 2>/dev/null) tests/test_gpu.py
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 lint: $(VENV)/.installed-dev  ## Check style and types
