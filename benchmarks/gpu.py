@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,10 @@ def arguments(side: int, D: int, R: int, K: int, dtype: torch.dtype, batch: int 
     }  # fmt: skip
 
 
-def scan_rows(copied: float) -> list[dict[str, Any]]:
+def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
     """Shares of the copy bandwidth, and ratios to the baseline, of the scan at batch 32."""
     from gpu_baseline import scan_of_copies
 
-    rows = []
     for stage, (side, D, R) in STAGES.items():
         for dtype in (torch.bfloat16, torch.float32):
             for what, (routes, merge) in SCANS.items():
@@ -114,16 +113,13 @@ def scan_rows(copied: float) -> list[dict[str, Any]]:
                 took = milliseconds(calls)
                 read = sum(args[name].numel() * args[name].element_size() for name in ("x", "dt", "B", "C"))
                 once = read + y.numel() * y.element_size()
-                row = {
+                yield {
                     "stage": stage, "scan": what, "dtype": str(dtype).removeprefix("torch."), "ms": took,
                     "forward, share of copy": once / took["forward"] * 1e3 / copied,
                     "forward + backward, share of copy": (2 * once + read) / took["forward + backward"] * 1e3
                     / copied,
                     "bytes at most": {name: peak(call) for name, call in calls.items()},
                 }  # fmt: skip
-                rows.append(row)
-                print(json.dumps(row), file=sys.stderr)
-    return rows
 
 
 # --- whole models ------------------------------------------------------------------------------------------
@@ -152,9 +148,9 @@ def networks() -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     }
 
 
-def model_rows() -> list[dict[str, Any]]:
+def model_rows() -> Iterator[dict[str, Any]]:
     """Inference and training steps, ratios to Swin-T's of the same kind."""
-    rows, nets = [], networks()
+    nets = networks()
     for title, shape in IMAGES.items():
         batch, height, width = shape
         x = torch.rand(batch, 3, height, width, device="cuda", dtype=torch.bfloat16)
@@ -162,14 +158,11 @@ def model_rows() -> list[dict[str, Any]]:
         for step in ("inference", "training step"):
             calls = {name: _step(step, *net, x) for name, net in nets.items()}
             took = milliseconds(calls)
-            row = {
+            yield {
                 "image": title, "batch": batch, "step": step, "ms": took,
                 "ratio, eager": took["lqmamba-t"] / took["swin-t"],
                 "ratio, compiled": took["lqmamba-t compiled"] / took["swin-t compiled"],
             }  # fmt: skip
-            rows.append(row)
-            print(json.dumps(row), file=sys.stderr)
-    return rows
 
 
 def _step(kind: str, net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Call:
@@ -198,13 +191,17 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit(f"nothing can be measured here: {reason}")
     copied = bandwidth()
-    report = {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy, bytes a second": copied,
-        "scan": scan_rows(copied), "models": model_rows(),
+        "scan": [], "models": [],
     }  # fmt: skip
+    for part, rows in {"scan": scan_rows(copied), "models": model_rows()}.items():
+        for row in rows:
+            print(json.dumps(row), file=sys.stderr)
+            report[part].append(row)
+            if args.out:  # as far as it is, since compiling takes long, and a run may be ended
+                args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
