@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qmamba.ops import Route, cross_scan_routes, triton_gate
+from qmamba.ops import cross_scan_routes, local_scan_routes, triton_gate
 from qmamba.ops.selective_scan.triton import CARRIES, GROUP, Kind, constants, pairs, power
 
 TARGETS = {
@@ -128,18 +128,20 @@ def instructions(binary: Any, known: dict[str, Any]) -> float | None:
 
 
 def configurations(kind: Kind) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, function and constants of each kernel, for routes over the whole grid and over windows."""
-    window = pairs([Route("column", 7), Route("column", 7, reverse=True)])[0]
-    for routes, pair in (("cross", pairs(cross_scan_routes())[1]), ("windows", window)):
-        forward, backward = (constants(pair, 4, kind, backward=back) for back in (False, True))
-        last = {"MERGE": True, "FIRST": False, "LAST": True}
-        apart = {"MERGE": False, "FIRST": True, "LAST": True}
-        how = last if routes == "cross" else apart  # what models use: windows have a gate
-        yield f"chunks, {routes}", "chunks_kernel", forward | {"ADJOINT": False}
-        yield f"chunks back, {routes}", "chunks_kernel", forward | {"ADJOINT": True}
-        yield f"forward, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": False}
-        yield f"forward, kept, {routes}", "forward_kernel", forward | how | {"OUTPUT": True, "KEEP": True}
-        yield f"backward, {routes}", "backward_kernel", backward | how | {"GROUP": GROUP}
+    """Name, function and constants of each kernel: over the whole grid, whose routes models merge, and over
+    windows, whose routes stay apart for the gate. The first pair of routes and the last share names."""
+    for what, routes in (("cross", cross_scan_routes()), ("windows", local_scan_routes(7))):
+        both = pairs(routes)
+        for index, pair in enumerate(both):
+            forward, backward = (constants(pair, 4, kind, backward=back) for back in (False, True))
+            how = {"MERGE": what == "cross", "FIRST": index == 0, "LAST": index == len(both) - 1}
+            yield f"chunks, {what}", "chunks_kernel", forward | {"ADJOINT": False}
+            yield f"chunks back, {what}", "chunks_kernel", forward | {"ADJOINT": True}
+            forward |= how
+            yield f"forward, {what}", "forward_kernel", forward | {"OUTPUT": True, "KEEP": False}
+            yield f"forward, kept, {what}", "forward_kernel", forward | {"OUTPUT": True, "KEEP": True}
+            yield f"forward, kept, {what}", "forward_kernel", forward | {"OUTPUT": False, "KEEP": True}
+            yield f"backward, {what}", "backward_kernel", backward | how | {"GROUP": GROUP}
     yield "carries", "carries_kernel", {
         "REVERSED": 12, "K": 4, "T": CARRIES[0], "LANES": CARRIES[1], "num_warps": 4,
     }  # fmt: skip
