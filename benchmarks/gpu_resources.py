@@ -52,7 +52,7 @@ POINTERS = {
     "g_y",
 }  # of the features' dtype, not float32
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler
-ALIGNED = {"D", "y_image", "y_route", "gy_image", "gy_route"}
+ALIGNED = {"D", "y_image", "y_route", "gy_image", "gy_route"}  # multiples of 16, as in models
 NUMBERS = {"H", "W", "L", "D", "chunk", "chunks", "tiles", "lanes"}
 
 

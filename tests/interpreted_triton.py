@@ -70,7 +70,7 @@ def test_forward_and_gradients(monkeypatch, case, chunked):
 def test_tiles_as_a_gpu_gets_them(monkeypatch, old):
     monkeypatch.undo()
     kind = launcher.Problem.kind
-    monkeypatch.setattr(launcher.Problem, "kind", property(lambda p: kind.fget(p)._replace(old=old)))
+    monkeypatch.setattr(launcher.Problem, "kind", property(lambda p: kind.func(p)._replace(old=old)))
     routes = (Route("column"), Route("column", reverse=True))
     inputs = make_inputs(5, 17, routes, batch=1)  # two chunks, tiles of 16, the last of them with spare steps
     got = run({name: t.float() for name, t in inputs.items()}, routes, "triton", merge=True)

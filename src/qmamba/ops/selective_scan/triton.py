@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -153,7 +154,7 @@ class Problem:
         tiles = self.tiles // -(-PROGRAMS // others)
         return TILE * max(SHORTEST // TILE, min(CHUNK // TILE, tiles))
 
-    @property
+    @cached_property  # it is asked for several times a launch
     def kind(self) -> Kind:
         """What kernels are compiled for."""
         *_, R, N = self.sizes
