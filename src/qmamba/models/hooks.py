@@ -45,4 +45,5 @@ def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
 
 def _global_hooks() -> bool:
     """Return whether hooks of all modules are registered; a compiler that traces cares for them itself."""
-    return not torch.compiler.is_compiling() and bool(torch_module._has_any_global_hook())
+    compiling = torch.compiler.is_compiling()
+    return not compiling and bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]
