@@ -20,10 +20,22 @@ from __future__ import annotations
 import difflib
 
 from qmamba.data.distortions import blur, brightness, codecs, colour, noise, sharpness, spatial
-from qmamba.data.distortions._base import Distortion, Pixels
+from qmamba.data.distortions._base import SCALES, Distortion, Pixels, Scale
+from qmamba.data.distortions.kadid import KADID_KINDS, KadidScale, kadid_parameter, kadid_quality
 from qmamba.errors import DistortionError
 
-__all__ = ["DISTORTIONS", "Distortion", "Pixels", "find"]
+__all__ = [
+    "DISTORTIONS",
+    "KADID_KINDS",
+    "SCALES",
+    "Distortion",
+    "KadidScale",
+    "Pixels",
+    "Scale",
+    "find",
+    "kadid_parameter",
+    "kadid_quality",
+]
 
 DISTORTIONS: dict[str, Distortion] = {
     entry.name: entry
