@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .datasets import DATASETS, DataSet, read_dataset
-from .distortions import DISTORTIONS, Distortion
+from .distortions import DISTORTIONS, Distortion, KadidScale, kadid_quality
 from .ratings import Rated, read_biq2021, read_manifest
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "DISTORTIONS",
     "DataSet",
     "Distortion",
+    "KadidScale",
     "Rated",
+    "kadid_quality",
     "read_biq2021",
     "read_dataset",
     "read_manifest",

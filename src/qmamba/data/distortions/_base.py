@@ -75,6 +75,12 @@ class Distortion:
 class Scale(Protocol):
     """What the levels 1 to 5 of each distortion mean."""
 
+    def covers(self, distortion: Distortion) -> bool:
+        """Return True if the distortion has levels on this scale."""
+
+    def parameter(self, distortion: Distortion, level: float) -> float:
+        """Return the parameter at a level, or raise `DistortionError` where there is none."""
+
     def apply(self, distortion: Distortion, pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
         """Return pixels (H, W, 3) uint8, distorted at a level; the input is contiguous and not changed."""
 
@@ -83,9 +89,17 @@ class Scale(Protocol):
 class OwnScale:
     """The scale of `Distortion.levels`: five integer levels."""
 
+    def covers(self, distortion: Distortion) -> bool:
+        """Return True: every distortion has these levels."""
+        return True
+
+    def parameter(self, distortion: Distortion, level: float) -> float:
+        """Return the parameter of an integer level."""
+        return distortion.levels[_level(level) - 1]
+
     def apply(self, distortion: Distortion, pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
-        """Return pixels (H, W, 3) uint8, distorted with the parameter of an integer level."""
-        return distortion.function(pixels, distortion.levels[_level(level) - 1], rng)
+        """Return pixels (H, W, 3) uint8, distorted at an integer level."""
+        return distortion.function(pixels, self.parameter(distortion, level), rng)
 
 
 SCALES: dict[str, Scale] = {"qmamba": OwnScale()}

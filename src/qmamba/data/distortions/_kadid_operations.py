@@ -1,6 +1,6 @@
 """The operations of KADID-10k's scale, each with the parameter that kadid.csv holds.
 
-Written from the data set's descriptions of its parameters. Where the operation is that of the package's own
+Written from descriptions of the generator's parameters. Where the operation is that of the package's own
 scale, its function is called. `zoom` multiplies what is a length in pixels at 512×384.
 """
 
@@ -276,10 +276,11 @@ def high_sharpen(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: 
 
 @_operation
 def contrast_change(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: float) -> Pixels:
-    """Bend the tone curve through (0.25, 0.25 - amount / 4) and (0.75, 0.75 + amount / 4)."""
+    """Bend the tone curve through (0.3, 0.25 - amount / 4), (0.5, 0.5) and (0.7, 0.75 + amount / 4)."""
     x = np.arange(256, dtype=np.float32) / 255
-    # The cubic through these two, (0, 0) and (1, 1).
-    curve = x - np.float32(16 / 3 * amount) * x * (x - np.float32(0.5)) * (x - 1)
+    # The cubic through these, (0, 0) and (1, 1); an amount of 0 raises the contrast a little.
+    slope = np.float32((-0.05 - amount / 4) / 0.042)
+    curve = x + slope * x * (x - np.float32(0.5)) * (x - 1)
     return np.take(to_bytes(255 * curve), pixels)
 
 

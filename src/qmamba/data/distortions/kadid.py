@@ -77,11 +77,12 @@ class KadidScale:
         Raises:
             DistortionError: a kind that is not among `KADID_KINDS`, a level that is not 1 to 5.
         """
-        parameter = kadid_parameter(distortion.name, level)
+        parameter = self.parameter(distortion, level)
         zoom = 1.0 if self.reference_side is None else self.reference_side / _LONGER_SIDE
+        operation = OPERATIONS[distortion.name]
         if not self.stretch:
-            return OPERATIONS[distortion.name](pixels, parameter, rng, zoom)
-        return stretch_values(OPERATIONS[distortion.name](stretch_values(pixels), parameter, rng, zoom))
+            return operation(pixels, parameter, rng, zoom)
+        return stretch_values(operation(stretch_values(pixels), parameter, rng, zoom))
 
 
 SCALES["kadid"] = KadidScale()
