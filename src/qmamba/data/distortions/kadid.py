@@ -71,6 +71,14 @@ class KadidScale:
         if side is not None and not (math.isfinite(side) and side > 0):
             raise DistortionError(f"reference_side must be positive, got {side}; give pixels or None")
 
+    def covers(self, distortion: Distortion) -> bool:
+        """Return True if the distortion is among `KADID_KINDS`."""
+        return distortion.name in KADID_KINDS
+
+    def parameter(self, distortion: Distortion, level: float) -> float:
+        """Return the generator's parameter at a level; see `kadid_parameter`."""
+        return kadid_parameter(distortion.name, level)
+
     def apply(self, distortion: Distortion, pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
         """Return pixels (H, W, 3) uint8, distorted at a level of KADID-10k's.
 
