@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageFilter
 
 from qmamba.data.distortions import blur, codecs, colour, noise, spatial
@@ -28,6 +29,7 @@ _PATCH = 16  # pixels: side of the patches that are copied
 _PATCH_REACH = 8  # pixels: how far they are copied
 _BLOCK = 32  # pixels: side of the blocks of colour
 _SHARPEN_SIGMA = 6  # pixels
+_VALUES: Floats = (np.arange(256) / 255).astype(np.float32)
 
 
 def _operation(function: Operation) -> Operation:
@@ -167,14 +169,14 @@ def brighten(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: floa
     """Raise middle grey from 0.5 to 0.5 + amount / 2: two parts on a curve of RGB, one on Lab's lightness."""
     lab = to_lab(pixels)
     lab[0] = 100 * _curve(lab[0] / 100, 0.5 + amount / 2)
-    table = 2 * 255 * _curve(np.arange(256, dtype=np.float32) / 255, 0.5 + amount / 2)
+    table = 2 * 255 * _curve(_VALUES, 0.5 + amount / 2)
     return to_bytes((np.take(table, pixels) + from_lab(lab)) / np.float32(3))
 
 
 @_operation
 def darken(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: float) -> Pixels:
     """Lower middle grey from 0.5 to 0.5 - amount / 2 on a curve of RGB."""
-    table = to_bytes(255 * _curve(np.arange(256, dtype=np.float32) / 255, 0.5 - amount / 2))
+    table = to_bytes(255 * _curve(_VALUES, 0.5 - amount / 2))
     return np.take(table, pixels)
 
 
@@ -182,7 +184,7 @@ def darken(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: float)
 def mean_shift(pixels: Pixels, shift: float, rng: np.random.Generator, zoom: float) -> Pixels:
     """Add a constant (of 1), clip, and stretch what is left of [0, 1] to all of it."""
     # The stretch is part of the table, so that it is right for a crop too, and rounded once only.
-    shifted = np.clip(np.arange(256, dtype=np.float32) / 255 + np.float32(shift), 0, 1)
+    shifted = np.clip(_VALUES + np.float32(shift), 0, 1)
     table = to_bytes(255 * (shifted - shifted[0]) / (shifted[-1] - shifted[0]))
     return np.take(table, pixels)
 
@@ -277,32 +279,27 @@ def high_sharpen(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: 
 @_operation
 def contrast_change(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: float) -> Pixels:
     """Bend the tone curve through (0.3, 0.25 - amount / 4), (0.5, 0.5) and (0.7, 0.75 + amount / 4)."""
-    x = np.arange(256, dtype=np.float32) / 255
     # The cubic through these, (0, 0) and (1, 1); an amount of 0 raises the contrast a little.
     slope = np.float32((-0.05 - amount / 4) / 0.042)
-    curve = x + slope * x * (x - np.float32(0.5)) * (x - 1)
+    curve = _VALUES + slope * _VALUES * (_VALUES - np.float32(0.5)) * (_VALUES - 1)
     return np.take(to_bytes(255 * curve), pixels)
 
 
 def _smooth(plane: Floats, sigma: float) -> Floats:
     """(H, W) convolved with a Gaussian, in floats, at a resolution that is enough for it."""
     height, width = plane.shape
-    step = max(1, min(int(sigma / 2), height, width))
-    small = (math.ceil(width / step), math.ceil(height / step))
-    reduced = np.asarray(Image.fromarray(plane).resize(small, Image.Resampling.BOX))
+    step = max(1, int(sigma / 2.5))
+    rows, columns = math.ceil(height / step), math.ceil(width / step)
     # Averages over a step, and lines between them, already blur by this much.
     wanted = math.sqrt(max(sigma**2 - (step**2 - 1) / 4, 1e-6)) / step
     reach = math.ceil(3 * wanted)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / wanted) ** 2)
     weights /= weights.sum()
-    for axis in (0, 1):
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (reach, reach)
-        padded = np.pad(reduced, padding, mode="symmetric")
-        length = reduced.shape[axis]
-        reduced = np.zeros_like(reduced)
-        for start, weight in enumerate(weights.tolist()):
-            part = padded[start : start + length] if axis == 0 else padded[:, start : start + length]
-            reduced += part * np.float32(weight)
-    smooth = Image.fromarray(reduced).resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(smooth, np.float32)
+    before = reach * step
+    after = (before + rows * step - height, before + columns * step - width)
+    padded = np.pad(plane, ((before, after[0]), (before, after[1])), mode="symmetric")
+    reduced: Floats = rearrange(padded, "(h y) (w x) -> h w (y x)", y=step, x=step).mean(axis=2)
+    reduced = sum(reduced[i : i + rows] * np.float32(w) for i, w in enumerate(weights.tolist()))
+    reduced = sum(reduced[:, i : i + columns] * np.float32(w) for i, w in enumerate(weights.tolist()))
+    smooth = Image.fromarray(reduced).resize((columns * step, rows * step), Image.Resampling.BILINEAR)
+    return np.array(smooth, np.float32)[:height, :width]

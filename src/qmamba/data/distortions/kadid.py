@@ -103,10 +103,12 @@ def stretch_values(pixels: Pixels) -> Pixels:
     [[[0, 128, 255]]]
     """
     least, greatest = int(pixels.min()), int(pixels.max())
-    if least == greatest or (least, greatest) == (0, 255):
-        return pixels.copy()
-    stretched = (np.arange(256) - least) * (255 / (greatest - least))
-    return np.take(np.clip(np.floor(stretched + 0.5), 0, 255).astype(np.uint8), pixels)
+    if least == greatest:
+        least, greatest = 0, 255
+    span = greatest - least
+    table = (np.clip(np.arange(256) - least, 0, span) * 255 + span // 2) // span
+    stretched: Pixels = np.take(table.astype(np.uint8), pixels)
+    return stretched
 
 
 def kadid_parameter(name: str, level: float) -> float:
