@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-from einops import rearrange
 from PIL import Image, ImageFilter
 
 from qmamba.data.distortions import blur, codecs, colour, noise, spatial
@@ -298,7 +297,9 @@ def _smooth(plane: Floats, sigma: float) -> Floats:
     before = reach * step
     after = (before + rows * step - height, before + columns * step - width)
     padded = np.pad(plane, ((before, after[0]), (before, after[1])), mode="symmetric")
-    reduced: Floats = rearrange(padded, "(h y) (w x) -> h w (y x)", y=step, x=step).mean(axis=2)
+    height_steps, width_steps = (length // step for length in padded.shape)
+    cells = padded.reshape(height_steps, step, width_steps, step)
+    reduced: Floats = cells.mean(axis=(1, 3))
     reduced = sum(reduced[i : i + rows] * np.float32(w) for i, w in enumerate(weights.tolist()))
     reduced = sum(reduced[:, i : i + columns] * np.float32(w) for i, w in enumerate(weights.tolist()))
     smooth = Image.fromarray(reduced).resize((columns * step, rows * step), Image.Resampling.BILINEAR)
