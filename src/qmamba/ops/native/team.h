@@ -24,13 +24,13 @@ static const struct {
     const char *source;
 } QM_LOCATION = {0, 2 /* the library's kmpc functions are called */, 0, 0, ";qmamba;run;0;0;;"};
 
-static void qm_microtask_of(int32_t *global_thread, int32_t *bound_thread, qm_task *task, void *data) {
+static inline void qm_microtask_of(int32_t *global_thread, int32_t *bound_thread, qm_task *task, void *data) {
     (void)global_thread, (void)bound_thread;
     (*task)(data);
 }
 
 /* Call a task in each thread of a team, or in this thread alone where there is none. */
-static void together(qm_task task, void *data, unsigned threads, const qm_team *team) {
+static inline void together(qm_task task, void *data, unsigned threads, const qm_team *team) {
     if (threads <= 1 || !team) {
         task(data);
     } else if (team->gomp_parallel) {
