@@ -38,7 +38,7 @@ class NativeKernel(BuildHookInterface):  # type: ignore[type-arg]
             library = build.build(self._scratch(), tag)
         except build.BuildError as error:
             if asked:
-                raise
+                self.app.abort(f"no native kernel: {error}")
             self.app.display_warning(f"no native kernel, so {build.LOSS}: {error}")
             return
         build_data["pure_python"] = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan
 from qmamba.ops.native import gate
-from qmamba.ops.selective_scan import native as scan
+from qmamba.ops.scan import native as scan
 
 NUMBER, COUNTER, NOTHING, FLOATS, INT32S, EXPECTED = range(6)
 SCAN, GATE = range(2)
@@ -71,7 +71,9 @@ def _scan(
     truth = {key: tensor.double().requires_grad_() for key, tensor in inputs.items()}
     y = selective_scan(**truth, routes=routes, merge=merge, backend="reference")
     gy = _draw(torch.Generator().manual_seed(1), *y.shape)
-    g_x, g_dt, g_B, g_C, g_weight, g_bias, g_A, g_D = torch.autograd.grad(y, list(truth.values()), gy.double())
+    g_x, g_dt, g_B, g_C, g_weight, g_bias, g_A, g_D = torch.autograd.grad(
+        y, list(truth.values()), gy.double()
+    )
     problem = scan.Problem.of(tuple(inputs.values()), routes, merge)
     strides = [s for v in (problem.dt, problem.B, problem.C) for s in (v.stride(0), v.stride(2), v.stride(3))]
     numbers = [*problem.sizes, int(merge), 1, 1, 1]  # one group of images, of channels and of routes
@@ -93,9 +95,7 @@ def _scan(
         yield _case(f"scan {direction}, {name}", SCAN_TOLERANCE, SCAN, (which,), head + words)
 
 
-def _scan_inputs(
-    shape: tuple[int, int, int, int, int, int], routes: tuple[Route, ...]
-) -> dict[str, Tensor]:
+def _scan_inputs(shape: tuple[int, int, int, int, int, int], routes: tuple[Route, ...]) -> dict[str, Tensor]:
     batch, height, width, channels, rank, states = shape
     K, generator = len(routes), torch.Generator().manual_seed(0)
     grid = (batch, height, width)

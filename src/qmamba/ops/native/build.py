@@ -61,6 +61,7 @@ class Toolchain(NamedTuple):
     command: tuple[str, ...]
     system: str  # as sys.platform has it
     x86: bool  # 64 bits of it
+    musl: bool = False
 
     @property
     def library(self) -> str:
@@ -74,7 +75,8 @@ class Toolchain(NamedTuple):
     def link_flags(self) -> tuple[str, ...]:
         if self.system == "darwin":
             return ("-shared", f"-Wl,-install_name,@rpath/{self.library}")
-        return ("-shared", "-s")
+        # Distributions call musl's libc by different names; the process has it, whatever its name.
+        return ("-shared", "-s", "-nostdlib") if self.musl else ("-shared", "-s")
 
     @property
     def variants(self) -> dict[str, tuple[str, ...]]:
@@ -148,7 +150,7 @@ def _cross(platform_tag: str) -> Toolchain:
     target = ZIG_TARGETS[platform_tag]
     system = {"linux": "linux", "macos": "darwin", "windows": "win32"}[target.split("-")[1].split(".")[0]]
     command = _zig(sys.executable, "-m", "ziglang", target=target)
-    return Toolchain(command, system, target.startswith("x86_64"))
+    return Toolchain(command, system, target.startswith("x86_64"), target.endswith("musl"))
 
 
 def _compile(toolchain: Toolchain, folder: Path) -> Path:
@@ -188,11 +190,16 @@ def main() -> int:
         description=f"Compile the native kernel in place. Without it {LOSS}.",
     )
     parser.add_argument(
-        "--optional", action="store_true", help="say in one line what is lost where it cannot be built"
+        "--optional",
+        action="store_true",
+        help="build it only where it is missing or old, and say in one line what is lost where that fails; "
+        "do nothing where the variable QMAMBA_NATIVE is 0",
     )
     optional = parser.parse_args().optional
     if optional and os.environ.get("QMAMBA_NATIVE") == "0":
         return 1
+    if optional and is_current():
+        return 0
     try:
         print(build())
     except BuildError as error:
