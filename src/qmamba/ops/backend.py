@@ -39,7 +39,7 @@ def backends() -> list[Backend]:
     try:
         variants = native.load().variants
         variant = variants[native.load().indices.index(native.load().variant())]
-        kernel = Backend("native", True, f"C for processors, {variant}; eager and compiled")
+        kernel = Backend("native", True, f"C, for tensors on a CPU, {variant}; eager and compiled")
     except BackendError as error:
         kernel = Backend("native", False, str(error))
     reason = no_triton()
@@ -53,7 +53,7 @@ def backends() -> list[Backend]:
 
 def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     """The name of the backend for these tensors: the one given, else the one that the variable
-    ``QMAMBA_BACKEND`` names, else triton on a GPU and native on a processor where they can be used, else
+    ``QMAMBA_BACKEND`` names, else triton on a GPU and native on a CPU where they can be used, else
     torch. On a GPU that is warned of, once.
 
     Raises:
@@ -69,6 +69,19 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     if name == "triton" and (reason := no_triton(tensors)) is not None:
         raise BackendError(f"the triton backend cannot be used: {reason}")
     return name
+
+
+def missing_kernel(device: torch.device | str) -> str | None:
+    """Return why scans on a device are slower than they could be, and how to mend it: the native kernel is
+    missing. None where it is there, on other devices than a CPU, and where ``QMAMBA_BACKEND`` chooses.
+    """
+    if torch.device(device).type != "cpu" or os.environ.get("QMAMBA_BACKEND", "auto") != "auto":
+        return None
+    try:
+        native.load()
+    except BackendError as error:
+        return str(error)
+    return None
 
 
 def no_triton(tensors: Sequence[Tensor] = ()) -> str | None:
