@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from qmamba.models.loda import LoDa, Sizes
-from qmamba.models.loda.public_names import from_public_name
+from qmamba import convert
+from qmamba.errors import CheckpointError
+from qmamba.models import create_model, get_architecture
+from qmamba.models.loda import LoDa, is_stored
 
 SMALL = {
     "image_size": 64, "patch_size": 16, "width": 96, "depth": 3, "heads": 3, "cnn_channels": (8, 12, 16, 24),
@@ -41,15 +43,9 @@ def relative(got, want):
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
-def small_network(state):
-    network = LoDa(Sizes(**SMALL)).eval()
-    network.load_state_dict({from_public_name(name): tensor.float() for name, tensor in state.items()})
-    return network
-
-
 def random_network(**changes):
     torch.manual_seed(0)
-    return LoDa(Sizes(**{**SMALL, **changes}))
+    return create_model("loda", **{**SMALL, **changes})
 
 
 def test_the_recording_in_half_precision(data_dir):
@@ -67,7 +63,9 @@ def test_the_whole_recording():
 
 def check_recording(state, io, *, score, tokens, feature, gradient):
     """Compare scores, F_msd, the class feature, the gradient of the input and of all that is trained."""
-    network = small_network(state)
+    network = create_model("loda", **SMALL).eval()
+    converted = convert.from_loda({name: tensor.float() for name, tensor in state.items()})
+    network.load_state_dict(converted)
     seen = set()
 
     def compare(key, got, tolerance):
@@ -93,7 +91,7 @@ def check_recording(state, io, *, score, tokens, feature, gradient):
     parameters = dict(network.named_parameters())
     for name in state:
         if name.startswith("learner."):
-            compare(f"grad.{name}", parameters[from_public_name(name)].grad, gradient)
+            compare(f"grad.{name}", parameters[converted.renamed[name]].grad, gradient)
     assert seen == io.keys()
     frozen = [name for name, p in parameters.items() if p.grad is None]
     assert frozen == [name for name in parameters if name.startswith(("vit.", "cnn."))]
@@ -101,7 +99,7 @@ def check_recording(state, io, *, score, tokens, feature, gradient):
 
 def test_parameters_by_part():
     with torch.device("meta"):
-        network = LoDa()
+        network = create_model("loda")
     counts, trained = Counter(), Counter()
     for name, parameter in network.named_parameters():
         part = re.sub(r"^injectors\.\d+\.", "", name).split(".")[0]
@@ -113,7 +111,7 @@ def test_parameters_by_part():
 
 def test_multiply_adds():
     with torch.device("meta"):
-        network = LoDa().eval()
+        network = create_model("loda").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.empty(1, 3, 224, 224))
     assert counter.get_total_flops() / 2e9 == pytest.approx(23.68, rel=0.01)
@@ -190,6 +188,7 @@ def test_images_of_another_shape_are_one_line(shape):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({"widths": 96}, "loda cannot be built with .*widths"),
         ({"image_size": 65}, "image_size must be a multiple of patch_size, got 65 and 16"),
         ({"heads": 5}, "width must be a multiple of heads"),
         ({"cross_heads": 3}, "latent must be a multiple of cross_heads"),
@@ -209,12 +208,146 @@ def test_images_of_another_shape_are_one_line(shape):
 )
 def test_sizes_that_make_no_network_are_one_line(changes, line):
     with pytest.raises(ValueError, match=line) as caught:
-        Sizes(**{**SMALL, **changes})
+        random_network(**changes)
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def public_state():
+    """A whole state dict under public names, with batch-norm statistics that are not those of a new one."""
+    names = {
+        r"extractor\.convs": "learner.conv",
+        r"injectors\.(\d+)\.down": r"learner.down_proj.\1",
+        r"injectors\.(\d+)\.attention": r"learner.cross_attn.\1",
+        r"injectors\.(\d+)\.up": r"learner.up_proj.\1",
+        "scale$": "learner.scale_factor",
+        r"head\.": "learner.head.",
+        r"cnn\.": "feature_model.",
+        r"vit\.": "",
+    }
+    state = {}
+    for name, tensor in random_network().state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            for ours, public in names.items():
+                name, found = re.subn(f"^{ours}", public, name)
+                if found:
+                    break
+            state[name] = tensor.clone().uniform_(0.5, 1) if "running" in name else tensor
+    return state
+
+
+def public_checkpoint(state, *, prefixes):
+    """The part of a state dict that a public checkpoint holds."""
+    learner = {n: t for n, t in state.items() if n.startswith("learner.")}
+    statistics = {n: t for n, t in state.items() if "running" in n}
+    if not prefixes:
+        learner = {n.removeprefix("learner."): t for n, t in learner.items()}
+        statistics = {n.removeprefix("feature_model."): t for n, t in statistics.items()}
+    return {"learner": learner, "bn_buffer": statistics}
+
+
+@pytest.mark.parametrize("prefixes", [True, False])
+def test_a_public_checkpoint_leaves_the_towers_as_they_are(public_state, prefixes):
+    torch.manual_seed(1)
+    network = create_model("loda", **SMALL)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    converted = convert.load_loda(network, public_checkpoint(public_state, prefixes=prefixes))
+    assert {n for n in network.state_dict() if is_stored(n)} == set(converted)
+    assert set(converted.renamed) == {n for n in public_state if n.startswith("learner.") or "running" in n}
+    for public, ours in converted.renamed.items():
+        assert torch.equal(network.state_dict()[ours], public_state[public])
+    for name, parameter in network.named_parameters():
+        if name.startswith(("vit.", "cnn.")):
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_a_public_checkpoint_fills_the_stored_part_of_a_network_without_memory(public_state):
+    with torch.device("meta"):
+        network = create_model("loda", **SMALL)
+    get_architecture("loda").convert(network, public_checkpoint(public_state, prefixes=True))
+    for name, tensor in network.state_dict().items():
+        assert tensor.is_meta is not is_stored(name), name
+    assert all(p.requires_grad is is_stored(n) for n, p in network.named_parameters())
+
+
+def test_what_a_checkpoint_of_the_real_network_stores_is_a_thirteenth():
+    with torch.device("meta"):
+        state = create_model("loda").state_dict()
+    stored = sum(tensor.nbytes for name, tensor in state.items() if is_stored(name))
+    assert stored / 1e6 == pytest.approx(36, abs=0.5)
+    assert sum(tensor.nbytes for tensor in state.values()) / 1e6 == pytest.approx(473, abs=1)
+
+
+def test_names_of_a_data_parallel_state_dict_are_understood(public_state):
+    wrapped = convert.from_loda({f"module.{name}": tensor for name, tensor in public_state.items()})
+    plain = convert.from_loda(public_state)
+    assert wrapped.keys() == plain.keys() and all(torch.equal(wrapped[n], plain[n]) for n in plain)
+
+
 @pytest.mark.parametrize(
-    "name", ["learner.router.weight", "feature_modelconv.weight", "head.weight", "fc.bias"]
+    ("change", "line"),
+    [
+        (lambda s: {**s, "learner.router.weight": torch.zeros(1)}, "called 'learner.router.weight'"),
+        (lambda s: {**s, "head.weight": torch.zeros(1)}, "called 'head.weight'"),
+        (lambda s: {**s, "epoch": 3}, "'epoch' must be a tensor, got int"),
+        (
+            lambda s: {**s, "learner": {"head.weight": torch.zeros(96, 1)}},
+            "two of its tensors are 'head.weight'",
+        ),
+        (lambda s: {n: t for n, t in s.items() if "scale_factor" not in n}, "lacks 'scale'"),
+        (lambda s: {n: t for n, t in s.items() if n != "norm.bias"}, "lacks 'vit.norm.bias'"),
+        (lambda s: {n: t for n, t in s.items() if "running" not in n}, "lacks 'cnn.bn1.num_batches"),
+        (lambda s: {**s, "feature_model.fc.bias": torch.zeros(9)}, "lacks, 'cnn.fc.bias'"),
+        (
+            lambda s: {**s, "learner.scale_factor": torch.zeros(3, 48)},
+            r"'scale' must be \(3, 96\) for this network, got \(3, 48\)",
+        ),
+        (lambda s: {}, "no tensors"),
+        (lambda s: None, "must be a mapping, got NoneType"),
+    ],
 )
-def test_names_that_are_not_lodas(name):
-    assert from_public_name(name) is None
+def test_wrong_state_dicts_are_one_line_and_load_nothing(public_state, change, line):
+    torch.manual_seed(1)
+    network = create_model("loda", **SMALL)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=line) as caught:
+        convert.load_loda(network, change(public_state))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("depth", "last"), [(1, [0]), (3, [0, 1, 2]), (12, [2, 5, 8, 11]), (6, [1, 2, 4, 5])]
+)
+def test_features_of_stages(depth, last):
+    network = random_network(depth=depth).eval()
+    seen = {}
+    for info in network.feature_info:
+        module = network.get_submodule(info["module"])
+        module.register_forward_hook(lambda m, _, out, name=info["module"]: seen.update({name: out}))
+    images = torch.randn(2, 3, 64, 64)
+    raw, features = network.forward_with_features(images)
+    assert [info["module"] for info in network.feature_info] == [f"vit.blocks.{i}" for i in last]
+    for feature, info in zip(features, network.feature_info, strict=True):
+        assert feature.shape == (2, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
+        assert torch.equal(feature[1, :, 2, 1], seen[info["module"]][1, 1 + 2 * 4 + 1])
+    assert torch.equal(raw, network(images))
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    network = random_network().eval()
+    gradients = []
+    for network.checkpointing in (False, True):
+        network.zero_grad()
+        images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        network(images).sum().backward()
+        gradients.append([images.grad, *(p.grad for p in network.parameters() if p.requires_grad)])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert gradients[0][0].abs().max() > 0
+
+
+def test_the_architecture_says_how_it_is_scored():
+    protocol = get_architecture("loda").protocol
+    assert (protocol.kind, protocol.crop, protocol.n_crops) == ("random", 224, 15)
+    assert isinstance(random_network(), LoDa)
+    assert random_network().no_weight_decay() == set()

@@ -59,7 +59,7 @@ def list_archs() -> list[str]:
     """Names that :func:`create_model` builds.
 
     >>> list_archs()
-    ['lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
+    ['loda', 'lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
     """
     return sorted(_ARCHITECTURES)
 

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from .network import LoDa
+from typing import Any
+
+from ...protocol import Protocol
+from ..registry import Architecture, register
+from .network import LoDa, is_stored
+from .published import load_loda
 from .sizes import Sizes
 
-__all__ = ["LoDa", "Sizes"]
+__all__ = ["LoDa", "Sizes", "build", "is_stored"]
+
+PROTOCOL = Protocol(
+    "random", crop=224, n_crops=15, seed=3407
+)  # the published one; the seed is its training's
+
+
+def build(**overrides: Any) -> LoDa:
+    """Build an untrained network, with the keyword arguments of :class:`Sizes`; nothing is downloaded."""
+    return LoDa(Sizes(**overrides))
+
+
+register(Architecture("loda", build, protocol=PROTOCOL, convert=load_loda))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from typing import Any
+
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .learner import CosineHead, Extractor, Injector
 from .resnet import ResNet
 from .sizes import Sizes
 from .vit import VisionTransformer
+
+STAGES = 4  # the ViT's blocks, in equal parts, as those of other networks
 
 
 class LoDa(nn.Module):
@@ -23,10 +31,19 @@ class LoDa(nn.Module):
     Attributes:
         vit, cnn: the frozen towers, with timm's tensor names inside.
         extractor, injectors, scale, head: the trained parts; ``scale`` is (depth, width), one s_i a row.
+        feature_info: ``num_chs``, ``reduction`` and ``module`` of each of :meth:`forward_features`.
+        checkpointing: keep only the tokens before each block for the backward pass, which computes the rest
+            again: more time, less memory, the same gradients. Set it to True or False at any time.
+        arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
     """
+
+    arch: str = "custom"
+    overrides: dict[str, Any]
+    checkpointing: bool = False
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         super().__init__()
+        self.overrides = {}
         self.sizes = sizes = Sizes() if sizes is None else sizes
         self.vit = VisionTransformer(
             image_size=sizes.image_size, patch_size=sizes.patch_size, width=sizes.width, depth=sizes.depth,
@@ -43,27 +60,65 @@ class LoDa(nn.Module):
         self.dropout = nn.Dropout(sizes.dropout)
         self.head = CosineHead(sizes.width)
         nn.init.trunc_normal_(self.scale, std=0.02)
+        stages = min(STAGES, sizes.depth)
+        self._last_blocks = [math.ceil(s * sizes.depth / stages) - 1 for s in range(1, stages + 1)]
+        self.feature_info = [
+            {"num_chs": sizes.width, "reduction": sizes.patch_size, "module": f"vit.blocks.{last}"}
+            for last in self._last_blocks
+        ]
 
     def distortion_tokens(self, images: Tensor) -> Tensor:
         """F_msd, the multi-scale distortion tokens: (B, 3, S, S) → (B, 4·grid², latent)."""
         out: Tensor = self.extractor(self.cnn(images))
         return out
 
-    def class_feature(self, images: Tensor) -> Tensor:
-        """The class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
+    def _walk(self, images: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """The class feature (B, width), and the tokens (B, 1 + patches, width) after the blocks to keep."""
         self._check_images(images)
         distortion = self.distortion_tokens(images)
         z = self.vit.embed(images)  # (B, 1 + patches, width)
-        for scale, injector, block in zip(self.scale, self.injectors, self.vit.blocks, strict=True):
-            z = z + scale * injector(z, distortion)  # equation 3
-            z = block(z)
-        out: Tensor = self.vit.norm(z)[:, 0]
+        kept = []
+        for i in range(len(self.injectors)):
+            if self.checkpointing and torch.is_grad_enabled():
+                # Nothing is drawn here, but an adapter inside a block may draw its dropout.
+                z = checkpoint(
+                    self._step, i, z, distortion, use_reentrant=False, preserve_rng_state=self.training
+                )
+            else:
+                z = self._step(i, z, distortion)
+            if i in keep:
+                kept.append(z)
+        return self.vit.norm(z)[:, 0], kept
+
+    def _step(self, i: int, z: Tensor, distortion: Tensor) -> Tensor:
+        """Injector i, then block i of the ViT: (B, 1 + patches, width) → the same shape."""
+        z = z + self.scale[i] * self.injectors[i](z, distortion)  # equation 3
+        out: Tensor = self.vit.blocks[i](z)
         return out
+
+    def class_feature(self, images: Tensor) -> Tensor:
+        """The class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
+        return self._walk(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) → raw quality (B, 1)."""
         out: Tensor = self.head(self.dropout(self.class_feature(images)))
         return out
+
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """The ViT's patch tokens after each quarter of its blocks: (B, width, S/patch, S/patch) each."""
+        return self.forward_with_features(images)[1]
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Raw quality (B, 1), and what :meth:`forward_features` gives, in one pass."""
+        feature, kept = self._walk(images, keep=self._last_blocks)
+        side = self.sizes.image_size // self.sizes.patch_size
+        maps = [rearrange(z[:, 1:], "b (h w) c -> b c h w", h=side) for z in kept]
+        return self.head(self.dropout(feature)), maps
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that an optimiser should not decay: none, as in the published training."""
+        return set()
 
     def train(self, mode: bool = True) -> LoDa:
         """Set training mode, as ``nn.Module.train``; ``cnn_bn="frozen"`` keeps the CNN in evaluation mode."""
@@ -79,3 +134,13 @@ class LoDa(nn.Module):
                 f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}; crop or resize them, or "
                 "build the network with another image_size"
             )
+
+
+def is_stored(name: str) -> bool:
+    """Whether a checkpoint stores this tensor: all that is trained, and the CNN's batch-norm statistics.
+
+    The rest is in the base models.
+    """
+    if name.startswith("cnn."):
+        return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
+    return not name.startswith("vit.")

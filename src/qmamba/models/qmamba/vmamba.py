@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ..converted import ConvertedState
 from .network import QMamba
 
 # Published name → ours, in full. {s} is a stage, {b} a block.
@@ -46,26 +47,6 @@ _SCAN = {
 }
 _WRAPPERS = ("model", "state_dict", "model_ema")
 _PARALLEL = "module."  # what DistributedDataParallel puts before every name
-
-
-class ConvertedState(dict[str, Tensor]):
-    """A state dict under our names that says what became of the published one.
-
-    Attributes:
-        renamed: published name → our name, for every tensor that was kept.
-        dropped: published name → why it was left out (a 1000-way classification head).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.renamed: dict[str, str] = {}
-        self.dropped: dict[str, str] = {}
-
-    def report(self) -> str:
-        """One line a fact: what was kept, and what was dropped and why."""
-        lines = [f"{len(self.renamed)} tensors converted"]
-        lines += [f"dropped {name}: {why}" for name, why in self.dropped.items()]
-        return "\n".join(lines)
 
 
 def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
