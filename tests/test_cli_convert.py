@@ -37,7 +37,9 @@ def published(path: Path, **overrides: object) -> Path:
     """Write a checkpoint of the public form: what is trained, and the CNN's statistics."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        shapes = {n: t.shape for n, t in create_model("loda", **overrides).state_dict().items() if is_stored(n)}
+        shapes = {
+            n: t.shape for n, t in create_model("loda", **overrides).state_dict().items() if is_stored(n)
+        }
     parts: dict[str, dict[str, torch.Tensor]] = {"learner": {}, "bn_buffer": {}}
     for name, shape in shapes.items():
         if not name.endswith("num_batches_tracked"):
@@ -48,7 +50,9 @@ def published(path: Path, **overrides: object) -> Path:
 
 
 def options(overrides: dict[str, object]) -> list[str]:
-    return [word for name, value in overrides.items() for word in ("--override", f"{name}={json.dumps(value)}")]
+    return [
+        word for name, value in overrides.items() for word in ("--override", f"{name}={json.dumps(value)}")
+    ]
 
 
 def run(*words: object):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...protocol import Protocol
-from ..registry import Architecture, register
+from ..registry import Architecture, BaseWeights, register
 from .network import LoDa, is_stored
 from .published import load_loda
 from .sizes import Sizes
@@ -16,10 +16,15 @@ PROTOCOL = Protocol(
     "random", crop=224, n_crops=15, seed=3407
 )  # the published one; the seed is its training's
 
+BASES = (  # the usual ones; their digests enter a checkpoint when it is first saved with them
+    BaseWeights("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", "main", "model.safetensors", "", "vit."),
+    BaseWeights("timm/resnet50.a1_in1k", "main", "model.safetensors", "", "cnn."),
+)
+
 
 def build(**overrides: Any) -> LoDa:
     """Build an untrained network, with the keyword arguments of :class:`Sizes`; nothing is downloaded."""
     return LoDa(Sizes(**overrides))
 
 
-register(Architecture("loda", build, protocol=PROTOCOL, convert=load_loda))
+register(Architecture("loda", build, protocol=PROTOCOL, convert=load_loda, bases=BASES, trained=is_stored))
