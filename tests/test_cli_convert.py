@@ -19,9 +19,6 @@ SMALL = {
     "image_size": 64, "width": 96, "depth": 2, "heads": 3, "cnn_channels": [2, 3, 4, 5],
     "cnn_depths": [1, 1, 1, 1], "latent": 16, "grid": 2, "cross_heads": 2,
 }  # fmt: skip
-PUBLIC = (  # of our names
-    ("extractor.convs.", "conv."), (".down.", "down_proj."), (".attention.", "cross_attn."), (".up.", "up_proj."),
-)  # fmt: skip
 
 
 def public_name(name: str) -> str:
@@ -29,7 +26,8 @@ def public_name(name: str) -> str:
         return "scale_factor"
     if name.startswith("injectors."):
         _, number, part, rest = name.split(".", 3)
-        return f"{ {'down': 'down_proj', 'attention': 'cross_attn', 'up': 'up_proj'}[part] }.{number}.{rest}"
+        public = {"down": "down_proj", "attention": "cross_attn", "up": "up_proj"}[part]
+        return f"{public}.{number}.{rest}"
     return name.replace("extractor.convs.", "conv.").removeprefix("cnn.")
 
 

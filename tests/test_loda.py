@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmamba import convert
-from qmamba.errors import CheckpointError
+from qmamba.errors import CapabilityError, CheckpointError
 from qmamba.models import create_model, get_architecture
+from qmamba.models.capabilities import DecayGroups, Positions, StageFeatures, require
 from qmamba.models.loda import LoDa, is_stored
 
 SMALL = {
@@ -349,5 +350,17 @@ def test_activation_checkpointing_changes_no_gradient():
 def test_the_architecture_says_how_it_is_scored():
     protocol = get_architecture("loda").protocol
     assert (protocol.kind, protocol.crop, protocol.n_crops) == ("random", 224, 15)
-    assert isinstance(random_network(), LoDa)
-    assert random_network().no_weight_decay() == set()
+    network = random_network()
+    assert isinstance(network, LoDa)
+    assert network.no_weight_decay() == set()
+    assert isinstance(network, StageFeatures) and isinstance(network, DecayGroups)
+    with pytest.raises(CapabilityError, match="'loda' has no quality map: its network does not give values"):
+        require(network, Positions, "quality map")
+
+
+def test_base_models_fill_what_a_checkpoint_does_not_store():
+    architecture = get_architecture("loda")
+    assert [base.prefix for base in architecture.bases] == ["vit.", "cnn."]
+    state = random_network().state_dict()
+    rest = {name for name in state if not architecture.trained(name)}
+    assert rest == {n for n, p in random_network().named_parameters() if n.startswith(("vit.", "cnn."))}
