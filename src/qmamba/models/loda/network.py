@@ -67,6 +67,11 @@ class LoDa(nn.Module):
             for last in self._last_blocks
         ]
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels; no others are taken."""
+        return self.sizes.image_size, self.sizes.image_size
+
     def distortion_tokens(self, images: Tensor) -> Tensor:
         """F_msd, the multi-scale distortion tokens: (B, 3, S, S) → (B, 4·grid², latent)."""
         out: Tensor = self.extractor(self.cnn(images))
@@ -128,10 +133,10 @@ class LoDa(nn.Module):
         return self
 
     def _check_images(self, images: Tensor) -> None:
-        side = self.sizes.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+        height, width = self.input_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
             raise ValueError(
-                f"images must be (B, 3, {side}, {side}), got {tuple(images.shape)}; crop or resize them, or "
+                f"images must be (B, 3, {height}, {width}), got {tuple(images.shape)}; crop or resize them, or "
                 "build the network with another image_size"
             )
 
