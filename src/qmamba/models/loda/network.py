@@ -136,8 +136,8 @@ class LoDa(nn.Module):
         height, width = self.input_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
             raise ValueError(
-                f"images must be (B, 3, {height}, {width}), got {tuple(images.shape)}; crop or resize them, or "
-                "build the network with another image_size"
+                f"images must be (B, 3, {height}, {width}), got {tuple(images.shape)}; crop or resize them, "
+                "or build the network with another image_size"
             )
 
 
