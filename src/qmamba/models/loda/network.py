@@ -125,6 +125,11 @@ class LoDa(nn.Module):
         """Names of the parameters that an optimiser should not decay: none, as in the published training."""
         return set()
 
+    def multiply_adds(self, images: Tensor) -> int:
+        """Return the multiply-adds of QKᵀ and of the mean of V in the cross-attentions."""
+        queries, distortion = self.vit.pos_embed.shape[1], len(self.extractor.convs) * self.sizes.grid**2
+        return images.shape[0] * self.sizes.depth * 2 * queries * distortion * self.sizes.latent
+
     def train(self, mode: bool = True) -> LoDa:
         """Set training mode, as ``nn.Module.train``; ``cnn_bn="frozen"`` keeps the CNN in evaluation mode."""
         super().train(mode)

@@ -29,6 +29,10 @@ class Attention(nn.Module):
         out: Tensor = self.proj(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
 
+    def multiply_adds(self, z: Tensor) -> int:
+        """Return the multiply-adds of QKᵀ and of the mean of V, for tokens (B, N, C)."""
+        return 2 * z.shape[1] * z.numel()
+
 
 class Block(nn.Module):
     """``z + Attention(LN(z))``, then ``z + MLP(LN(z))``: (B, N, C) → (B, N, C)."""
