@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class ConvertedState(dict[str, Tensor]):
-    """A state dict under our names, with a record of what became of each published tensor.
+    """A state dict under our names, with a record of the conversion.
 
     Attributes:
         renamed: published name → our name, for every tensor that was kept.
-        dropped: published name → why it was left out.
+        dropped: published name → the reason it was dropped (a 1000-way classification head).
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class ConvertedState(dict[str, Tensor]):
         self.dropped: dict[str, str] = {}
 
     def report(self) -> str:
-        """Return one line for each fact: what was kept, and what was dropped and why."""
+        """Return one line for what was kept, and one for each tensor that was dropped."""
         lines = [f"{len(self.renamed)} tensors converted"]
         lines += [f"dropped {name}: {why}" for name, why in self.dropped.items()]
         return "\n".join(lines)

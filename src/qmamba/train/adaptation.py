@@ -207,7 +207,7 @@ def _plan(
 class _Batch:
     """What comes before the adapter for some crops, and their MOS (n,)."""
 
-    features: Tensor
+    features: tuple[Tensor, ...]
     mos: Tensor
 
 
