@@ -100,7 +100,7 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, monke
     if kind == "missing":
         words[1], line = tmp_path / "gone.pth", "no such file"
     elif kind == "width":
-        words[4:], line = options({**SMALL, "width": 192}), "must be (2, 192) for this network, got (2, 96)"
+        words[4:], line = options({**SMALL, "width": 192}), "'head.weight' must be (192, 1) for this network"
     elif kind == "harmful":
         torch.save({"learner": Harmful()}, file)
         line = "pickle"
@@ -110,7 +110,7 @@ def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, monke
     elif kind == "unknown":
         words[0], line = "lodaa", "near names: loda"
     elif kind == "override":
-        words[-1], line = "width", "--override must be SIZE=VALUE"
+        words[-1], line = "width", "--override must be like width=192"
     else:
         torch.save({"learner": torch.load(file)["learner"]}, file)
         line = "lacks 'cnn.bn1"

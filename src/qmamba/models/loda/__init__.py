@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...images import Preprocessing
 from ...protocol import Protocol
 from ..registry import Architecture, BaseWeights, register
 from .network import LoDa, is_stored
@@ -27,4 +28,9 @@ def build(**overrides: Any) -> LoDa:
     return LoDa(Sizes(**overrides))
 
 
-register(Architecture("loda", build, protocol=PROTOCOL, convert=load_loda, bases=BASES, trained=is_stored))
+register(
+    Architecture(
+        "loda", build, preprocessing=Preprocessing(size=(224, 224)), protocol=PROTOCOL, convert=load_loda,
+        bases=BASES, trained=is_stored,
+    )
+)  # fmt: skip
