@@ -10,41 +10,9 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from published_loda import SMALL, write_published
 from qmamba.cli import app
-from qmamba.models import create_model
-from qmamba.models.loda import is_stored
-from qmamba.models.loda.published import from_loda
-
-SMALL = {
-    "image_size": 64, "width": 96, "depth": 2, "heads": 3, "cnn_channels": [2, 3, 4, 5],
-    "cnn_depths": [1, 1, 1, 1], "latent": 16, "grid": 2, "cross_heads": 2,
-}  # fmt: skip
-
-
-def public_name(name: str) -> str:
-    if name == "scale":
-        return "scale_factor"
-    if name.startswith("injectors."):
-        _, number, part, rest = name.split(".", 3)
-        public = {"down": "down_proj", "attention": "cross_attn", "up": "up_proj"}[part]
-        return f"{public}.{number}.{rest}"
-    return name.replace("extractor.convs.", "conv.").removeprefix("cnn.")
-
-
-def published(path: Path, **overrides: object) -> Path:
-    """Write a checkpoint of the public form: what is trained, and the CNN's statistics."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        shapes = {
-            n: t.shape for n, t in create_model("loda", **overrides).state_dict().items() if is_stored(n)
-        }
-    parts: dict[str, dict[str, torch.Tensor]] = {"learner": {}, "bn_buffer": {}}
-    for name, shape in shapes.items():
-        if not name.endswith("num_batches_tracked"):
-            part = "bn_buffer" if name.startswith("cnn.") else "learner"
-            parts[part][public_name(name)] = torch.rand(shape) / 10
-    torch.save(parts, path)
-    return path
+from qmamba.convert import from_loda
 
 
 def options(overrides: dict[str, object]) -> list[str]:
@@ -58,7 +26,7 @@ def run(*words: object):
 
 
 def test_a_public_loda_checkpoint_of_the_papers_size(tmp_path):
-    file, out = published(tmp_path / "koniq.pth"), tmp_path / "loda-koniq"
+    file, out = write_published(tmp_path / "koniq.pth"), tmp_path / "loda-koniq"
     result = run("loda", file, "--out", out, "--trained-on", "koniq10k", "--licence", "Apache-2.0")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(out)
@@ -77,7 +45,7 @@ def test_a_public_loda_checkpoint_of_the_papers_size(tmp_path):
 
 
 def test_a_folder_is_not_written_over(tmp_path):
-    file, out = published(tmp_path / "x.pth", **SMALL), tmp_path / "out"
+    file, out = write_published(tmp_path / "x.pth", **SMALL), tmp_path / "out"
     assert run("loda", file, "--out", out, *options(SMALL)).exit_code == 0
     before = (out / "config.json").read_bytes()
     result = run("loda", file, "--out", out, "--name", "other", *options(SMALL))
@@ -95,7 +63,7 @@ class Harmful:
 @pytest.mark.parametrize("kind", ["missing", "width", "harmful", "damaged", "unknown", "override", "part"])
 def test_what_cannot_be_converted_is_one_line_and_writes_nothing(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    file, out = published(tmp_path / "x.pth", **SMALL), tmp_path / "out"
+    file, out = write_published(tmp_path / "x.pth", **SMALL), tmp_path / "out"
     words, line = ["loda", file, "--out", out, *options(SMALL)], ""
     if kind == "missing":
         words[1], line = tmp_path / "gone.pth", "no such file"
