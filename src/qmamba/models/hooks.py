@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -11,9 +12,10 @@ PLAIN = (Tensor, nn.Parameter)
 
 
 def hooked(module: nn.Module) -> bool:
-    """Return whether this very module has hooks, or a ``forward`` of its own."""
+    """Return whether this very module has hooks, or a ``forward`` of its own; or all modules have hooks."""
     return bool(
-        module._forward_hooks
+        _global_hooks()
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -24,7 +26,7 @@ def hooked(module: nn.Module) -> bool:
 def any_hooked(*parts: object) -> bool:
     """Return whether a module among these, or within them, has hooks; others than modules are passed over."""
     modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
-    return _global_hooks() or any(hooked(m) for m in modules)
+    return any(hooked(m) for m in modules)
 
 
 def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
@@ -33,7 +35,7 @@ def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
     Hooks, a replaced ``forward``, parametrizations (which change a module's class), submodules of classes
     that are not in ``kinds``, and parameters that are tensors of another class are all changes.
     """
-    return not _global_hooks() and all(
+    return all(
         type(m) in kinds
         and not hooked(m)
         and all(type(p) in PLAIN or p is None for p in m._parameters.values())
@@ -42,6 +44,6 @@ def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
 
 
 def _global_hooks() -> bool:
-    """Return whether hooks of all modules are registered."""
-    found: Callable[[], bool] | None = getattr(torch_module, "_has_any_global_hook", None)
-    return bool(found is not None and found())
+    """Return whether hooks of all modules are registered; a compiler that traces cares for them itself."""
+    compiling = torch.compiler.is_compiling()
+    return not compiling and bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]

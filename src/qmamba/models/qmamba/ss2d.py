@@ -52,19 +52,20 @@ class RouteGate(nn.Module):
         gates = torch.sigmoid(self.expand(F.gelu(self.reduce(pooled))))
         return (y * rearrange(gates, "b k d -> b k 1 1 d")).sum(dim=1)
 
-    def weights(self) -> GateWeights | None:
-        """Return the weights for :func:`qmamba.ops.gated_scan`; None where the modules must be called.
 
-        That is where one of them has hooks or is of another class, as a parametrized or quantized one is.
-        """
-        norm, reduce, expand = self.norm, self.reduce, self.expand
-        kinds = (RouteGate, nn.LayerNorm, nn.Linear, nn.Linear)
-        modules = (self, norm, reduce, expand)
-        if any(type(m) is not kind or hooked(m) for m, kind in zip(modules, kinds, strict=True)):
-            return None
-        if norm.eps != EPS or not norm.elementwise_affine:
-            return None
-        return GateWeights(norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
+def gate_weights(gate: nn.Module | None) -> GateWeights | None:
+    """Return a gate's weights for :func:`qmamba.ops.gated_scan`; None where its modules must be called.
+
+    That is where one of them has hooks or is of another class, as a parametrized or quantized one is.
+    """
+    if type(gate) is not RouteGate or hooked(gate):
+        return None
+    norm, reduce, expand = gate.norm, gate.reduce, gate.expand
+    kinds = ((norm, nn.LayerNorm), (reduce, nn.Linear), (expand, nn.Linear))
+    if any(type(module) is not kind or hooked(module) for module, kind in kinds) or norm.eps != EPS:
+        return None
+    weights = (norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
+    return None if any(weight is None for weight in weights) else GateWeights(*weights)
 
 
 class SS2D(nn.Module):
@@ -136,7 +137,7 @@ class SS2D(nn.Module):
         projected = self.x_proj(x).unflatten(-1, (len(self.routes), -1))  # (B, H, W, K, R + 2N)
         dt, B, C = torch.split(projected, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
         A = -torch.exp(self.A_log.float())
-        gate = None if self.gate is None else self.gate.weights()
+        gate = gate_weights(self.gate)
         if gate is not None:  # the scan and its gate as one operation
             return gated_scan(
                 x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D,
