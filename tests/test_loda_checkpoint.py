@@ -125,3 +125,21 @@ def test_a_base_that_cannot_be_is_one_line(tmp_path, file, base):
     result = CliRunner().invoke(app, [*words, *overrides])
     assert result.exit_code == 2 and "--base" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_has_one_size_of_image(tmp_path, cache, file):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from qmamba.integrations.onnx import export_onnx
+
+    write_bases(cache, **SMALL)
+    scorer = qmamba.load(convert(file, tmp_path / "out"))
+    state = torch.random.get_rng_state()
+    session = onnxruntime.InferenceSession(export_onnx(scorer, tmp_path / "loda.onnx"))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert session.get_inputs()[0].shape[1:] == [3, 64, 64]
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    (scores,) = session.run(None, {"image": images.numpy()})
+    want = [scorer.crop_scores(image).scores.mean() for image in images]
+    assert torch.allclose(torch.from_numpy(scores), torch.stack(want), atol=1e-6)
+    assert scores.std() > 0

@@ -57,9 +57,7 @@ def convert(
     the folder, which names them; nothing is downloaded.
     """
     with quiet_ends():
-        from qmamba.checkpoints.defaults import default_config
-        from qmamba.checkpoints.file_names import CONFIG_FILE
-        from qmamba.checkpoints.folder import save_checkpoint
+        from qmamba.checkpoints import CONFIG_FILE, default_config, save_checkpoint
 
         if (out / CONFIG_FILE).exists() and not force:
             raise QMambaError(f"{out}: holds a checkpoint; give --force to write over it")
