@@ -22,6 +22,7 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 _SPACES = {"RGB": b"RGB ", "CMYK": b"CMYK", "L": b"GRAY"}
 # A profile counts as sRGB up to these differences; small tables of its curve need the second.
 _PRIMARY_TOLERANCE, _CURVE_TOLERANCE = 1 / 255, 1.5 / 255
+_CHUNK = 1 << 18
 
 
 def converts(profile: object, mode: str) -> bool:
@@ -35,25 +36,48 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Convert by the embedded ICC profile, so that an image looks as a viewer shows it.
 
     Left as they are: images without a profile, with one of sRGB's primaries and curves, with one that is
-    damaged or made for other pixels, and all where Pillow was built without LittleCMS.
+    damaged or made for other pixels, and all in colour where Pillow was built without LittleCMS.
 
     Args:
         image: of mode RGB, CMYK or L.
 
     Returns:
-        An image of mode RGB, or the image itself.
+        An image of mode RGB or L, or the image itself.
     """
     embedded = image.info.get("icc_profile")
     if not isinstance(embedded, bytes) or not converts(embedded, image.mode):
         return image
+    if image.mode == "L":
+        levels = grey_to_srgb(np.arange(256) / 255, embedded)
+        return image.point((levels * 255).round().astype(np.uint8).tolist())
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-        converted = ImageCms.profileToProfile(
-            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        profile, srgb = ImageCms.ImageCmsProfile(io.BytesIO(embedded)), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
         return image
     return image if converted is None else converted
+
+
+def grey_to_srgb(values: np.ndarray, profile: bytes) -> np.ndarray:
+    """Convert grey by the curve of a profile.
+
+    Args:
+        values: any shape, in [0, 1].
+        profile: an ICC profile for grey.
+
+    Returns:
+        The same shape, float32 in [0, 1]; the values as they are where the profile is damaged.
+    """
+    converted = values.astype(np.float32)
+    flat = converted.reshape(-1)
+    try:
+        curve = _tags(profile)[b"kTRC"]
+        for start in range(0, flat.size, _CHUNK):  # in float64, and not for all at once
+            part = flat[start : start + _CHUNK]
+            part[...] = _encoded(_linear(curve, part.astype(np.float64)))
+    except (KeyError, ValueError, IndexError, struct.error):
+        return values.astype(np.float32)
+    return converted
 
 
 def _is_srgb(profile: bytes) -> bool:

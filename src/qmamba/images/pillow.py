@@ -7,6 +7,7 @@ starts with the given name of the input.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 from typing import IO
 
@@ -16,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from qmamba.errors import ImageError
 from qmamba.images import formats, tiff
-from qmamba.images.colour import converts, to_srgb
+from qmamba.images.colour import converts, grey_to_srgb, to_srgb
 from qmamba.images.tiff_samples import read_samples, to_picture
 
 # The formats that photographs come in. Others that Pillow knows are left out on purpose: EPS starts
@@ -44,6 +45,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+# A Pillow image that is open and not loaded is loaded by whoever comes first: one thread at a time.
+_LOADING = tuple(threading.Lock() for _ in range(64))
 
 
 def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
@@ -197,20 +202,10 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         (H, W, 3), as `read_stream`.
     """
     check_size(image.height, image.width, max_pixels, name)
-    if isinstance(image, TiffImageFile) and not _is_read_right(image, name):
-        return _read_opened_tiff(image, name, max_pixels)
-    try:
-        # First of all: TIFF turns itself upright while loading, and PNG may keep its EXIF block after the
-        # pixels.
-        image.load()
-        image = _upright(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name}: the image is truncated or damaged ({reason}); save or download it again"
-        ) from error
+    with _LOADING[id(image) // 16 % len(_LOADING)]:
+        if isinstance(image, TiffImageFile) and not _is_read_right(image, name):
+            return _read_opened_tiff(image, name, max_pixels)
+        image = _loaded(image, name)
     check_size(image.height, image.width, max_pixels, name)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep(image, name)
@@ -221,6 +216,22 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name}: Pillow mode {image.mode} cannot be turned into RGB ({reason})") from error
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    """Return an image upright, with its pixels."""
+    try:
+        # Loaded first: TIFF turns itself upright while loading, and PNG may keep its EXIF block after the
+        # pixels.
+        image.load()
+        return _upright(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{name}: the image is truncated or damaged ({reason}); save or download it again"
+        ) from error
 
 
 def _is_read_right(image: TiffImageFile, name: str) -> bool:
@@ -265,10 +276,9 @@ def _deep(image: Image.Image, name: str) -> np.ndarray:
                 f"{name}: integers from {low} to {high} do not fit 16 bits; scale them to 0…65535"
             )
         grey = values.astype(np.float32) / np.float32(65535)
-        if converts(image.info.get("icc_profile"), "L"):  # profiles are applied to 8 bits only
-            eight = Image.fromarray((grey * 255).round().astype(np.uint8))
-            eight.info = {"icc_profile": image.info["icc_profile"]}
-            grey = np.asarray(to_srgb(eight).convert("L"), np.float32) / np.float32(255)
+        profile = image.info.get("icc_profile")
+        if isinstance(profile, bytes) and converts(profile, "L"):
+            grey = grey_to_srgb(grey, profile)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             grey = np.where(values == transparent, np.float32(1), grey)

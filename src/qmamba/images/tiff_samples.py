@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from qmamba.errors import ImageError
-from qmamba.images.colour import converts, lab_to_srgb
+from qmamba.images.colour import converts, grey_to_srgb, lab_to_srgb
 from qmamba.images.tiff import (
     BLACK_IS_ZERO,
     CIELAB,
@@ -234,8 +234,8 @@ def to_picture(planes: np.ndarray, layout: Layout) -> Image.Image | np.ndarray:
         layout: of the image.
 
     Returns:
-        A Pillow image with its profile for samples of 8 bits, and for deeper ones with an ICC profile, which
-        is applied to 8 bits only. Else (3, H, W), float32, in [0, 1] for integers.
+        A Pillow image with its profile for samples of 8 bits, and for deeper colours with an ICC profile,
+        which is applied to 8 bits only. Else (3, H, W), float32, in [0, 1] for integers.
     """
     mode = _MODES[layout.photometric]
     colours, extra = planes[: len(mode)], planes[len(mode) :]
@@ -246,6 +246,8 @@ def to_picture(planes: np.ndarray, layout: Layout) -> Image.Image | np.ndarray:
         return rgb if rgb.dtype != np.uint8 else _image("RGB", rgb, None, False, b"")
     is_deep = planes.dtype != np.uint8
     if is_deep and converts(layout.profile, mode) and planes.min() >= 0 and planes.max() <= 1:
+        if mode == "L" and alpha is None:
+            return np.repeat(grey_to_srgb(colours, layout.profile), 3, axis=0)
         planes *= 255
         planes = planes.round(out=planes).astype(np.uint8)
         colours, alpha = planes[: len(mode)], None if alpha is None else planes[len(mode)]
