@@ -14,7 +14,7 @@ import torch
 
 from qmamba.errors import ImageError
 from qmamba.images import MAX_PIXELS, decode, label
-from qmamba.protocol import View, Window
+from qmamba.protocol import View, Window, check_aspect
 
 Decoded: TypeAlias = tuple[torch.Tensor, str]
 """The pixels of an image, and what messages call it."""
@@ -101,6 +101,7 @@ def check_batch(batch: torch.Tensor) -> None:
         )
     if batch.numel() == 0 or batch.is_meta or torch.compiler.is_compiling():
         return
+    check_aspect(batch.shape[-2], batch.shape[-1], "batch")
     low, high = (float(bound) for bound in batch.detach().aminmax())
     if not (low >= LOWEST and high <= HIGHEST):
         what = "NaN" if math.isnan(low) else f"values from {low:.4g} to {high:.4g}"

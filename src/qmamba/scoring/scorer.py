@@ -20,7 +20,7 @@ from qmamba.checkpoints import ModelConfig
 from qmamba.errors import BackendError, ImageError
 from qmamba.images import as_list, decode, iterate, label
 from qmamba.ops.precision import without_autocast
-from qmamba.protocol import Protocol, Window, resize, unit, views
+from qmamba.protocol import Protocol, Window, check_aspect, resize, unit, views
 from qmamba.scoring.pipeline import (
     Column,
     CropScores,
@@ -222,6 +222,7 @@ class Scorer(AdapterVerbs):
     ) -> Iterator[torch.Tensor]:
         """What the network sees of an image, (N, 3, h, w) float32, in the order of its views' windows."""
         device = self._device()
+        check_aspect(pixels.shape[-2], pixels.shape[-1], name)
         for view in views(pixels.shape[-2], pixels.shape[-1], self.protocol):
             whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
             for start in range(0, len(view.windows), batch_size):
