@@ -33,6 +33,7 @@ class Named(np.ndarray):
     """An array with a name, as `imageio` has them."""
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_subclasses_are_scored_as_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "pixels").write_bytes(PIXELS.tobytes())
     mapped = np.memmap(tmp_path / "pixels", np.uint8, "r", shape=PIXELS.shape)
@@ -195,6 +196,7 @@ def test_standard_input_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> No
     assert ".buffer" in message(sys.stdin)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PNG)))
     assert decode(sys.stdin.buffer).equal(planes(PIXELS))
+    assert "sys.stdin.buffer" in message("-")
 
 
 class Bare:

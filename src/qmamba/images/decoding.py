@@ -233,7 +233,10 @@ def _from_path(text: str, max_pixels: int) -> torch.Tensor:
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingImageError(f"{name}: no such file; check the path") from error
+        advice = "check the path"
+        if text == "-":
+            advice = "`qmamba score -` reads standard input, and in Python pass sys.stdin.buffer"
+        raise MissingImageError(f"{name}: no such file; {advice}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name}: the file cannot be read ({reason})") from error
