@@ -228,13 +228,12 @@ class Trickle(io.RawIOBase):
 def test_file_objects_are_read_from_their_start_and_left_where_they_were(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
-    spooled = tempfile.SpooledTemporaryFile()
-    spooled.write(PNG)
     with (
         path.open("rb", buffering=0) as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        spooled,
+        tempfile.SpooledTemporaryFile() as spooled,
     ):
+        spooled.write(PNG)
         for file in (Bare(PNG), spooled, mapped, io.BytesIO(PNG), opened):
             for place in (0, 7, len(PNG)):
                 file.seek(place)

@@ -209,8 +209,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("JPEG 2000", {"tags": {259: ("H", 34712)}}, "compression is number 34712"),
     ("12-bit JPEG", {"tags": {259: ("H", 7)}, "bits": 12}, "of 12 bits"),
     ("YCbCr", {"tags": {262: ("H", 6)}, "count": 3}, "subsampled chroma"),
-    ("predictor", {"tags": {317: ("H", 9)}, "bits": 16}, "predictor is number 9"),
-    ("predicted 12 bits", {"tags": {317: ("H", 2)}, "bits": 12}, "have 12 bits"),
+    ("predictor", {"tags": {317: ("H", 9)}, "bits": 16, "compression": DEFLATE}, "predictor is number 9"),
+    ("predicted 12 bits", {"tags": {317: ("H", 2)}, "bits": 12, "compression": DEFLATE}, "have 12 bits"),
 ]  # fmt: skip
 
 

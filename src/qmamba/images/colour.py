@@ -68,7 +68,7 @@ def grey_to_srgb(values: np.ndarray, profile: bytes) -> np.ndarray:
     Returns:
         The same shape, float32 in [0, 1]; the values as they are where the profile is damaged.
     """
-    converted = values.astype(np.float32)
+    converted = values.astype(np.float32, order="C")
     flat = converted.reshape(-1)
     try:
         curve = _tags(profile)[b"kTRC"]

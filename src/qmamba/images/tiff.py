@@ -33,6 +33,7 @@ _RAW_CODECS = (32767, 32769, 32770, 32867, 34713, 65000, 65535)  # Sony, Epson, 
 UNCOMPRESSED, LZW, JPEG = 1, 5, 7
 _FAX, _OLD_JPEG = (2, 3, 4), 6
 LOSSLESS = (UNCOMPRESSED, LZW, 8, 32946, 32773, 34925, 50000)  # deflate twice, PackBits, LZMA, Zstandard
+_PREDICTED = tuple(number for number in LOSSLESS if number not in (UNCOMPRESSED, 32773))
 CODED = (*_FAX, _OLD_JPEG, JPEG)
 """Compressions that define by themselves how pixels are stored."""
 
@@ -232,7 +233,8 @@ def _layout(fields: Fields, order: str, name: str) -> Layout:
     layout = Layout(
         order=order, photometric=photometric, bits=depth, kind=kind, samples=samples, extra=extra,
         alpha=_alpha(samples, photometric, extra, name), compression=compression,
-        is_planar=fields.number(284, 1) == 2 and samples > 1, predictor=fields.number(317, 1),
+        is_planar=fields.number(284, 1) == 2 and samples > 1,
+        predictor=fields.number(317, 1) if compression in _PREDICTED else 1,
         is_reversed=fields.number(266, 1) == 2, subsampling=fields.numbers(530, 2, 2),
         orientation=fields.number(274, 1), profile=fields.raw(_ICC_PROFILE),
         **_map_of(fields, photometric, depth), **_blocks(fields),
@@ -242,7 +244,7 @@ def _layout(fields: Fields, order: str, name: str) -> Layout:
     is_whole = depth in (8, 16, 32, 64)
     if layout.predictor not in (1, 2, 3) or (layout.predictor == 3 and not (kind == "f" and is_whole)):
         raise _refused(name, f"its predictor is number {layout.predictor}")
-    if layout.predictor == 2 and not is_whole and compression not in CODED:
+    if layout.predictor == 2 and not is_whole:
         raise _refused(name, f"its predictor is for whole bytes, and its samples have {depth} bits")
     return layout
 

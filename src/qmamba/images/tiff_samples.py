@@ -41,7 +41,7 @@ class _Block(NamedTuple):
 
 
 class _GreyTiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF that is loaded without a look at Pillow's global limit of pixels."""
+    """A TIFF that loads without a check against Pillow's global limit of pixels."""
 
     load_prepare = ImageFile.ImageFile.load_prepare
 
@@ -66,21 +66,19 @@ def read_samples(stream: IO[bytes], layout: Layout, name: str) -> np.ndarray:
     is_palette = layout.photometric == PALETTE
     is_deep = (layout.bits not in (1, 2, 4, 8) or layout.kind == "f") and not is_palette
     count = layout.samples + 2 * is_palette
-    out: np.ndarray | None = None  # made after the first block is there: a lying header takes no memory
+    out: np.ndarray | None = None  # allocated once the first block is read: a lying header takes no memory
     for block in _blocks(layout, name):
-        data = _bytes_of(stream, layout, block, name)
-        if out is None:
-            out = np.zeros((count, layout.height, layout.width), np.float32 if is_deep else np.uint8)
-        step = max(1, _CHUNK // max(1, data.shape[1] * 8 // layout.bits))
-        for start in range(0, len(data), step):
-            rows = _unpacked(data[start : start + step], layout, block.columns)
-            _place(rows, out, layout, block._replace(top=block.top + start))
+        for top, data in _rows_of(stream, layout, block, name):
+            if out is None:
+                out = np.zeros((count, layout.height, layout.width), np.float32 if is_deep else np.uint8)
+            rows = _unpacked(data, layout, block.columns)
+            _place(rows, out, layout, block._replace(top=block.top + top))
     assert out is not None
     return _upright(out, layout.orientation)
 
 
 def _blocks(layout: Layout, name: str) -> Iterator[_Block]:
-    """Blocks in the order of their places, strips without compression in bands of some megabytes."""
+    """Yield the blocks of all planes, uncompressed strips in bands of some megabytes."""
     across = -(-layout.width // layout.columns) if layout.is_tiled else 1
     down = -(-layout.height // layout.rows)
     planes = layout.samples if layout.is_planar else 1
@@ -107,25 +105,31 @@ def _row_bytes(layout: Layout, columns: int) -> int:
     return -(-columns * (1 if layout.is_planar else layout.samples) * layout.bits // 8)
 
 
-def _bytes_of(stream: IO[bytes], layout: Layout, block: _Block, name: str) -> np.ndarray:
-    """(rows, bytes of a row) uint8, decompressed."""
+def _rows_of(stream: IO[bytes], layout: Layout, block: _Block, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield some rows of a block at a time: the first row's number, and (rows, bytes per row) uint8."""
     width = _row_bytes(layout, block.columns)
+    step = max(1, _CHUNK // max(1, width * 8 // layout.bits))
     expected = width * block.rows
     stream.seek(block.offset)
-    if layout.compression != UNCOMPRESSED:
-        data = stream.read(min(block.length, 2 * expected + 4096))
-        return _decompressed(data, layout, width, block.rows, name)
-    data = stream.read(expected)
-    if len(data) < expected:
-        raise ImageError(f"{name}: the image is truncated; save or download it again")
-    rows = np.frombuffer(data, np.uint8).reshape(block.rows, width)
-    return _MIRRORED[rows] if layout.is_reversed else rows
+    if layout.compression == UNCOMPRESSED:
+        data = stream.read(expected)
+        if len(data) < expected:
+            raise ImageError(f"{name}: the image is truncated; save or download it again")
+        rows = np.frombuffer(data, np.uint8).reshape(block.rows, width)
+        for top in range(0, block.rows, step):
+            yield top, _MIRRORED[rows[top : top + step]] if layout.is_reversed else rows[top : top + step]
+        return
+    image = _decompressed(
+        stream.read(min(block.length, 2 * expected + 4096)), layout, width, block.rows, name
+    )
+    for top in range(0, block.rows, step):
+        yield top, np.asarray(image.crop((0, top, width, min(top + step, block.rows))))
 
 
 _MIRRORED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)), bitorder="little")
 
 
-def _decompressed(data: bytes, layout: Layout, width: int, rows: int, name: str) -> np.ndarray:
+def _decompressed(data: bytes, layout: Layout, width: int, rows: int, name: str) -> Image.Image:
     """Decompress a block by Pillow's libtiff, as a TIFF of one strip of 8-bit grey."""
     fields = [
         (256, 4, width), (257, 4, rows), (258, 3, 8), (259, 3, layout.compression), (262, 3, BLACK_IS_ZERO),
@@ -135,9 +139,8 @@ def _decompressed(data: bytes, layout: Layout, width: int, rows: int, name: str)
     head = struct.pack("<2sHIH", b"II", 42, 8, len(fields))
     table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in fields)
     try:
-        with _GreyTiff(io.BytesIO(head + table + bytes(4) + data)) as image:
-            image.load()
-            return np.asarray(image)
+        image = _GreyTiff(io.BytesIO(head + table + bytes(4) + data))
+        image.load()
     except MemoryError:
         raise
     except Exception as error:
@@ -145,10 +148,11 @@ def _decompressed(data: bytes, layout: Layout, width: int, rows: int, name: str)
         raise ImageError(
             f"{name}: the image is truncated or damaged ({reason}); save or download it again"
         ) from error
+    return image
 
 
 def _unpacked(data: np.ndarray, layout: Layout, columns: int) -> np.ndarray:
-    """(rows, bytes) to (rows, columns, samples), in the type that the file has, predictors undone."""
+    """Unpack (rows, bytes) to (rows, columns, samples), in the type that the file has, predictors undone."""
     count = 1 if layout.is_planar else layout.samples
     shape = len(data), columns, count
     if layout.predictor == 3:
@@ -169,7 +173,7 @@ def _unpacked(data: np.ndarray, layout: Layout, columns: int) -> np.ndarray:
 
 
 def _floats_from_bytes(data: np.ndarray, size: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Predictor 3 (TIFF Technical Note 3): differences of bytes, the most significant of a row first."""
+    """Undo predictor 3 (TIFF Technical Note 3): differences of bytes, a row's most significant ones first."""
     rows, columns, count = shape
     summed = np.cumsum(data.reshape(rows, -1, count), axis=1, dtype=np.uint8)
     planes = summed.reshape(rows, size, columns * count)
@@ -216,35 +220,34 @@ def _place(rows: np.ndarray, out: np.ndarray, layout: Layout, block: _Block) -> 
 
 
 def _upright(planes: np.ndarray, orientation: int) -> np.ndarray:
-    """(C, H, W) turned as the orientation of EXIF and TIFF, 1 to 8, says."""
+    """Return a view of (C, H, W), turned as an orientation of EXIF and TIFF, 1 to 8, says."""
     if orientation in (5, 6, 7, 8):
         planes = planes.transpose(0, 2, 1)
     if orientation in (3, 4, 7, 8):
         planes = planes[:, ::-1]
     if orientation in (2, 3, 6, 7):
         planes = planes[:, :, ::-1]
-    return np.ascontiguousarray(planes)
+    return planes
 
 
 def to_picture(planes: np.ndarray, layout: Layout) -> Image.Image | np.ndarray:
     """Give samples their colours.
 
     Args:
-        planes: of `read_samples`; they are written over.
+        planes: of `read_samples`; they are overwritten.
         layout: of the image.
 
     Returns:
         A Pillow image with its profile for samples of 8 bits, and for deeper colours with an ICC profile,
-        which is applied to 8 bits only. Else (3, H, W), float32, in [0, 1] for integers.
+        which is applied to 8 bits only. Else (3, H, W), contiguous float32, in [0, 1] for integers.
     """
     mode = _MODES[layout.photometric]
     colours, extra = planes[: len(mode)], planes[len(mode) :]
     alpha = extra[0] if layout.alpha and not (layout.alpha == "undeclared" and not extra[0].any()) else None
-    is_premultiplied = layout.alpha == "premultiplied"
+    is_premultiplied, is_deep = layout.alpha == "premultiplied", planes.dtype != np.uint8
     if mode == "LAB":
         rgb = _rgb_of_lab(colours, layout.photometric)
-        return rgb if rgb.dtype != np.uint8 else _image("RGB", rgb, None, False, b"")
-    is_deep = planes.dtype != np.uint8
+        return np.ascontiguousarray(rgb) if is_deep else _image("RGB", rgb, None, False, b"")
     if is_deep and converts(layout.profile, mode) and planes.min() >= 0 and planes.max() <= 1:
         if mode == "L" and alpha is None:
             return np.repeat(grey_to_srgb(colours, layout.profile), 3, axis=0)
@@ -261,7 +264,7 @@ def to_picture(planes: np.ndarray, layout: Layout) -> Image.Image | np.ndarray:
         if not is_premultiplied:
             colours *= alpha
         colours += 1 - alpha
-    return colours if len(colours) == 3 else np.repeat(colours, 3, axis=0)
+    return np.ascontiguousarray(colours) if len(colours) == 3 else np.repeat(colours, 3, axis=0)
 
 
 _MODES = {
@@ -283,7 +286,7 @@ def _image(
 
 
 def _rgb_of_lab(lab: np.ndarray, photometric: int) -> np.ndarray:
-    """Lab as `read_samples` gives it, in its place, some rows at a time.
+    """Convert Lab as `read_samples` gives it, in place, some rows at a time.
 
     ICC Lab of 16 bits has its greatest L at 65280 of 65535 (ICC.1:2001-04, annex A).
     """
