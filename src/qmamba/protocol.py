@@ -150,7 +150,7 @@ def check_aspect(height: int, width: int, name: str) -> None:
     """Raise ImageError for an image that is too thin to score.
 
     Its shorter side would be enlarged to what the network needs, and its longer side with it: a line of 1000
-    pixels would cost as much as twenty photographs.
+    pixels would cost as much as 25 images of 448 × 448.
     """
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise ImageError(

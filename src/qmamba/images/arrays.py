@@ -89,7 +89,7 @@ def _three_channels(planes: torch.Tensor) -> torch.Tensor:
         # Through Pillow, so that an array scores as the file it was read from.
         image = Image.fromarray(planes.permute(1, 2, 0).contiguous().cpu().numpy())
         pixels = read_image(image, "tensor", image.width * image.height)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(planes.device)
+        return torch.from_numpy(np.moveaxis(pixels, 2, 0).copy()).to(planes.device)
     colours, alpha = planes[:-1], planes[-1:]
     return (colours * alpha + (1 - alpha)).expand(3, -1, -1).contiguous()
 

@@ -357,6 +357,8 @@ def _unreadable(name: str, error: Exception) -> ImageError:
 
 
 def _planes(pixels: np.ndarray, name: str) -> torch.Tensor:
-    """(H, W, 3) that nobody else holds, to (3, H, W)."""
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return planes if planes.dtype == torch.uint8 else unit_range(planes, name)
+    """Turn (H, W, 3) that nobody else holds into (3, H, W)."""
+    planes = np.moveaxis(pixels, 2, 0)
+    if planes.dtype == np.uint8:  # a copy, since Pillow's own may not be written to
+        return torch.from_numpy(np.array(planes, order="C"))
+    return unit_range(torch.from_numpy(np.ascontiguousarray(planes)), name)

@@ -199,7 +199,7 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         max_pixels: the most pixels.
 
     Returns:
-        (H, W, 3), as `read_stream`.
+        (H, W, 3), as `read_stream`; read-only where it is uint8.
     """
     check_size(image.height, image.width, max_pixels, name)
     with _LOADING[id(image) // 16 % len(_LOADING)]:
@@ -210,7 +210,7 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep(image, name)
     try:
-        return np.array(_rgb(image))
+        return np.asarray(_rgb(image))
     except MemoryError:
         raise
     except Exception as error:
