@@ -335,6 +335,12 @@ def test_raw_camera_files_are_called_so(name: str, tmp_path: Path) -> None:
     assert "raw camera file" in message(path) and "develop it" in message(path)
 
 
+@pytest.mark.parametrize("name", ["mosaic below", "version", "Nikon", "Sony"])
+def test_raw_camera_files_that_pillow_has_opened(name: str) -> None:
+    with Image.open(io.BytesIO(raw_files()[name])) as image:
+        assert "raw camera file" in message(image)
+
+
 def test_damaged_directories_are_one_line() -> None:
     data = tiff(RGB.astype(np.int64) * 257, COLOUR, bits=16, planar=2, rows=6)
     rng = np.random.default_rng(0)

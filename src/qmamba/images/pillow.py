@@ -203,8 +203,9 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     """
     check_size(image.height, image.width, max_pixels, name)
     with _LOADING[id(image) // 16 % len(_LOADING)]:
-        if isinstance(image, TiffImageFile) and not _is_read_right(image, name):
-            return _read_opened_tiff(image, name, max_pixels)
+        pixels = _read_opened_tiff(image, name, max_pixels) if isinstance(image, TiffImageFile) else None
+        if pixels is not None:
+            return pixels
         image = _loaded(image, name)
     check_size(image.height, image.width, max_pixels, name)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -234,25 +235,22 @@ def _loaded(image: Image.Image, name: str) -> Image.Image:
         ) from error
 
 
-def _is_read_right(image: TiffImageFile, name: str) -> bool:
-    """Return whether Pillow shows an open TIFF as what it is, at least in 8 bits once it is loaded."""
-    layout = tiff.layout_of_pillow(image.tag_v2, image.tag_v2.prefix, name)
-    if layout is None:
-        return True
-    return layout.is_read_by_pillow or (not image.tile and layout.is_shown_by_pillow)
+def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.ndarray | None:
+    """Read the current page of a TIFF that Pillow has opened and would show as something else.
 
+    Returns:
+        As `read_stream`; None for a page that Pillow shows as what it is, at 8 bits once it is loaded.
 
-def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.ndarray:
-    """Read the current page of a TIFF that Pillow has opened and would show as something else."""
-    if not image.tile or image.fp is None:
-        raise ImageError(f"{name}: Pillow reads this kind of TIFF as something else; pass its path or bytes")
-    try:
+    Raises:
+        ImageError: for a raw camera file, or a layout that is not read.
+    """
+    if image.tile and image.fp is not None:
         layout, _ = tiff.find_layout(image.fp, name, image.tag_v2.offset)
-        return _read_layout(image.fp, layout, name, max_pixels)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: the file object cannot be read ({error})") from error
+        return None if layout.is_read_by_pillow else _read_layout(image.fp, layout, name, max_pixels)
+    loaded = tiff.layout_of_pillow(image.tag_v2, image.tag_v2.prefix, name)
+    if loaded is not None and not loaded.is_shown_by_pillow:
+        raise ImageError(f"{name}: Pillow reads this kind of TIFF as something else; pass its path or bytes")
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
