@@ -75,7 +75,6 @@ def test_16_bits_show_what_8_bits_show() -> None:
         (b"P6 36 24 1023\n" + np.round(PIXELS / 255 * 1023).astype(">u2").tobytes(), PIXELS),
         (b"P5 36 24 4095\n" + np.round(grey / 255 * 4095).astype(">u2").tobytes(), grey),
         (b"P5 36 24 200\n" + np.round(grey / 255 * 200).astype("u1").tobytes(), grey),
-        (b"Pf 36 24 -1.0\n" + (grey[::-1] / 255).astype("<f4").tobytes(), grey),
     ]
     for data, want in white:
         got = decode(data)

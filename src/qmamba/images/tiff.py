@@ -105,8 +105,7 @@ class Layout:
         if self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE) and not self.extra:
             return self.bits in (1, 2, 4, 8) and self.samples == 1
         known: dict[int, tuple[tuple[int, ...], ...]] = {
-            BLACK_IS_ZERO: ((0,), (1,), (2,)), RGB: ((), (0,), (1,), (2,)), PALETTE: ((0,), (2,)),
-            CMYK: ((), (0,)),
+            BLACK_IS_ZERO: ((2,),), RGB: ((), (0,), (1,), (2,)), PALETTE: ((2,),), CMYK: ((), (0,)),
         }  # fmt: skip
         return self.bits == 8 and self.extra in known.get(self.photometric, ())
 
