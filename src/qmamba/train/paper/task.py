@@ -46,7 +46,7 @@ class PaperTask(Task[Batch]):
         finish: measures and saves what was learnt.
         root: folder that data sets and weights lie in.
         workers: processes that make crops, for each training process.
-        max_steps: stop after this many steps.
+        max_steps: stop after this many steps, for a dry run, which saves no states.
 
     Attributes:
         began: what the network started from, after :meth:`setup`.
@@ -73,7 +73,7 @@ class PaperTask(Task[Batch]):
         self.base: Scorer | None = None
         self.crops: Crops | None = None
         self.rated: Any = None
-        self.shared = {}
+        self.shared, self.resumable = {}, max_steps is None
         if self.sets:
             self.crops = Crops(self.sets, recipe, recipe.seed)
             self.steps = self.crops.steps if max_steps is None else min(max_steps, self.crops.steps)
