@@ -104,3 +104,28 @@ def test_an_image_that_the_format_cannot_hold(tmp_path: Path) -> None:
 def test_without_a_file_to_write(photo: Path) -> None:
     result = run(photo, "jpeg")
     assert result.exit_code == 2 and "--out" in result.stderr
+
+
+def test_the_scale_of_kadid(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "blocks.png"
+    assert run(photo, "jpeg", "--scale", "kadid", "--level", 3.5, "-o", out).exit_code == 0
+    expected = qmamba.distort(photo, "jpeg", 3.5, scale="kadid")
+    np.testing.assert_array_equal(pixels(out), np.asarray(expected))
+    folder = tmp_path / "damaged"
+    assert run(photo, "--all", "--scale", "kadid", "--level", 2.5, "-o", folder).exit_code == 0
+    names = {f"{name}-2.5.png" for name in DISTORTIONS if name != "denoise"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert "43 36 24 7 4" in run("--list").stdout
+
+
+def test_what_a_scale_lacks_is_refused(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.png"
+    assert "an integer from 1 to 5, not 2.5" in refused(photo, "jpeg", "--level", 2.5, "-o", out)
+    assert "from 1 to 5 on the scale 'kadid', got 5.5" in refused(
+        photo, "jpeg", "--scale", "kadid", "--level", 5.5, "-o", out
+    )
+    assert "has no 'denoise'" in refused(photo, "denoise", "--scale", "kadid", "-o", out)
+    assert "one of qmamba, kadid, got 'tid'" in refused(
+        photo, "--all", "--scale", "tid", "-o", tmp_path / "n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]

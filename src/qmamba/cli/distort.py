@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmamba.cli._shared import quiet_ends
 from qmamba.errors import DistortionError
+
+if TYPE_CHECKING:
+    from qmamba.data.distortions import Distortion
 
 EPILOG = """\
 \b
@@ -18,6 +21,7 @@ Examples:
   qmamba distort --list
   qmamba distort photo.jpg gaussian_blur --level 3 -o blurred.png
   qmamba distort photo.jpg --all -o damaged/
+  qmamba distort photo.jpg jpeg --scale kadid --level 3.5 -o blocks.png
 
 \b
 Exit code:
@@ -35,11 +39,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def _list(wanted: bool) -> None:
     if not wanted:
         return
-    from qmamba.data.distortions import DISTORTIONS
+    from qmamba.data.distortions import DISTORTIONS, SCALES
 
-    rows = [("name", "family", "levels 1 to 5", "what they are")]
+    def levels(distortion: Distortion, scale: str) -> str:
+        if not SCALES[scale].covers(distortion):
+            return "-"
+        return " ".join(f"{SCALES[scale].parameter(distortion, level):g}" for level in range(1, 6))
+
+    rows = [("name", "family", "levels 1 to 5", "what they are", "levels with --scale kadid")]
     rows += [
-        (d.name, d.family, " ".join(f"{p:g}" for p in d.levels), d.parameter) for d in DISTORTIONS.values()
+        (d.name, d.family, levels(d, "qmamba"), d.parameter, levels(d, "kadid")) for d in DISTORTIONS.values()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -57,9 +66,13 @@ def distort(
         str | None, typer.Argument(metavar="NAME", help="A distortion from `qmamba distort --list`.")
     ] = None,
     level: Annotated[
-        int | None,
+        float | None,
         typer.Option("--level", "-l", help="1 (just visible) to 5 (severe). Default: 3; with --all, each."),
     ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(help="What the levels mean: qmamba (integers) or kadid (KADID-10k's; 2.5, say, too)."),
+    ] = "qmamba",
     seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
     every: Annotated[
         bool, typer.Option("--all", help="All distortions, as PNG files NAME-LEVEL.png.")
@@ -74,26 +87,32 @@ def distort(
     PNG keeps the copy as it was made. JPEG, WebP and AVIF, at quality 95, add a little damage of their own.
     """
     with quiet_ends():
-        plan = _plan(name, level, out, every)
+        plan = _plan(name, level, scale, out, every)
         _refuse(plan, force)
-        _write(image, plan, seed, folder=out if every else out.parent, make=every)
+        _write(image, plan, seed, scale, folder=out if every else out.parent, make=every)
 
 
-def _plan(name: str | None, level: int | None, out: Path, every: bool) -> dict[Path, tuple[str, int]]:
-    """Which files are to hold which distortion at which level."""
-    from qmamba.data.distortions import DISTORTIONS, find
+def _plan(
+    name: str | None, level: float | None, scale: str, out: Path, every: bool
+) -> dict[Path, tuple[str, float]]:
+    """Return which files are to hold which distortion at which level."""
+    from qmamba.data.distortions import DISTORTIONS, find, find_scale
 
     if every == (name is not None):
         raise DistortionError("give either the NAME of a distortion (qmamba distort --list) or --all")
-    if level is not None and not 1 <= level <= 5:
-        raise DistortionError(f"the level of a distortion is an integer from 1 to 5, not {level}")
-    if name is not None:
-        return {out: (find(name).name, 3 if level is None else level)}
-    levels = range(1, 6) if level is None else [level]
-    return {out / f"{each}-{k}.png": (each, k) for each in DISTORTIONS for k in levels}
+    kinds = [d for d in DISTORTIONS.values() if find_scale(scale).covers(d)] if every else [find(name or "")]
+    levels: list[float] = list(range(1, 6)) if level is None else [int(level) if level % 1 == 0 else level]
+    if name is not None and level is None:
+        levels = [3]
+    for kind in kinds:
+        for each in levels:
+            find_scale(scale).parameter(kind, each)  # raises what is wrong before anything is written
+    if not every:
+        return {out: (kinds[0].name, levels[0])}
+    return {out / f"{kind.name}-{each:g}.png": (kind.name, each) for kind in kinds for each in levels}
 
 
-def _refuse(plan: dict[Path, tuple[str, int]], force: bool) -> None:
+def _refuse(plan: dict[Path, tuple[str, float]], force: bool) -> None:
     """Say before anything is written what could not be, or should not."""
     for path in plan:
         if path.is_dir():
@@ -116,7 +135,9 @@ def _format(path: Path) -> str:
     return kind
 
 
-def _write(source: Path, plan: dict[Path, tuple[str, int]], seed: int, folder: Path, make: bool) -> None:
+def _write(
+    source: Path, plan: dict[Path, tuple[str, float]], seed: int, scale: str, folder: Path, make: bool
+) -> None:
     from PIL import Image
 
     from qmamba.data.distort import to_pixels
@@ -130,7 +151,7 @@ def _write(source: Path, plan: dict[Path, tuple[str, int]], seed: int, folder: P
     for path, (name, level) in plan.items():
         kind = _format(path)
         buffer = io.BytesIO()  # no half a file where a codec fails
-        damaged = Image.fromarray(DISTORTIONS[name](pixels, level, seed=seed))
+        damaged = Image.fromarray(DISTORTIONS[name](pixels, level, seed=seed, scale=scale))
         try:
             damaged.save(buffer, kind, **_OPTIONS.get(kind, {}))
         except (OSError, ValueError) as error:  # an image too wide for the format, say

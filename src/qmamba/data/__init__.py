@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from .datasets import DATASETS, DataSet, read_dataset
-from .distortions import DISTORTIONS, Distortion
-from .ratings import Rated, read_biq2021, read_manifest
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .datasets import DATASETS, DataSet, read_dataset
+    from .distortions import DISTORTIONS, Distortion, KadidScale, kadid_quality
+    from .ratings import Rated, read_biq2021, read_manifest
 
 __all__ = [
     "DATASETS",
     "DISTORTIONS",
     "DataSet",
     "Distortion",
+    "KadidScale",
     "Rated",
+    "kadid_quality",
     "read_biq2021",
     "read_dataset",
     "read_manifest",
 ]
+
+_MODULES = {
+    "datasets": ("DATASETS", "DataSet", "read_dataset"),
+    "distortions": ("DISTORTIONS", "Distortion", "KadidScale", "kadid_quality"),
+    "ratings": ("Rated", "read_biq2021", "read_manifest"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported on first use, for `import qmamba` imports this package and is to stay light.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

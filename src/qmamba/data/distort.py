@@ -14,36 +14,45 @@ from PIL import Image
 from qmamba.images import ImageInput, decode
 
 if TYPE_CHECKING:
-    from qmamba.data.distortions import Pixels
+    from qmamba.data.distortions import Pixels, Scale
 
 _Kept = TypeVar("_Kept", np.ndarray, torch.Tensor)
 
 
 @overload
-def distort(image: _Kept, name: str, level: int, *, seed: int = 0) -> _Kept: ...
+def distort(
+    image: _Kept, name: str, level: float, *, seed: int = 0, scale: str | Scale = "qmamba"
+) -> _Kept: ...
 
 
 @overload
-def distort(image: ImageInput, name: str, level: int, *, seed: int = 0) -> Any: ...
+def distort(
+    image: ImageInput, name: str, level: float, *, seed: int = 0, scale: str | Scale = "qmamba"
+) -> Any: ...
 
 
-def distort(image: ImageInput, name: str, level: int, *, seed: int = 0) -> Any:
-    """A damaged copy of an image, of the same size.
+def distort(
+    image: ImageInput, name: str, level: float, *, seed: int = 0, scale: str | Scale = "qmamba"
+) -> Any:
+    """Return a damaged copy of an image, of the same size.
 
     Args:
         image: one image, of any kind that `qmamba.score` takes. Images of 16 bits and floats are rounded to
             8 bits first.
         name: of the distortion; `list_distortions` has them, docs/distortions.md describes them.
-        level: 1 (just visible) to 5 (severe).
+        level: 1 (just visible) to 5 (severe): an integer, on the scale "kadid" also a float.
         seed: of what is random; 0 or more. With the same seed, the levels of a distortion share their random
             draws. The global random state is not used.
+        scale: what the levels mean: "qmamba" for the package's own, "kadid" or a `qmamba.data.KadidScale` for
+            those of the data set KADID-10k, which are not always ordered by severity.
 
     Returns:
         For a numpy array, a numpy array (H, W, 3) uint8. For a tensor, a tensor (3, H, W) uint8 on its
         device. For everything else, a Pillow image in mode RGB. Equal arguments give equal bits.
 
     Raises:
-        DistortionError: an unknown name, or a level or seed out of range.
+        DistortionError: an unknown name or scale, a level or seed out of range, or `denoise` on the scale
+            "kadid".
         ImageError: what cannot be decoded; `MissingImageError` for a path that names no file.
 
     Examples:
@@ -59,7 +68,7 @@ def distort(image: ImageInput, name: str, level: int, *, seed: int = 0) -> Any:
     """
     from qmamba.data.distortions import find
 
-    pixels = find(name)(to_pixels(image), level, seed=seed)
+    pixels = find(name)(to_pixels(image), level, seed=seed, scale=scale)
     if isinstance(image, torch.Tensor):
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(image.device)
     return pixels if isinstance(image, np.ndarray) else Image.fromarray(pixels)

@@ -1,7 +1,7 @@
 """Twenty-five ways to damage a photograph, each at five levels, from just visible to severe.
 
-They are the kinds of distortion of the data set KADID-10k. The levels are ours, not KADID-10k's: its own
-parameters are not used here, and images made with these must not be mixed up with that data set's.
+They are the kinds of distortion of the data set KADID-10k. The levels of the scale "qmamba", the default, are
+ours; those of the scale "kadid" are KADID-10k's, with the mean rating that people gave to each.
 
 `qmamba.distort` takes images of any kind; here is what it is made of, for numpy arrays:
 
@@ -11,6 +11,10 @@ parameters are not used here, and images made with these must not be mixed up wi
 [140, 140, 140]
 >>> DISTORTIONS["jpeg"].levels
 (40, 25, 15, 9, 5)
+>>> DISTORTIONS["mean_shift"](grey, level=1.5, scale="kadid")[0, 0].tolist()
+[145, 145, 145]
+>>> kadid_quality("mean_shift", level=1)
+KadidQuality(mean=4.218, std=0.295)
 
 To add one, write a function in the module of its family and decorate it with `distortion`.
 """
@@ -20,10 +24,23 @@ from __future__ import annotations
 import difflib
 
 from qmamba.data.distortions import blur, brightness, codecs, colour, noise, sharpness, spatial
-from qmamba.data.distortions._base import Distortion, Pixels
+from qmamba.data.distortions._base import SCALES, Distortion, Pixels, Scale, find_scale
+from qmamba.data.distortions.kadid import KADID_KINDS, KadidScale, kadid_parameter, kadid_quality
 from qmamba.errors import DistortionError
 
-__all__ = ["DISTORTIONS", "Distortion", "Pixels", "find"]
+__all__ = [
+    "DISTORTIONS",
+    "KADID_KINDS",
+    "SCALES",
+    "Distortion",
+    "KadidScale",
+    "Pixels",
+    "Scale",
+    "find",
+    "find_scale",
+    "kadid_parameter",
+    "kadid_quality",
+]
 
 DISTORTIONS: dict[str, Distortion] = {
     entry.name: entry

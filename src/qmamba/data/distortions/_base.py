@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -48,20 +48,79 @@ class Distortion:
     summary: str
     function: Function = field(repr=False, compare=False)
 
-    def __call__(self, pixels: Pixels, level: int, *, seed: int = 0) -> Pixels:
-        """New pixels (H, W, 3) uint8; see the class.
+    def __call__(
+        self, pixels: Pixels, level: float, *, seed: int = 0, scale: str | Scale = "qmamba"
+    ) -> Pixels:
+        """Return distorted pixels (H, W, 3) uint8.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            level: 1 to 5; an integer, or a float on a scale that interpolates.
+            seed: of what is random; 0 or more.
+            scale: what the levels mean: "qmamba" for `levels`, "kadid" or a `KadidScale` for KADID-10k's.
 
         Raises:
-            DistortionError: pixels of another shape or type, a level that is not 1 to 5, a negative seed.
+            DistortionError: pixels of another shape or type, a level that is not 1 to 5, a negative seed, an
+                unknown scale, or a kind that the scale lacks.
         """
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
             raise DistortionError(f"{self.name}: takes a numpy array of uint8, not {kind}")
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
             raise DistortionError(f"{self.name}: takes pixels (H, W, 3), not {pixels.shape}")
-        parameter = self.levels[_level(level) - 1]
         pixels = np.ascontiguousarray(pixels)  # Pillow would copy a view for each of its operations
-        return self.function(pixels, parameter, np.random.default_rng(_seed(seed)))
+        return find_scale(scale).apply(self, pixels, level, np.random.default_rng(_seed(seed)))
+
+
+class Scale(Protocol):
+    """What the levels 1 to 5 of each distortion mean."""
+
+    def covers(self, distortion: Distortion) -> bool:
+        """Return True if the distortion has levels on this scale."""
+
+    def parameter(self, distortion: Distortion, level: float) -> float:
+        """Return the parameter at a level, or raise `DistortionError` where there is none."""
+
+    def apply(self, distortion: Distortion, pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
+        """Return pixels (H, W, 3) uint8, distorted at a level; the input is contiguous and not changed."""
+
+
+@dataclass(frozen=True)
+class OwnScale:
+    """The scale of `Distortion.levels`: five integer levels."""
+
+    def covers(self, distortion: Distortion) -> bool:
+        """Return True: every distortion has these levels."""
+        return True
+
+    def parameter(self, distortion: Distortion, level: float) -> float:
+        """Return the parameter of an integer level."""
+        return distortion.levels[_level(level) - 1]
+
+    def apply(self, distortion: Distortion, pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
+        """Return pixels (H, W, 3) uint8, distorted at an integer level."""
+        return distortion.function(pixels, self.parameter(distortion, level), rng)
+
+
+SCALES: dict[str, Scale] = {"qmamba": OwnScale()}
+"""The scales by name."""
+
+
+def find_scale(scale: str | Scale) -> Scale:
+    """Return the scale of a name, or the given scale itself.
+
+    Raises:
+        DistortionError: no scale has this name.
+    """
+    if not isinstance(scale, str):
+        if not hasattr(scale, "apply"):
+            raise DistortionError(
+                f"scale must be a name or a scale, got {scale!r}; names: {', '.join(SCALES)}"
+            )
+        return scale
+    if scale not in SCALES:
+        raise DistortionError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    return SCALES[scale]
 
 
 def distortion(
@@ -92,9 +151,9 @@ def to_bytes(values: Floats) -> Pixels:
     return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
-def _level(level: int) -> int:
+def _level(level: float) -> int:
     try:
-        number = operator.index(level)
+        number = operator.index(level)  # type: ignore[arg-type]
     except TypeError:
         number = 0
     if not 1 <= number <= 5 or isinstance(level, bool):

@@ -24,8 +24,12 @@ def colour_diffusion(pixels: Pixels, sigma: float, rng: np.random.Generator) -> 
 @distortion("colour", (1, 3, 5, 9, 15), "length of the shift, in pixels", random=True)
 def colour_shift(pixels: Pixels, length: float, rng: np.random.Generator) -> Pixels:
     """Move the green channel in a direction that the seed gives, near edges only."""
+    return shift_green(pixels, length, rng.uniform(0, 2 * math.pi))
+
+
+def shift_green(pixels: Pixels, length: float, angle: float) -> Pixels:
+    """Move the green channel by `length` pixels in the direction of `angle` (radians), near edges only."""
     height, width, _ = pixels.shape
-    angle = rng.uniform(0, 2 * math.pi)
     pad = math.ceil(length)
     y, x = (pad + round(length * step) for step in (math.sin(angle), math.cos(angle)))
     green = pixels[..., 1].astype(np.float32)

@@ -46,12 +46,17 @@ def jitter(pixels: Pixels, std: float, rng: np.random.Generator) -> Pixels:
 )
 def non_eccentricity_patch(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     """Replace patches of 16×16 pixels by others from up to 16 pixels away."""
-    height, width, _ = pixels.shape
     side = _side(pixels, _PATCH)
+    return move_patches(pixels, side, _count(pixels, side, share), _PATCH, rng)
+
+
+def move_patches(pixels: Pixels, side: int, count: int, reach: float, rng: np.random.Generator) -> Pixels:
+    """Replace `count` square patches of `side` pixels by others from up to `reach` pixels away."""
+    height, width, _ = pixels.shape
     room = np.array((height - side, width - side))
-    draws = rng.random((_count(pixels, side, share), 4))[::-1]  # first drawn, last put
+    draws = rng.random((count, 4))[::-1]  # first drawn, last put
     targets = np.rint(draws[:, :2] * room).astype(int)
-    sources = np.clip(targets + np.rint((2 * draws[:, 2:] - 1) * _PATCH).astype(int), 0, room)
+    sources = np.clip(targets + np.rint((2 * draws[:, 2:] - 1) * reach).astype(int), 0, room)
     patched: Pixels = pixels.copy()
     for (top, left), (y, x) in zip(targets.tolist(), sources.tolist(), strict=True):
         patched[top : top + side, left : left + side] = pixels[y : y + side, x : x + side]
@@ -80,9 +85,14 @@ def quantization(pixels: Pixels, count: float, rng: np.random.Generator) -> Pixe
 )
 def colour_block(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     """Cover places with blocks of 32×32 pixels of random colours."""
-    height, width, _ = pixels.shape
     side = _side(pixels, _BLOCK)
-    draws = rng.random((_count(pixels, side, share), 5))[::-1]  # first drawn, last put
+    return cover(pixels, side, _count(pixels, side, share), rng)
+
+
+def cover(pixels: Pixels, side: int, count: int, rng: np.random.Generator) -> Pixels:
+    """Cover places with `count` squares of `side` pixels, each of a random colour."""
+    height, width, _ = pixels.shape
+    draws = rng.random((count, 5))[::-1]  # first drawn, last put
     corners = np.rint(draws[:, :2] * (height - side, width - side)).astype(int)
     colours = np.rint(draws[:, 2:] * 255).astype(np.uint8)
     covered: Pixels = pixels.copy()
