@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from torch import Tensor
 
 
@@ -71,3 +74,19 @@ class ScoresError(QMambaError, ValueError):
 
 class BackendError(QMambaError, RuntimeError):
     """A scan backend that was asked for by name and cannot be used here; the message says why."""
+
+
+def near_names(name: object, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the names that are near, or else all.
+
+    Near are names that contain it or lie in it, and otherwise up to three that are spelt alike.
+
+    >>> near_names("koniq", ["koniq10k", "tid2013"])
+    'near names: koniq10k'
+    >>> near_names("resnet50", ["lqmamba-n"])
+    'names: lqmamba-n'
+    """
+    names, wanted = list(known), str(name).lower()
+    near = [each for each in names if wanted and (wanted in each or each in wanted)]
+    near = near or difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    return f"near names: {', '.join(near)}" if near else f"names: {', '.join(names)}"

@@ -158,7 +158,7 @@ def split_folds(ratings: Sequence[Rated], recipe: AdaptRecipe) -> dict[str, list
 class AdaptBatch:
     """What precedes the adapter for some crops, and their MOS (n,)."""
 
-    features: Tensor
+    features: tuple[Tensor, ...]
     mos: Tensor
 
 
