@@ -72,6 +72,19 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     return name
 
 
+def missing_kernel(device: torch.device | str) -> str | None:
+    """Return why scans on a device are slower than they could be, and how to mend it: the native kernel is
+    missing. None where it is there, on other devices than a CPU, and where ``QMAMBA_BACKEND`` chooses.
+    """
+    if torch.device(device).type != "cpu" or os.environ.get("QMAMBA_BACKEND", "auto") != "auto":
+        return None
+    try:
+        native.load()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
 def no_triton(tensors: Sequence[Tensor] = ()) -> str | None:
     """Return why the Triton kernels cannot be used here, or for these tensors; None if they can."""
     if _triton_missing() is not None:
