@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..images import Preprocessing, decode
 from ..protocol import Protocol
 from .batches import random_crop
-from .networks import Normaliser
+from .networks import Interface
 
 MOST_BYTES = 4 << 30
 
@@ -59,7 +59,7 @@ class Bank:
     ) -> None:
         self.network, self.adapter, self.crops = network, adapter, crops
         self._weight = next(network.parameters())
-        self._normalise = Normaliser(preprocessing, self._weight.device)
+        self._interface = Interface(preprocessing)
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop
@@ -89,7 +89,8 @@ class Bank:
     def _before(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """uint8 crops (B, 3, S, S) to what precedes the adapter's first change, without gradients."""
         with torch.no_grad():
-            return self.adapter.before(self.network, self._normalise(pixels).to(self._weight.dtype))
+            images = self._interface.images(pixels, self._weight.device).to(self._weight.dtype)
+            return self.adapter.before(self.network, images)
 
     def features(self, chosen: Tensor | slice) -> tuple[Tensor, ...]:
         """Return what :meth:`Adapter.after` takes, for crops by their indices."""

@@ -28,7 +28,7 @@ from ..data.photos import Shards
 from ..models.capabilities import StageFeatures, require
 from .engine import Report, Run, fit
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
-from .networks import Normaliser, make_network, see
+from .networks import interface_of, make_network
 from .prefetch import batch_workers, made_ahead
 from .processes import Processes
 from .ratings import config_of, distiller, recipe_values, scorer_of
@@ -146,10 +146,10 @@ class Pretraining(Task[PretrainBatch]):
         }
         check_teacher(recipe.scores > 0, teacher)
         self.config = config_of(recipe, trained_on="photographs")
+        self.interface = interface_of(recipe.arch)
 
     def setup(self, processes: Processes) -> None:
         self.network = make_network(self.recipe, processes.device, self.init)
-        self.normalise = Normaliser(self.config.preprocessing, processes.device)
         self.teacher = load_teacher(self.teacher_name).to(processes.device)
         stages = require(self.network, StageFeatures, "features to learn from").feature_info
         self.distiller = distiller(self.network, self.teacher)
@@ -172,7 +172,7 @@ class Pretraining(Task[PretrainBatch]):
 
     def losses(self, batch: PretrainBatch, run: Run) -> dict[str, Tensor]:
         with run.processes.autocast():
-            seen = see(self.network, self.normalise(batch.crops), features=True)
+            seen = self.interface.see(self.network, batch.crops, features=True)
             lesson = self.teacher(batch.crops)
         losses = {"features": self.distiller(seen.features, lesson.features)}
         if lesson.scores is not None:

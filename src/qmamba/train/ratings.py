@@ -22,11 +22,11 @@ from ..models.capabilities import StageFeatures, require
 from ..protocol import Protocol
 from ..scoring import Scorer
 from .batches import Batch, make_batch
-from .calibrating import fit_calibration, raw_parts
+from .calibrating import fit_calibration
 from .distil import Distiller
 from .engine import Report, Run, fit
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
-from .networks import Normaliser, make_network, see
+from .networks import interface_of, make_network
 from .prefetch import batch_workers, made_ahead
 from .processes import Processes
 from .recipe import Plan, Recipe
@@ -108,11 +108,11 @@ class Ratings(Task[Batch]):
         _check_folds(self.folds)
         check_teacher(any(phase.scores > 0 for phase in recipe.phases), teacher)
         self.config = config_of(recipe, trained_on=recipe.data, protocol=protocol_of(recipe))
+        self.interface = interface_of(recipe.arch)
         self.teacher: Teacher | None = None
 
     def setup(self, processes: Processes) -> None:
         self.network = make_network(self.recipe, processes.device, self.init)
-        self.normalise = Normaliser(self.config.preprocessing, processes.device)
         self.heads: nn.Module = nn.ModuleList()
         if self.recipe.distils:
             self.teacher = load_teacher(self.teacher_name).to(processes.device)
@@ -134,7 +134,7 @@ class Ratings(Task[Batch]):
         phase = self.recipe.phase_at(run.step)
         teacher = self.teacher if phase.distil > 0 or phase.scores > 0 else None
         with run.processes.autocast():
-            seen = see(self.network, self.normalise(batch.crops), features=teacher is not None)
+            seen = self.interface.see(self.network, batch.crops, features=teacher is not None)
             lesson = None if teacher is None else teacher(batch.crops)
         losses = rating_losses(seen.raw, batch, self.recipe)
         losses["loss"] = phase.mos * losses["loss"]
@@ -260,7 +260,7 @@ def calibrate(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, processe
     generator = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(ratings), generator=generator)[: recipe.calibration_images].tolist()
     mine = [ratings[i] for i in chosen[processes.rank :: processes.size]]
-    parts = processes.collect([(raw_parts(scorer, r.path)[0], r.mos) for r in mine])
+    parts = processes.collect([(scorer.raw_parts(r.path).raw, r.mos) for r in mine])
     pairs = [pair for part in parts for pair in part]
     found = fit_calibration([raw for raw, _ in pairs], [mos for _, mos in pairs])
     if found is None:

@@ -15,12 +15,12 @@ from ...adapters import Adapter, create
 from ...data import Rated
 from ...images import as_bytes
 from ...metrics import MetricError, plcc, plcc_fitted, srcc
-from ...models import create_model, get_architecture
+from ...models import create_model
 from ...protocol import Protocol, fit_side, windows
 from ...scoring import Scorer, load
 from ..engine import Report, Run
 from ..losses import pairwise_ranking, plcc_loss, smooth_l1
-from ..networks import Normaliser
+from ..networks import Interface, interface_of
 from ..prefetch import batch_workers, made_ahead
 from ..processes import Processes
 from ..start import Start, start
@@ -46,7 +46,7 @@ class PaperTask(Task[Batch]):
         finish: measures and saves what was learnt.
         root: folder that data sets and weights lie in.
         workers: processes that make crops, for each training process.
-        max_steps: stop after this many steps.
+        max_steps: stop after this many steps, for a dry run, which saves no states.
 
     Attributes:
         began: what the network started from, after :meth:`setup`.
@@ -73,7 +73,7 @@ class PaperTask(Task[Batch]):
         self.base: Scorer | None = None
         self.crops: Crops | None = None
         self.rated: Any = None
-        self.shared = {}
+        self.shared, self.resumable = {}, max_steps is None
         if self.sets:
             self.crops = Crops(self.sets, recipe, recipe.seed)
             self.steps = self.crops.steps if max_steps is None else min(max_steps, self.crops.steps)
@@ -84,14 +84,14 @@ class PaperTask(Task[Batch]):
         recipe, self.heads = self.recipe, nn.ModuleList()
         if isinstance(self.init, Path):
             self.base = load(self.init, device=processes.device)
-            self.rated, preprocessing = self.base.base(), self.base.config.preprocessing
+            self.rated, self.interface = self.base.base(), Interface(self.base.config.preprocessing)
             self.began = Start("the base", tuple(self.rated.state_dict()))
         else:
             self.rated = create_model(recipe.arch, **recipe.overrides)
             self.began = start(self.rated, self.init, self.root)
             self.rated.to(processes.device)
-            preprocessing = get_architecture(recipe.arch).preprocessing
-        self.normalise, self.network = Normaliser(preprocessing, processes.device), self.rated
+            self.interface = interface_of(recipe.arch)
+        self.network, self.device = self.rated, processes.device
         if self.adapter_method:
             adapter = create(self.adapter_method, self.rated, **recipe.adapter_options)
             self.network, self.peak = adapter.to(processes.device), recipe.adapter_lr or adapter.lr
@@ -126,15 +126,16 @@ class PaperTask(Task[Batch]):
 
     def rate(self, trained: nn.Module, pixels: Tensor) -> Tensor:
         """Return raw quality (B,) of pixels (B, 3, S, S) by a network, or by an adapter of the base."""
-        images = self.normalise(pixels)
-        raw = trained(self.rated, images) if isinstance(trained, Adapter) else trained(images)
-        return raw[:, 0]  # type: ignore[no-any-return]
+        if not isinstance(trained, Adapter):
+            return self.interface.see(trained, pixels).raw
+        raw = trained(self.rated, self.interface.images(pixels, self.device))
+        return raw[:, 0].float()  # type: ignore[no-any-return]
 
     def losses(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         pixels, mos = batch
         with run.processes.autocast():
             raw = self.rate(self.network, pixels)
-        return losses_of(raw.float(), mos.to(raw.device).float(), self.recipe)
+        return losses_of(raw, mos.to(raw.device).float(), self.recipe)
 
     def rate_set(self, run: Run, images: Sequence[Rated], of: RatedSet, done: Report | None = None) -> Tensor:
         """Return raw quality (n, crops) of images of a set by the weights to keep."""
