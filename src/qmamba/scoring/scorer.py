@@ -267,7 +267,7 @@ class Scorer(AdapterVerbs):
         """Score one image, or each of a sequence.
 
         Args:
-            images: a path, bytes, file object, Pillow image, RGB array (H, W[, C]) or RGB tensor (C, H, W); or
+            images: a path, bytes, file object, Pillow image, RGB array (H, W[, C]) or tensor (C, H, W); or
                 a sequence of these: list, tuple, iterator, pandas or numpy column, tensor (B, C, H, W).
                 Kinds and sizes may be mixed. `qmamba.images.decode` describes each kind.
             on_error: "raise", or "nan" to score what can be scored and give NaN for the rest.
