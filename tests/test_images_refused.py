@@ -122,7 +122,7 @@ def test_max_pixels_holds_for_every_kind() -> None:
         (np.full((8, 8, 3), np.inf), "[0, 1]"),
         (torch.full((3, 8, 8), 128.0), "divide by 255"),
         (torch.full((3, 8, 8), -1.0), "[0, 1]"),
-        (np.zeros((8, 8, 2), np.uint8), "shape (8, 8, 2)"),
+        (np.zeros((8, 8, 5), np.uint8), "three of its bands"),
         (np.zeros((3, 8, 8), np.uint8), "transpose(1, 2, 0)"),
         (np.zeros((2, 8, 8, 3), np.uint8), "list"),
         (np.zeros(8, np.uint8), "shape (8,)"),

@@ -28,7 +28,7 @@ TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 
 
 def test_the_table_is_the_registry():
-    assert sorted(PARAMETERS) == qmamba.list_archs()
+    assert sorted(PARAMETERS) == [name for name in qmamba.list_archs() if name != "loda"]
 
 
 def test_a_name_is_registered_once(monkeypatch):

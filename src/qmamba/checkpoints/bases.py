@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,24 @@ def fetcher(
     return fetch
 
 
+def pin_cached(bases: Sequence[BaseWeights], fetch: Fetch | None = None) -> tuple[BaseWeights, ...]:
+    """Fill in the digests that bases lack, from files in the Hub's cache; bases that are not there stay.
+
+    Args:
+        bases: of a checkpoint.
+        fetch: of `fetcher`; by default it looks in the standard cache and never uses the network.
+    """
+    fetch = fetcher(local_files_only=True) if fetch is None else fetch
+    pinned = []
+    for base in bases:
+        try:
+            digest = base.sha256 or _digest(fetch(base))
+        except HubError:
+            digest = ""
+        pinned.append(dataclasses.replace(base, sha256=digest))
+    return tuple(pinned)
+
+
 def base_tensors(
     bases: Sequence[BaseWeights], shapes: Mapping[str, tuple[int, ...]], fetch: Fetch
 ) -> dict[str, Tensor]:
@@ -74,7 +93,8 @@ def base_tensors(
 
     Raises:
         HubError: a file is neither in the cache nor can be downloaded.
-        CheckpointError: a file has another digest, or the files do not hold exactly these tensors.
+        CheckpointError: a file has another digest than its base names, or the files do not hold exactly
+            these tensors.
     """
     found: dict[str, Tensor] = {}
     for base in bases:
@@ -121,15 +141,19 @@ def check_unchanged(network: nn.Module, config: ModelConfig) -> None:
 
 
 def _check_digest(path: Path, base: BaseWeights) -> None:
+    if base.sha256 and (found := _digest(path)) != base.sha256:
+        raise CheckpointError(
+            f"{path}: sha256 must be {base.sha256[:8]}…, got {found[:8]}…: the download is damaged, or "
+            f"{base.repo} has changed; delete the file and load it again"
+        )
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    if digest.hexdigest() != base.sha256:
-        raise CheckpointError(
-            f"{path}: sha256 must be {base.sha256[:8]}…, got {digest.hexdigest()[:8]}…: the download is "
-            f"damaged, or {base.repo} has changed; delete the file and load it again"
-        )
+    return digest.hexdigest()
 
 
 def _tensors(path: Path, base: BaseWeights, names: Mapping[str, object]) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qmamba.cli._shared import tell_missing_kernel
 from qmamba.cli._watch import Watch
 from qmamba.errors import RecipeError
 
@@ -34,7 +35,7 @@ Cache = Annotated[
     typer.Option(help="Folder to keep images in that a set's size makes smaller. Default: none."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that cut crops. Default: none on a processor, else 8.")
+    int | None, typer.Option(min=0, help="Processes that cut crops. Default: none on a CPU, else 8.")
 ]
 
 
@@ -50,12 +51,17 @@ def watched(minutes: float | None, progress: bool | None, resume: bool = True) -
 
 
 def workers_or_default(workers: int | None, cpu: bool) -> int:
-    """Eight for an accelerator, none beside a processor that is busy anyway."""
-    import torch
-
+    """Return eight for an accelerator, none beside a CPU that is busy anyway."""
     if workers is not None:
         return workers
-    return 0 if cpu or not torch.accelerator.is_available() else 8
+    return 0 if on_cpu(cpu) else 8
+
+
+def on_cpu(cpu: bool) -> bool:
+    """Return whether a run computes on the CPU: told to, or for want of an accelerator."""
+    import torch
+
+    return cpu or not torch.accelerator.is_available()
 
 
 def train_paper(
@@ -91,6 +97,8 @@ def train_paper(
         if lack := missing(name, data):
             raise RecipeError(f"the set {name!r} is absent: {lack}; --data is the folder that holds all sets")
     many = workers_or_default(workers, device == "cpu")
+    if is_first() and on_cpu(device == "cpu"):
+        tell_missing_kernel("cpu")
     with watched(minutes, progress, resume) as watch:
         tracker = None if log is None else log.value
         shop = Workshop(data, out / "runs", device == "cpu", tracker, many, cache=cache, report=watch)

@@ -11,7 +11,7 @@ import typer
 
 from qmamba.cli._options import Progress
 from qmamba.cli._paper import Cache, Log, Workers, train_paper
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._shared import note, quiet_ends, tell_missing_kernel
 from qmamba.cli._watch import Minutes, Resume, Watch
 from qmamba.errors import RecipeError
 
@@ -122,6 +122,7 @@ def train(
             )
         if arch is not None:
             plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
+        tell_missing_kernel(device or "cpu")
         options = {"processes": processes, "device": device or "cpu", "resume": resume}
         typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
 
