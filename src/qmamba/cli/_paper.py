@@ -80,11 +80,10 @@ def train_paper(
     resume: bool,
 ) -> None:
     """`qmamba train` with such a recipe: all its runs, a table on stderr, and the folder on stdout."""
-    from qmamba.train.paper import Workshop, do_row
+    from qmamba.train.paper import Workshop, do_row, is_first
     from qmamba.train.paper.report import row_text
     from qmamba.train.paper.runs import other_arch
     from qmamba.train.paper.sets import missing
-    from qmamba.train.paper import is_first
 
     if device not in (None, "cpu"):
         raise RecipeError(

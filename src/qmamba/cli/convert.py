@@ -82,7 +82,7 @@ def _converted(file: Path, arch: str, overrides: dict[str, Any]) -> nn.Module:
     import torch
 
     from qmamba.models import create_model, get_architecture
-    from qmamba.train.paper.start import read_state
+    from qmamba.train.start import read_state
 
     architecture = get_architecture(arch)
     if architecture.convert is None or architecture.trained is None:

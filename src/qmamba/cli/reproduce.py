@@ -101,10 +101,9 @@ def reproduce(
     What has been done is not done again. docs/reproducing.md describes the protocols and the data root.
     """
     with quiet_ends():
-        from qmamba.train.paper import Workshop, do_row
+        from qmamba.train.paper import Workshop, do_row, is_first
         from qmamba.train.paper.report import row_text
         from qmamba.train.paper.runs import dry_recipe
-        from qmamba.train.paper import is_first
 
         chosen = {name: _changed(plan, splits, init) for name, plan in _choose(table, rows).items()}
         many, done = workers_or_default(workers, cpu), {}
