@@ -22,7 +22,8 @@ from qmamba.models import Architecture, register, registry
 from qmamba.train import Phase, PretrainRecipe, Recipe, pretrain, train
 from qmamba.train.optimisers import parameter_groups, undecayed
 from qmamba.train.paper import PaperRecipe, Workshop
-from qmamba.train.paper.runs import do_run, folder_of, runs_of
+from qmamba.train.paper.runs import folder_of, runs_of
+from qmamba.train.paper.task import do_run
 from qmamba.train.start import start
 from rated_photos import RECIPE, rated_photos
 

@@ -76,7 +76,7 @@ class Bank:
             part = self._before(pixels) if self.keeps_features else (pixels,)
             if i == 0 and sum(t.nbytes for t in part) * len(ratings) > most_bytes:
                 self.keeps_features, part = False, (pixels,)
-            if i == 0:  # one tensor from the start: a list of parts would need twice the memory at the end
+            if i == 0:  # whole tensors from the start: lists of parts would need twice the memory at the end
                 self._kept = tuple(t.new_empty((total, *t.shape[1:])) for t in part)
             for kept, crops_of_image in zip(self._kept, part, strict=True):
                 kept[i * crops : (i + 1) * crops] = crops_of_image

@@ -82,12 +82,6 @@ def load_teacher(name: str | Path | None = None) -> Teacher:
     return Teacher(network, interface_of(LITE0), rates=False)
 
 
-def check_teacher(wanted: bool, teacher: str | Path | None) -> None:
-    """Refuse a recipe that learns a teacher's scores without a teacher that rates."""
-    if wanted and teacher is None:
-        raise RecipeError("this recipe learns a teacher's scores; give the checkpoint of one that rates")
-
-
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 with a linear head, of which the stem and the first blocks are not tuned.
 
