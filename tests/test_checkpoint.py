@@ -31,7 +31,8 @@ from qmamba.checkpoints import (
 from qmamba.checkpoints.locate import list_models, resolve
 from qmamba.errors import CheckpointError, UnknownModelError
 from qmamba.images import Preprocessing
-from qmamba.models import create_model
+from qmamba.models import Architecture, create_model
+from qmamba.models.registry import _ARCHITECTURES
 from qmamba.protocol import Protocol
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
@@ -298,7 +299,7 @@ def test_weights_of_another_network(folder: Path, tmp_path: Path) -> None:
     wider = create_model("lqmamba-n", widths=(16, 16, 32, 64), depths=(1, 1, 1, 1))
     save_checkpoint(tmp_path / "w", wider, tiny_config(overrides=wider.overrides))
     put_weights(folder, (tmp_path / "w" / "model.safetensors").read_bytes())
-    refused(folder, r"has shape \[.*\] where \[.*\] is due")
+    refused(folder, r"must be of shape \[.*\], got \[.*\]")
 
 
 def test_type_and_nan_in_the_file(folder: Path, tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_type_and_nan_in_the_file(folder: Path, tmp_path: Path) -> None:
 
     save_checkpoint(tmp_path / "half", tiny_network(), tiny_config(), dtype=torch.float16)
     put_weights(folder, (tmp_path / "half" / "model.safetensors").read_bytes())
-    refused(folder, "is float16 where float32 is due")
+    refused(folder, "must be float32, got float16")
     whole = {key: value.to(torch.int8) for key, value in tiny_network().state_dict().items()}
     put_weights(folder, save(whole))
     refused(folder, "is I8 where float32 is due")
@@ -336,7 +337,7 @@ class Wide(nn.Module):
 def test_architectures_with_and_without_hidden_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: bool
 ) -> None:
-    monkeypatch.setattr("qmamba.models.create_model", lambda arch, width: Wide(width, hidden))
+    monkeypatch.setitem(_ARCHITECTURES, "wide", Architecture("wide", lambda width: Wide(width, hidden)))
     network = Wide(4, hidden)
     save_checkpoint(tmp_path, network, ModelConfig(name="a", arch="wide", overrides={"width": 4}))
     before = torch.get_rng_state()
@@ -347,10 +348,10 @@ def test_architectures_with_and_without_hidden_state(
 
 
 def test_absurd_widths_cost_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qmamba.models.create_model", lambda arch, width: Wide(width, False))
+    monkeypatch.setitem(_ARCHITECTURES, "wide", Architecture("wide", lambda width: Wide(width, False)))
     save_checkpoint(tmp_path, Wide(4, False), ModelConfig(name="a", arch="wide", overrides={"width": 4}))
     edit_config(tmp_path, lambda config: config.update(overrides={"width": 10**14}))
-    refused(tmp_path, r"'fc.bias' has shape \[4\] where \[100000000000000\] is due")
+    refused(tmp_path, r"'fc.bias' must be of shape \[100000000000000\], got \[4\]")
 
 
 # ------------------------------------------------------------------------------------------------- config
@@ -373,7 +374,7 @@ def test_every_key_is_documented() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format_version", 2),
+        ("format_version", 3),
         ("format_version", "1"),
         ("format_version", True),
         ("name", "../../etc"),

@@ -105,11 +105,11 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     np.savez(tmp_path / "pickle.npz", image=np.array([{}], dtype=object))
     (tmp_path / "text.npz").write_text("text")
     for name, says in (
-        ("no.npz", "no features at"),
-        ("no.csv", r"\.npz or \.parquet file, not in 'no.csv'"),
-        ("other.npz", "holds no features"),
-        ("pickle.npz", "holds no features"),
-        ("text.npz", "holds no features"),
+        ("no.npz", "no such file"),
+        ("no.csv", r"saved as \.npz or \.parquet, got 'no.csv'"),
+        ("other.npz", "not a file of `qmamba features`"),
+        ("pickle.npz", "not a file of `qmamba features`"),
+        ("text.npz", "not a file of `qmamba features`"),
     ):
         with pytest.raises(FeaturesError, match=says):
             load_features(tmp_path / name)

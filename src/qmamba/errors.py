@@ -37,6 +37,14 @@ class UnknownModelError(QMambaError, ValueError):
     """A model or architecture name that nothing answers to; the message lists near names."""
 
 
+class CapabilityError(QMambaError):
+    """Something that this architecture cannot do, such as a quality map of a network without positions."""
+
+
+class ArgumentError(QMambaError, ValueError):
+    """An argument out of its range or of a wrong type, such as ``batch_size=0``; no image is at fault."""
+
+
 class HubError(QMambaError, OSError):
     """A Hub repository that cannot be reached, is not there, or is not in the local cache."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import BackendError
 from ..ops.compile import as_operators
 from ..scoring import Scorer
+from ..scoring.pipeline import quality
 
 OPSET = 18
 EXAMPLE = (2, 3, 96, 128)  # what the network is traced with; any other size will do as well
@@ -64,10 +65,7 @@ def export_onnx(scorer: Scorer, path: str | Path) -> Path:
 
 
 class _Scored(nn.Module):
-    """Pixels in [0, 1] to scores in [0, 1]: what a scorer does with one crop."""
-
-    mean: Tensor
-    std: Tensor
+    """Pixels in [0, 1] to scores: what a scorer does with one crop."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -77,13 +75,11 @@ class _Scored(nn.Module):
             parts.append(adapter)
         # together: LoRA shares the network's tensors
         self.parts = copy.deepcopy(parts).float().cpu()
-        self.calibration = scorer.calibration
-        for name, values in zip(("mean", "std"), scorer.config.preprocessing.tensors(), strict=True):
-            self.register_buffer(name, values, persistent=False)
+        self.scale, self.config = scorer.scale, scorer.config
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B,)."""
-        images = (image - self.mean) / self.std
+        images = self.config.preprocessing(image)
         network, *adapters = self.parts
         raw = adapters[0](network, images) if adapters else network(images)
-        return self.calibration(raw[:, 0])
+        return self.scale(quality(raw, self.config.output))

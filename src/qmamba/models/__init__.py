@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from . import qmamba as qmamba  # registers its architectures
-from .registry import Architecture, create_model, get_architecture, list_archs, register
+from .registry import Architecture, BaseWeights, create_model, get_architecture, list_archs, register
 
-__all__ = ["Architecture", "create_model", "get_architecture", "list_archs", "register"]
+__all__ = ["Architecture", "BaseWeights", "create_model", "get_architecture", "list_archs", "register"]

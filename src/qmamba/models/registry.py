@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,47 @@ Output: TypeAlias = Literal["number", "levels", "words"]
 """What a network returns: one number, a distribution over rating levels, or text."""
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REPO = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./-]*", re.ASCII)
+_PREFIX = re.compile(r"[\w.]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Frozen weights that a checkpoint names and does not store: a file on the Hub, and its digest.
+
+    Args:
+        repo: Hub id, ``user/repo``.
+        revision: branch, tag or commit.
+        filename: a safetensors file at the top of the repository.
+        sha256: of the file, 64 lower-case hexadecimal digits.
+        prefix: what goes in front of the file's tensor names to make the network's: ``"vit."``, say.
+
+    Raises:
+        ValueError: a value of another form.
+    """
+
+    repo: str
+    revision: str
+    filename: str
+    sha256: str
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for name, form, expected in (
+            ("repo", _REPO, "a Hub id, user/repo"),
+            ("revision", _REVISION, "a branch, a tag or a commit"),
+            ("filename", _FILE, "the name of a .safetensors file, without a folder"),
+            ("sha256", _SHA256, "64 lower-case hexadecimal digits"),
+            ("prefix", _PREFIX, "letters, digits, '_' or '.'"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not form.fullmatch(value):
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What the library needs to know about an architecture.
@@ -29,7 +71,10 @@ class Architecture:
         protocol: default of a checkpoint of this architecture.
         convert: loads a published state dict into a network and returns a report; None where no weights are
             published in another format.
-        output: what the network returns.
+        output: what the network returns: "number" (B, 1); "levels", logits (B, L) from the worst level to the
+            best; or "words".
+        bases: frozen weights that its checkpoints name and do not store.
+        trained: whether a tensor of this name is stored in a checkpoint that names bases; None where all are.
     """
 
     name: str
@@ -38,6 +83,8 @@ class Architecture:
     protocol: Protocol = field(default_factory=Protocol)
     convert: Callable[[Any, Mapping[str, Any]], Any] | None = None
     output: Output = "number"
+    bases: tuple[BaseWeights, ...] = ()
+    trained: Callable[[str], bool] | None = None
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
