@@ -41,7 +41,7 @@ Workers = Annotated[
 @contextmanager
 def watched(minutes: float | None, progress: bool | None, resume: bool = True) -> Iterator[Watch]:
     """A bar, which only the first of several processes shows, and the ways to end a run."""
-    from qmamba.train.paper.trainer import is_first
+    from qmamba.train.paper import is_first
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
     shown = progress if is_first() else False
@@ -78,7 +78,7 @@ def train_paper(
     from qmamba.train.paper.report import row_text
     from qmamba.train.paper.runs import other_arch
     from qmamba.train.paper.sets import missing
-    from qmamba.train.paper.trainer import is_first
+    from qmamba.train.paper import is_first
 
     if device not in (None, "cpu"):
         raise RecipeError(

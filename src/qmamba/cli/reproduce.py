@@ -104,7 +104,7 @@ def reproduce(
         from qmamba.train.paper import Workshop, do_row
         from qmamba.train.paper.report import row_text
         from qmamba.train.paper.runs import dry_recipe
-        from qmamba.train.paper.trainer import is_first
+        from qmamba.train.paper import is_first
 
         chosen = {name: _changed(plan, splits, init) for name, plan in _choose(table, rows).items()}
         many, done = workers_or_default(workers, cpu), {}

@@ -75,7 +75,7 @@ def train(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Weights of a teacher that rates, or a folder with BIQ2021, to make one from it in OUT. "
+            help="Checkpoint of a teacher that rates, or a folder with BIQ2021, to make one from it in OUT. "
             "Default: none."
         ),
     ] = None,
@@ -140,7 +140,7 @@ def _train_after_teacher(
     from qmamba.train import load_recipe
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    if teacher is not None and teacher.is_dir():
+    if teacher is not None and teacher.is_dir() and not (teacher / "config.json").exists():
         lessons = load_recipe("teacher")
         with Watch(lessons.steps, progress, until) as watch:
             teacher = _train(watch, lessons, teacher, out / "teacher", **options)

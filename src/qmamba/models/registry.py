@@ -75,6 +75,9 @@ class Architecture:
             best; or "words".
         bases: frozen weights that its checkpoints name and do not store.
         trained: whether a tensor of this name is stored in a checkpoint that names bases; None where all are.
+        start: gives an untrained network the weights that a training starts from; None where it is built
+            with them.
+        listed: whether :func:`list_archs` names it. Teachers, which need packages of their own, are not.
     """
 
     name: str
@@ -85,6 +88,8 @@ class Architecture:
     output: Output = "number"
     bases: tuple[BaseWeights, ...] = ()
     trained: Callable[[str], bool] | None = None
+    start: Callable[[Any], None] | None = None
+    listed: bool = True
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -108,7 +113,7 @@ def list_archs() -> list[str]:
     >>> list_archs()
     ['lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
     """
-    return sorted(_ARCHITECTURES)
+    return sorted(name for name, architecture in _ARCHITECTURES.items() if architecture.listed)
 
 
 def get_architecture(name: str) -> Architecture:

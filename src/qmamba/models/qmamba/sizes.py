@@ -11,6 +11,7 @@ from typing import Any
 
 from ..registry import Architecture, register
 from .network import QMamba
+from .start import start
 from .vmamba import load_vmamba
 
 WINDOWS = (2, 4, 7, 7)  # they divide the grids of a 224-pixel input: 56, 28, 14, 7
@@ -58,4 +59,4 @@ SIZES = {
     "lqmamba-n": Size(32, 4, 0.1, WINDOWS),  # 3,384,177; this project's small one
 }
 for _name, _size in SIZES.items():
-    register(Architecture(_name, _size, convert=load_vmamba))
+    register(Architecture(_name, _size, convert=load_vmamba, start=start))

@@ -1,4 +1,4 @@
-"""What a network starts from: random weights, published VMamba ones, or a checkpoint of ours."""
+"""What a network starts from: fresh weights, published ones, or a checkpoint of this library."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints import load_checkpoint
-from ...checkpoints.hub import fetch_file, is_repo_id
-from ...checkpoints.locate import list_models, resolve
-from ...convert import load_vmamba
-from ...errors import CheckpointError
-from ...models.qmamba import QMamba
-from ..loop import fresh_start
+from ..checkpoints import load_checkpoint
+from ..checkpoints.hub import fetch_file, is_repo_id
+from ..checkpoints.locate import list_models, resolve
+from ..errors import CheckpointError
+from ..models import get_architecture
 
 WEIGHTS = "model.safetensors"  # of a Hub repository whose id names no file
-MIDDLE = 0.5  # of the scale of labels
+MIDDLE = 0.5  # of the scale of labels, where a new head starts
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,10 @@ class Start:
     """What became of each tensor of a network and of the file that it started from.
 
     Attributes:
-        source: the name that was given, "" for random weights.
-        loaded: names of the network's tensors that the file gave.
-        missing: names of those that kept what they had: a fresh head, gates that start at one half.
-        dropped: names in the file that were left out, and why.
+        source: the name that was given, "" for fresh weights.
+        loaded: names of the network's tensors that came from the file.
+        missing: names of those that are not in the file: a new head, gates that start at one half.
+        dropped: names in the file that were not used, and why.
     """
 
     source: str
@@ -40,7 +38,7 @@ class Start:
     dropped: Mapping[str, str] | None = None
 
     def report(self) -> str:
-        """One line: how many were loaded, and by name what was not.
+        """Return one line: how many tensors were loaded, and which were not.
 
         >>> Start("v.pth", ("a", "b"), ("head.fc.bias",), {"classifier.head.bias": "1000"}).report()
         'v.pth: 2 tensors loaded; not in it: head.fc.bias; dropped: classifier.head.bias (1000)'
@@ -58,55 +56,58 @@ class Start:
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return all fields, ready for JSON."""
         return {
             "source": self.source, "loaded": list(self.loaded), "missing": list(self.missing),
             "dropped": dict(self.dropped or {}),
         }  # fmt: skip
 
 
-def start(network: QMamba, name: str, root: Path | None = None) -> Start:
-    """Give a network the weights that it starts from, and a head that begins at the middle of the scale.
+def start(network: nn.Module, name: str, root: Path | None = None) -> Start:
+    """Give a network the weights that it starts from.
 
-    Published VMamba weights (``v05_noz``) lose their head of 1000 classes. A local-scan network takes them,
-    too: its route gates then start at exactly one half, which the LayerNorm behind them absorbs.
+    Published weights go through the ``convert`` of the network's architecture. VMamba's (``v05_noz``) lose
+    their head of 1000 classes, and a local-scan network takes them, too: its route gates then start at
+    exactly one half, which the LayerNorm behind them absorbs.
 
     Args:
-        network: of the same widths and depths, changed in place.
-        name: a file of published VMamba weights (``.pth``, read with ``weights_only=True``, or safetensors),
-            a name of ``qmamba.list_models()``, a checkpoint folder, or a Hub id: ``user/repository`` for its
-            ``model.safetensors``, ``user/repository/file.pth`` for another file. "" for random weights.
+        network: what ``create_model`` built, changed in place.
+        name: "" for fresh weights, as the architecture starts a training; a name of ``qmamba.list_models()``;
+            a checkpoint folder; a file of weights (``.pth``, read with ``weights_only=True``, or
+            safetensors), ours or published; or a Hub id: ``user/repository`` for its ``model.safetensors``,
+            ``user/repository/file.pth`` for another file.
         root: a folder that files may lie in.
 
     Returns:
         Which tensors were loaded, are missing, or were dropped.
 
     Raises:
-        CheckpointError: no such file, not VMamba's weights, or those of another network; the first names or
-            shapes that differ are given.
-        HubError: a Hub repository that cannot be had.
+        CheckpointError: no such file, or weights of another network; the first names or shapes that differ
+            are given.
+        HubError: a Hub repository that cannot be reached.
     """
+    architecture = get_architecture(str(getattr(network, "arch", "")))
     if not name:
-        fresh_start(network)
+        if architecture.start is not None:
+            architecture.start(network)
         return Start("")
-    found = _state(name, root)
-    if any(key.startswith("stem.") for key in found):  # our own names
-        own = network.state_dict()
+    found, own = _state(name, root), network.state_dict()
+    if architecture.convert is None or own.keys() & found.keys():  # our own names
         if wrong := sorted(k for k in own.keys() | found.keys() if _shape(own, k) != _shape(found, k)):
             raise CheckpointError(
-                f"{name} is of another network: {wrong[0]} is {_shape(found, wrong[0])} in it and "
-                f"{_shape(own, wrong[0])} here (and {len(wrong) - 1} more differ)"
+                f"{name} is of another network than {network.arch}: {wrong[0]} is {_shape(found, wrong[0])} "
+                f"in it and {_shape(own, wrong[0])} here (and {len(wrong) - 1} more differ)"
             )
         network.load_state_dict(found, strict=True)
         return Start(name, tuple(own))
     try:
-        converted = load_vmamba(network, found)
+        converted = architecture.convert(network, found)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
-    if "head.fc.bias" not in converted:
-        nn.init.constant_(network.head.fc.bias, MIDDLE)
-    lacking = tuple(sorted(network.state_dict().keys() - converted.keys()))
-    return Start(name, tuple(sorted(converted)), lacking, dict(converted.dropped))
+    missing = tuple(sorted(own.keys() - converted.keys()))
+    if "head.fc.bias" in missing:
+        nn.init.constant_(network.get_parameter("head.fc.bias"), MIDDLE)
+    return Start(name, tuple(sorted(converted)), missing, dict(converted.dropped))
 
 
 def _shape(state: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
@@ -114,21 +115,23 @@ def _shape(state: Mapping[str, Any], name: str) -> tuple[int, ...] | None:
 
 
 def find_start(name: str, root: Path | None) -> Path | None:
-    """The file or folder of a name that is here, None for one that may be on the Hub.
+    """Return the local file or folder of a name, None for one that may be on the Hub.
 
     Raises:
-        CheckpointError: the name is neither here nor a Hub id.
+        CheckpointError: the name is neither a local path nor a Hub id.
     """
     for path in (*([root / name] if root else []), Path(name)):
         if path.exists():
             return path
     if is_repo_id(_repo_of(name)) and "/" in name:
         return None
-    raise CheckpointError(f"nothing to start from: no {root / name if root else name}, and it is no Hub id")
+    raise CheckpointError(
+        f"nothing to start from: {root / name if root else name} does not exist and is no Hub id"
+    )
 
 
 def no_start(name: str, root: Path | None) -> str | None:
-    """Why there is nothing to start from by a name; None where there is, or may be on the Hub."""
+    """Return why there is nothing to start from by a name; None where there is, or may be on the Hub."""
     if not name or name in list_models():
         return None
     try:
@@ -155,10 +158,10 @@ def _state(name: str, root: Path | None) -> Mapping[str, Any]:
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
-    """What a file of weights holds: safetensors, or a pickle that has nothing but tensors and plain values.
+    """Return the tensors of a file: safetensors, or a pickle that holds only tensors and plain values.
 
     Raises:
-        CheckpointError: it cannot be read, or holds anything else, which is never run.
+        CheckpointError: it cannot be read, or holds anything else, which is never executed.
     """
     try:
         if path.suffix == ".safetensors":
@@ -174,9 +177,9 @@ def read_state(path: Path) -> Mapping[str, Any]:
             raise
         raise CheckpointError(_unreadable(path)) from error
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: it holds a {type(found).__name__}, and no weights by name")
+        raise CheckpointError(f"{path} must hold weights by name, got a {type(found).__name__}")
     return found
 
 
 def _unreadable(path: Path) -> str:
-    return f"{path} cannot be read: it is damaged, or a pickle with more than tensors in it, which is not run"
+    return f"{path} cannot be read: it is damaged, or a pickle with more than tensors, which is not executed"
