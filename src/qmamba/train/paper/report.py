@@ -66,8 +66,10 @@ def _numbers(ours: Any, paper: Any, compared: bool) -> list[str]:
         mine, theirs = (None if pair is None else pair[i] for pair in (ours, paper))
         cells.append("-" if mine is None else f"{mine:.3f}")
         cells.append("-" if theirs is None else f"{theirs:.3f}")
-        has_difference = compared and mine is not None and theirs is not None
-        cells.append(f"{mine - theirs:+.3f}" if has_difference else "-")
+        if mine is None or theirs is None or not compared:
+            cells.append("-")
+        else:
+            cells.append(f"{mine - theirs:+.3f}")
     return cells
 
 
