@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmamba.errors import ArgumentError, CheckpointError, ImageError
-from qmamba.protocol import KINDS, Protocol, View, fit_side, resize, views, windows
+from qmamba.protocol import KINDS, MAX_ASPECT, Protocol, View, check_aspect, fit_side, resize, views, windows
 
 SIZES = st.integers(224, 9000)
 
@@ -238,6 +238,37 @@ def test_shrinking_takes_every_pixel_into_account() -> None:
     with pytest.raises(ImageError, match="enlarged"):
         resize(board, 800, 800, max_pixels=200_000)
     assert resize(board, 300, 500, max_pixels=160_000).shape == (3, 300, 500)
+
+
+@pytest.mark.parametrize("size", [(388, 517), (40, 900), (900, 40), (499, 701), (500, 300), (600, 300)])
+def test_bytes_are_resized_to_the_bits_of_floats(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 500, 701), (2, 3, 130, 64)):
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        floats = pixels / 255
+        assert torch.equal(resize(pixels, *size), resize(floats, *size))
+        assert torch.equal(resize(pixels.transpose(-1, -2), *size), resize(floats.transpose(-1, -2), *size))
+
+
+@pytest.mark.parametrize(
+    "protocol", [Protocol("scales", max_crops=0, sides=(448, 480)), Protocol(), Protocol("random")]
+)
+def test_cost_is_bounded_whatever_the_shape(protocol: Protocol) -> None:
+    def cost(height: int, width: int) -> int:
+        return sum(h * w for view in views(height, width, protocol) for _, _, h, w in view.windows)
+
+    most = max(cost(448, 448), protocol.crop**2 * protocol.max_crops, protocol.crop**2 * protocol.n_crops)
+    for short in (1, 2, 17, 300):
+        for ratio in (1, 3, 10, 30, MAX_ASPECT):
+            assert cost(short, short * ratio) <= 1.5 * most
+            assert cost(short * ratio, short) <= 1.5 * most
+
+
+def test_images_too_thin_to_score_are_refused() -> None:
+    check_aspect(1, MAX_ASPECT, "line.png")
+    for size in ((1, 1000), (1000, 1), (2, 2 * MAX_ASPECT + 1)):
+        with pytest.raises(ImageError, match=r"line.png: \d+ × \d+ is too thin to score"):
+            check_aspect(*size, "line.png")
 
 
 @pytest.mark.parametrize("sides", [(), (16,), (512.0,), "512", (True,), (10_000,)])

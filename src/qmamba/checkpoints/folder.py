@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qmamba.checkpoints.bases import base_tensors, check_unchanged, fetcher, is_stored, stored_state
+from qmamba.checkpoints.bases import (
+    base_tensors,
+    check_unchanged,
+    fetcher,
+    is_stored,
+    pin_cached,
+    stored_state,
+)
 from qmamba.checkpoints.card import render_card
 from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.file_names import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -104,6 +111,7 @@ def load_checkpoint(
     frozen = {name: tuple(value.shape) for name, value in own.items() if not stored(name)}
     fetch = fetcher(local_files_only=local_files_only, cache_dir=cache_dir, token=token)
     state |= base_tensors(config.bases, frozen, fetch)
+    config = config.replace(bases=pin_cached(config.bases, fetch))
     network.load_state_dict(state, strict=True, assign=True)
     return network.float().eval(), config
 
@@ -126,7 +134,8 @@ def save_checkpoint(
         folder: is created if it does not exist; files of the same names are replaced, others are left alone.
         network: the module that `create_model(config.arch, **config.overrides)` builds, on any device. Frozen
             weights that bases hold may be on the device "meta".
-        config: is written with sha256, size and type of the weights filled in.
+        config: is written with sha256, size and type of the weights filled in, and with the sha256 of bases
+            that lack it and are in the Hub's cache.
         dtype: float32, float16 or bfloat16 for the stored weights; the config's by default.
         card: text of the model card; made from the config by default.
 
@@ -146,7 +155,10 @@ def save_checkpoint(
     check_unchanged(network, config)
     data = serialise(stored_state(network, config), getattr(torch, name))
     config = config.replace(
-        weights_sha256=hashlib.sha256(data).hexdigest(), weights_bytes=len(data), dtype=name
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        weights_bytes=len(data),
+        dtype=name,
+        bases=pin_cached(config.bases),
     )
     files = (
         (WEIGHTS_FILE, data),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.cli._shared import note_missing_kernel
+
 if TYPE_CHECKING:
     from qmamba.scoring import Scorer
 
@@ -116,7 +118,9 @@ class ModelOptions:
         from qmamba.scoring import load
 
         options = self.load_options()
-        return load(options.pop("model"), **options)
+        scorer = load(options.pop("model"), **options)
+        note_missing_kernel(next(scorer.network.parameters()).device)
+        return scorer
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qmamba.cli._shared import note_missing_kernel
 from qmamba.cli._watch import Watch
 from qmamba.errors import RecipeError
 
@@ -45,11 +46,14 @@ class PaperOptions:
         """Return where and with what runs are done: data below `root`, runs in folders of `out`."""
         import torch
 
-        from qmamba.train.paper import Workshop
+        from qmamba.train.paper import Workshop, is_first
 
+        is_on_cpu = cpu or not torch.cuda.is_available()
+        if is_on_cpu and is_first():
+            note_missing_kernel("cpu")
         workers = self.workers
         if workers is None:
-            workers = 0 if cpu or not torch.cuda.is_available() else 8
+            workers = 0 if is_on_cpu else 8
         tracker = None if self.log is None else self.log.value
         return Workshop(root, out, cpu, tracker, workers, dry, self.cache, watch)
 

@@ -9,11 +9,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from qmamba.errors import QMambaError
+
+if TYPE_CHECKING:
+    import torch
 
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -29,6 +34,19 @@ def note_failed(failed: int, total: int) -> None:
     """Write how many images could not be scored, if any."""
     if failed:
         note(f"{failed} of {total} images could not be scored; their rows say why")
+
+
+def note_missing_kernel(device: torch.device | str) -> None:
+    """Write once per process that the CPU is slower without the native kernel, and what to do about it."""
+    from qmamba.ops.backend import missing_kernel
+
+    if (reason := missing_kernel(device)) is not None:
+        _note_once(reason)
+
+
+@cache
+def _note_once(line: str) -> None:
+    note(line)
 
 
 def printable(text: str) -> str:

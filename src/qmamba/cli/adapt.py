@@ -11,7 +11,7 @@ import typer
 
 from qmamba.cli._options import Device, Minutes, Model, Progress, Resume, Seed, Threads
 from qmamba.cli._ratings import Data, read_ratings
-from qmamba.cli._shared import note
+from qmamba.cli._shared import note, note_missing_kernel
 from qmamba.cli._watch import Watch
 from qmamba.errors import AdapterError
 
@@ -102,6 +102,7 @@ def adapt(
         import torch
 
         torch.set_num_threads(threads)
+    note_missing_kernel(device or "cpu")
     with Watch(0, progress, minutes) as watch, watch.ends(resume):
         folder = train(
             model, ratings, out, method=method, options=options, recipe=recipe, device=device or "cpu",

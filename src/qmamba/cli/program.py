@@ -9,6 +9,7 @@ import typer
 from qmamba.cli import (
     adapt,
     compare,
+    convert,
     data,
     distort,
     env,
@@ -68,6 +69,7 @@ def _build() -> typer.Typer:
         (distort, distort.distort),
         (features, features.features),
         (export, export.export),
+        (convert, convert.convert),
         (env, env.env),
     ):
         epilog = getattr(module, "EPILOG", None)

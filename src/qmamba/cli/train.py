@@ -12,7 +12,7 @@ from qmamba.cli._command import with_groups
 from qmamba.cli._options import Device, Minutes, Progress, Resume, Threads
 from qmamba.cli._paper import PaperOptions, train_paper, with_start
 from qmamba.cli._ratings import source_of
-from qmamba.cli._shared import note
+from qmamba.cli._shared import note, note_missing_kernel
 from qmamba.cli._watch import Watch
 from qmamba.errors import RecipeError
 
@@ -122,6 +122,7 @@ def train(
         raise RecipeError("--log, --workers, --cache are for recipes with a task, see docs/reproducing.md")
     if arch is not None:
         plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
+    note_missing_kernel(device or "cpu")
     options = {"processes": processes, "device": device or "cpu", "resume": resume}
     typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
 

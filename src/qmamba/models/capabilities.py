@@ -66,13 +66,13 @@ class TakesPrompts(Protocol):
         """Return raw quality (B, 1) of normalised images (B, 3, H, W)."""
         ...
 
-    def forward_until(self, images: Tensor, stage: int) -> Tensor:
-        """Return the output (B, H, W, C') of a stage; the later ones are not computed."""
+    def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
+        """Return the output (B, H, W, C') of a stage, and what else of the stages so far the head reads."""
         ...
 
     def forward_after(
         self,
-        features: Tensor,
+        kept: Sequence[Tensor],
         stage: int,
         prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
         head: nn.Module | None = None,
@@ -90,10 +90,21 @@ class DecayGroups(Protocol):
         ...
 
 
+@runtime_checkable
+class OneSize(Protocol):
+    """Takes images of one size only."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        ...
+
+
 _LACKING: dict[type, str] = {
     StageFeatures: "its network does not give features of stages",
     Positions: "its network does not give values of positions",
     TakesPrompts: "its network takes no prompts",
+    OneSize: "its network takes images of any size",
     DecayGroups: "its network does not tell which parameters not to decay",
 }
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qmamba.adapters.host import DEFAULT_NAME
 from qmamba.errors import BackendError
+from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import Kind, Protocol
 from qmamba.scoring.scorer import Scorer
 from qmamba.scoring.stream import Column, ScoreOptions
@@ -71,6 +72,7 @@ def load(
     from qmamba.checkpoints import load_checkpoint
     from qmamba.checkpoints.locate import resolve
 
+    use_one_thread_in_forked_child()
     folder = resolve(
         name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
     )

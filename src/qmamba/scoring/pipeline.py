@@ -19,7 +19,7 @@ from qmamba.images import MAX_PIXELS, Preprocessing
 from qmamba.models.registry import Output
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.ops.precision import without_autocast
-from qmamba.protocol import Protocol, View, Window, resize, unit, views
+from qmamba.protocol import Protocol, View, Window, check_aspect, resize, unit, views
 from qmamba.scoring.stream import decode_ahead, outcome, senseless
 
 __all__ = [
@@ -114,8 +114,9 @@ def crops(
         name: what an error calls the image.
 
     Raises:
-        ImageError: the enlarged image would exceed `max_pixels`.
+        ImageError: the image is too thin, or would exceed `max_pixels` when enlarged.
     """
+    check_aspect(int(pixels.shape[-2]), int(pixels.shape[-1]), name)
     seen = views(int(pixels.shape[-2]), int(pixels.shape[-1]), protocol)
     for view in seen:
         whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)

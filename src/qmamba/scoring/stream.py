@@ -19,6 +19,7 @@ from torch import Tensor
 from qmamba.errors import ImageError
 from qmamba.images import decode, label
 from qmamba.ops.fork import use_one_thread_in_forked_child
+from qmamba.protocol import check_aspect
 
 Decoded: TypeAlias = tuple[Tensor, str]
 """The pixels of an image, and its name in messages."""
@@ -62,6 +63,7 @@ def check_batch(batch: Tensor) -> None:
         )
     if batch.numel() == 0 or batch.is_meta or torch.compiler.is_compiling():
         return
+    check_aspect(batch.shape[-2], batch.shape[-1], "batch")
     low, high = (float(bound) for bound in batch.detach().aminmax())
     if not (low >= LOWEST and high <= HIGHEST):
         what = "NaN" if math.isnan(low) else f"values from {low:.4g} to {high:.4g}"
