@@ -34,9 +34,9 @@ def backend(request, monkeypatch):
     return request.param
 
 
-def check(arch, mode):
+def check(arch, mode, **overrides):
     torch.manual_seed(0)
-    model = create_model(arch, **TINY).eval()
+    model = create_model(arch, **TINY, **overrides).eval()
     images = torch.randn(2, 3, 40, 56)
     want = model(images)
     grads = torch.autograd.grad(want.sum(), list(model.parameters()))
@@ -53,6 +53,11 @@ def check(arch, mode):
 def test_a_whole_model_is_one_graph(arch, backend):
     with torch.random.fork_rng():
         check(arch, "aot_eager")
+
+
+def test_the_statistics_head_is_in_the_graph():
+    with torch.random.fork_rng():
+        check("lqmamba-n", "aot_eager", head="statistics")
 
 
 @pytest.mark.slow

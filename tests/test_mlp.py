@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from qmamba.models.qmamba.layers import MLP
-from qmamba.ops import linear, mlp
+from qmamba.models.qmamba import cpu
+from qmamba.models.qmamba.layers import Block
+from qmamba.ops import cross_scan_routes, linear, mlp
 
 module = importlib.import_module("qmamba.ops.feed_forward")
 
@@ -100,35 +101,37 @@ def test_autocast_is_torchs():
         assert mlp(*ours).equal(theirs(*ours))
 
 
-class TestTheLayer:
-    def used(self, layer, monkeypatch):
-        calls = []
-        monkeypatch.setattr(
-            importlib.import_module("qmamba.models.qmamba.layers"),
-            "mlp",
-            lambda *a: calls.append(1) or theirs(*a),
-        )
-        out = layer(torch.randn(3, 8))
-        return bool(calls), out
+class TestTheBlock:
+    """A block's MLP keeps less for its backward, unless somebody has changed a part of it."""
 
-    def test_as_a_whole(self, monkeypatch):
-        assert self.used(MLP(8, 16), monkeypatch)[0]
+    def used(self, block, monkeypatch):
+        calls = []
+        monkeypatch.setattr(cpu, "mlp", lambda *a: calls.append(1) or theirs(*a))
+        out = cpu.run(block, torch.randn(1, 4, 4, 8))
+        assert out.shape == (1, 4, 4, 8)
+        return bool(calls)
+
+    @pytest.fixture
+    def block(self):
+        return Block(8, cross_scan_routes(), gated=True, mlp_ratio=2.0, drop_path=0.0)
+
+    def test_as_a_whole(self, block, monkeypatch):
+        assert self.used(block, monkeypatch)
 
     @pytest.mark.parametrize("which", ["fc1", "fc2"])
-    def test_not_where_somebody_looks_at_a_linear(self, which, monkeypatch):
+    def test_not_where_a_linear_has_a_hook(self, block, which, monkeypatch):
         seen = []
-        layer = MLP(8, 16)
-        getattr(layer, which).register_forward_hook(lambda m, a, out: seen.append(out.shape))
-        assert not self.used(layer, monkeypatch)[0]
+        getattr(block.mlp, which).register_forward_hook(lambda m, a, out: seen.append(out.shape))
+        assert not self.used(block, monkeypatch)
         assert len(seen) == 1
 
-    def test_not_where_a_linear_is_another(self, monkeypatch):
-        layer = MLP(8, 16)
-        nn.utils.parametrizations.weight_norm(layer.fc1)
-        assert not self.used(layer, monkeypatch)[0]
-        layer = MLP(8, 16)
-        layer.fc2 = nn.Sequential(layer.fc2, nn.Dropout(0.0))
-        assert not self.used(layer, monkeypatch)[0]
+    def test_not_where_a_linear_is_another(self, block, monkeypatch):
+        nn.utils.parametrizations.weight_norm(block.mlp.fc1)
+        assert not self.used(block, monkeypatch)
+
+    def test_not_where_a_linear_is_wrapped(self, block, monkeypatch):
+        block.mlp.fc2 = nn.Sequential(block.mlp.fc2, nn.Dropout(0.0))
+        assert not self.used(block, monkeypatch)
 
 
 class TestTransforms:

@@ -64,7 +64,7 @@ def check_outputs_features_and_every_gradient(kind, state, io):
         output = model(image)
         assert output.shape == io[f"{i}.output"].shape
         assert relative(output.detach(), io[f"{i}.output"]) < TOLERANCE
-        stages = model.forward_stages(image.detach())
+        stages = [model.forward_until(image.detach(), s)[0].permute(0, 3, 1, 2) for s in range(4)]
         for s, stage in enumerate(stages):
             assert relative(stage.detach(), io[f"{i}.stage{s}"]) < TOLERANCE, f"stage {s} of image {i}"
         (output * io[f"{i}.cotangent"]).sum().backward()
@@ -162,11 +162,11 @@ def test_cross_scan_weights_start_a_local_scan_network_with_gates_of_one_half(da
             lambda s: {**s, "layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)},
             "called 'layers.0.blocks.0.attn",
         ),
-        (lambda s: {**s, "epoch": 3}, "'epoch' is no tensor"),
+        (lambda s: {**s, "epoch": 3}, "'epoch' is not a tensor"),
         (lambda s: {k: v for k, v in s.items() if "out_norm" not in k}, "lacks stages.0.blocks.0.ss2d.norm"),
         (lambda s: {**s, "patch_embed.0.bias": torch.zeros(9)}, r"stem.conv1.bias is \(9,\)"),
         (lambda s: {}, "no tensors"),
-        (lambda s: None, "NoneType is no state dict"),
+        (lambda s: None, "must be a dict of tensors, got NoneType"),
         (lambda s: {3: torch.zeros(1)}, "called '3'"),
         (lambda s: {**s, "classifier.head.weight": torch.tensor(1.0)}, r"head.fc.weight is \(\)"),
     ],

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmamba.errors import CheckpointError, ImageError
+from qmamba.errors import ArgumentError, CheckpointError, ImageError
 from qmamba.protocol import KINDS, MAX_ASPECT, Protocol, View, check_aspect, fit_side, resize, views, windows
 
 SIZES = st.integers(224, 9000)
@@ -212,7 +212,7 @@ def test_scales_that_are_all_seen_whole() -> None:
     assert [round((v.height * v.width) ** 0.5) for v in found] == [448, 480]
     first, _ = views(10, 2000, Protocol("scales", max_crops=0))
     assert first.height == 64  # no crop has to fit
-    with pytest.raises(CheckpointError, match="max_crops"):
+    with pytest.raises(ArgumentError, match="max_crops"):
         Protocol("whole", max_crops=0)
 
 
@@ -273,7 +273,7 @@ def test_images_too_thin_to_score_are_refused() -> None:
 
 @pytest.mark.parametrize("sides", [(), (16,), (512.0,), "512", (True,), (10_000,)])
 def test_sides_are_checked(sides: Any) -> None:
-    with pytest.raises(CheckpointError, match="sides"):
+    with pytest.raises(ArgumentError, match="sides"):
         Protocol("scales", sides=sides)
 
 

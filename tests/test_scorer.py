@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 import itertools
 import math
@@ -136,7 +135,7 @@ def test_score_is_the_mean_of_its_calibrated_crops(scorer: Scorer) -> None:
     assert boxes == windows(150, 100, scorer.protocol) and len(boxes) == 4 == len(parts)
     assert weights.tolist() == [0.25] * 4
     assert scorer.score(pixels) == pytest.approx(float(parts.mean()), abs=1e-7)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in dataclasses.astuple(scorer.config.preprocessing))
+    mean, std = scorer.config.preprocessing.tensors()
     for (top, left, height, width), part in zip(boxes, parts, strict=True):
         crop = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1) / 255
         with torch.no_grad():
@@ -200,9 +199,8 @@ def test_protocols_differ(scorer: Scorer) -> None:
     assert len(set(scores.values())) == len(KINDS)
     assert with_protocol(scorer, kind="random", seed=1).score(image) != scores["random"]
     pixels = unit(decode(image))[None]
-    assert with_protocol(scorer, kind="whole").score(image) == pytest.approx(
-        float(scorer._rate(pixels, None)), abs=1e-6
-    )
+    whole = with_protocol(scorer, kind="whole")
+    assert whole.score(image) == pytest.approx(float(whole(pixels)), abs=1e-6)
 
 
 def test_bits_do_not_depend_on_earlier_calls(scorer: Scorer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -70,16 +70,19 @@ class Adapter(nn.Module):
         """What :meth:`forward` gives, and what each position adds; see :meth:`QMamba.forward_positions`."""
         return network.forward_positions(images, self.prompts, self.head)
 
-    def before(self, network: QMamba, images: Tensor) -> Tensor:
-        """The part of :meth:`forward` that no parameter of the adapter has a say in; it may be kept."""
+    def before(self, network: QMamba, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the part of :meth:`forward` that does not depend on the adapter's parameters.
+
+        The tensors may be kept. The first dimension of each is that of the images.
+        """
         if self.start is None:
-            return images
+            return (images,)
         return network.forward_until(images, self.start % len(network.stages))
 
-    def after(self, network: QMamba, kept: Tensor) -> Tensor:
-        """The rest: ``after(network, before(network, images))`` is ``forward(network, images)``."""
+    def after(self, network: QMamba, kept: Sequence[Tensor]) -> Tensor:
+        """Compute the rest: ``after(network, before(network, images))`` is ``forward(network, images)``."""
         if self.start is None:
-            return self(network, kept)  # type: ignore[no-any-return]
+            return self(network, *kept)  # type: ignore[no-any-return]
         return network.forward_after(kept, self.start % len(network.stages), self.prompts, self.head)
 
     def stored(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""The architectures by name: records that a family of networks registers when it is imported."""
+"""Architectures by name: records that a family of networks registers when it is imported."""
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -10,26 +10,73 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import nn
 
-from ..errors import UnknownModelError
+from ..errors import UnknownModelError, near_names
 from ..images import Preprocessing
 from ..protocol import Protocol
 
 Output: TypeAlias = Literal["number", "levels", "words"]
-"""What a network returns: one number, a distribution over rating levels, or text."""
+"""The kind of output: one number, a distribution over rating levels, or text."""
+
+
+_SHA256 = re.compile(r"([0-9a-f]{64})?")
+_REPO = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./-]*", re.ASCII)
+_PREFIX = re.compile(r"[\w.]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Frozen weights that a checkpoint names and does not store: a file on the Hub, and its digest.
+
+    Args:
+        repo: Hub id, ``user/repo``.
+        revision: branch, tag or commit.
+        filename: a safetensors file at the top of the repository.
+        sha256: of the file, 64 lower-case hexadecimal digits; empty where it is not known yet.
+        prefix: what goes in front of the file's tensor names to make the network's: ``"vit."``, say.
+
+    Raises:
+        ValueError: a value of another form.
+    """
+
+    repo: str
+    revision: str
+    filename: str
+    sha256: str
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for name, form, expected in (
+            ("repo", _REPO, "a Hub id, user/repo"),
+            ("revision", _REVISION, "a branch, a tag or a commit"),
+            ("filename", _FILE, "the name of a .safetensors file, without a folder"),
+            ("sha256", _SHA256, "64 lower-case hexadecimal digits, or empty"),
+            ("prefix", _PREFIX, "letters, digits, '_' or '.'"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not form.fullmatch(value):
+                raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the library needs to know about an architecture.
+    """The record of an architecture.
 
     Args:
-        name: as :func:`create_model` takes it.
-        build: returns an untrained network, from keyword arguments of its own.
+        name: for :func:`create_model`.
+        build: returns an untrained network, given its own keyword arguments.
         preprocessing: default of a checkpoint of this architecture.
         protocol: default of a checkpoint of this architecture.
         convert: loads a published state dict into a network and returns a report; None where no weights are
             published in another format.
-        output: what the network returns.
+        output: what the network returns: "number" (B, 1); "levels", logits (B, L) from the worst level to the
+            best; or "words".
+        bases: frozen weights that its checkpoints name and do not store.
+        trained: whether a tensor of this name is stored in a checkpoint that names bases; None where all are.
+        start: gives an untrained network the weights that a training starts from; None where it is built
+            with them.
+        listed: whether :func:`list_archs` names it. Teachers, which need packages of their own, are not.
     """
 
     name: str
@@ -38,6 +85,10 @@ class Architecture:
     protocol: Protocol = field(default_factory=Protocol)
     convert: Callable[[Any, Mapping[str, Any]], Any] | None = None
     output: Output = "number"
+    bases: tuple[BaseWeights, ...] = ()
+    trained: Callable[[str], bool] | None = None
+    start: Callable[[Any], None] | None = None
+    listed: bool = True
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -56,12 +107,12 @@ def register(architecture: Architecture) -> Architecture:
 
 
 def list_archs() -> list[str]:
-    """Names that :func:`create_model` builds.
+    """Return the names that :func:`create_model` takes.
 
     >>> list_archs()
-    ['lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
+    ['loda', 'lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
     """
-    return sorted(_ARCHITECTURES)
+    return sorted(name for name, architecture in _ARCHITECTURES.items() if architecture.listed)
 
 
 def get_architecture(name: str) -> Architecture:
@@ -71,8 +122,7 @@ def get_architecture(name: str) -> Architecture:
         UnknownModelError: no architecture has this name; near names are listed.
     """
     if not isinstance(name, str) or name not in _ARCHITECTURES:
-        near = difflib.get_close_matches(str(name).lower(), _ARCHITECTURES, n=3, cutoff=0.4) or list_archs()
-        raise UnknownModelError(f"no architecture is called {name!r}; near names: {', '.join(near)}")
+        raise UnknownModelError(f"no architecture is called {name!r}; {near_names(name, list_archs())}")
     return _ARCHITECTURES[name]
 
 
@@ -81,15 +131,16 @@ def create_model(arch: str, **overrides: Any) -> nn.Module:
 
     Args:
         arch: one of :func:`list_archs`.
-        overrides: keyword arguments of the architecture in place of its own. QMamba's are ``widths``,
-            ``depths``, ``windows``, ``drop_path`` and ``mlp_ratio``.
+        overrides: keyword arguments of the architecture, in place of its defaults. QMamba's are ``widths``,
+            ``depths``, ``windows``, ``drop_path``, ``mlp_ratio`` and ``head`` (``"mean"`` or
+            ``"statistics"``).
 
     Returns:
         The network, with ``arch`` and ``overrides`` as attributes.
 
     Raises:
         UnknownModelError: no architecture has this name.
-        ValueError: an override that does not exist or makes no network.
+        ValueError: an override that does not exist, or whose value no network can have.
 
     >>> net = create_model("qmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
     >>> sum(p.numel() for p in net.parameters())
@@ -107,7 +158,7 @@ def create_model(arch: str, **overrides: Any) -> nn.Module:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy's, and tuples or arrays of them, as the Python numbers and lists that JSON holds."""
+    """Return NumPy's numbers, tuples and arrays as Python numbers and lists, which JSON can hold."""
     if isinstance(value, (str, bytes)):
         return value
     if isinstance(value, (Sequence, np.ndarray)):

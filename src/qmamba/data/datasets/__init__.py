@@ -6,10 +6,9 @@ module of its family; docs/data.md describes it.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from ...errors import DataSetError
+from ...errors import DataSetError, near_names
 from ..ratings import Rated, read_manifest
 from . import authentic, generated, synthetic
 from ._base import DataSet, Label
@@ -42,10 +41,7 @@ def find(name: str) -> DataSet:
     """
     wanted = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     if wanted not in DATASETS:
-        near = [each for each in DATASETS if wanted and (wanted in each or each in wanted)]
-        near = near or difflib.get_close_matches(wanted, DATASETS, n=3)
-        names = f"near names: {', '.join(near)}" if near else f"names: {', '.join(DATASETS)}"
-        raise DataSetError(f"no data set is called {name!r}; {names}")
+        raise DataSetError(f"no data set is called {name!r}; {near_names(wanted, DATASETS)}")
     return DATASETS[wanted]
 
 

@@ -21,12 +21,10 @@ To add one, write a function in the module of its family and decorate it with `d
 
 from __future__ import annotations
 
-import difflib
-
 from qmamba.data.distortions import blur, brightness, codecs, colour, noise, sharpness, spatial
 from qmamba.data.distortions._base import SCALES, Distortion, Pixels, Scale, find_scale
 from qmamba.data.distortions.kadid import KADID_KINDS, KadidScale, kadid_parameter, kadid_quality
-from qmamba.errors import DistortionError
+from qmamba.errors import DistortionError, near_names
 
 __all__ = [
     "DISTORTIONS",
@@ -65,8 +63,5 @@ def find(name: str) -> Distortion:
     """
     if not isinstance(name, str) or name not in DISTORTIONS:
         wanted = str(name).lower().replace("color", "colour")
-        near = [each for each in DISTORTIONS if wanted in each and wanted]
-        near = near or difflib.get_close_matches(wanted, DISTORTIONS, n=3)
-        names = f"near names: {', '.join(near)}" if near else f"names: {', '.join(DISTORTIONS)}"
-        raise DistortionError(f"no distortion is called {name!r}; {names}")
+        raise DistortionError(f"no distortion is called {name!r}; {near_names(wanted, DISTORTIONS)}")
     return DISTORTIONS[name]

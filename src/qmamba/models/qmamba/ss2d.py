@@ -10,20 +10,28 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from ...ops import GateWeights, Route, gate_routes, gated_scan, linear, selective_scan
-from ...ops.scratch import Scratch
+from ...ops import GateWeights, Route, gated_scan, linear, selective_scan
+from ...ops.route_gate.reference import EPS
+from ..hooks import hooked
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
-AT_ONCE = 2**20  # elements that are convolved or scanned together in place
 
 
 class Linear(nn.Linear):
     """``nn.Linear``, computed by :func:`qmamba.ops.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, I) → (…, O)."""
         return linear(x, self.weight, self.bias)
+
+
+def conv_nhwc(conv: nn.Module, x: Tensor) -> Tensor:
+    """Return a convolution of (B, H, W, C). The permutations are views: channels stay last in memory."""
+    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return y
 
 
 class RouteGate(nn.Module):
@@ -38,14 +46,26 @@ class RouteGate(nn.Module):
         self.reduce = nn.Linear(channels, channels // reduction)
         self.expand = nn.Linear(channels // reduction, channels)
 
-    def weights(self) -> GateWeights:
-        """As :func:`qmamba.ops.gated_scan` takes them."""
-        norm, reduce, expand = self.norm, self.reduce, self.expand
-        return GateWeights(norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
-
     def forward(self, y: Tensor) -> Tensor:
-        """Routes (B, K, H, W, D) → their gated sum (B, H, W, D)."""
-        return gate_routes(y, self.weights())
+        """Return the gated sum (B, H, W, D) of routes (B, K, H, W, D)."""
+        pooled = self.norm(y).mean(dim=(2, 3))  # (B, K, D)
+        gates = torch.sigmoid(self.expand(F.gelu(self.reduce(pooled))))
+        return (y * rearrange(gates, "b k d -> b k 1 1 d")).sum(dim=1)
+
+
+def gate_weights(gate: nn.Module | None) -> GateWeights | None:
+    """Return a gate's weights for :func:`qmamba.ops.gated_scan`; None where its modules must be called.
+
+    That is where one of them has hooks or is of another class, as a parametrized or quantized one is.
+    """
+    if type(gate) is not RouteGate or hooked(gate):
+        return None
+    norm, reduce, expand = gate.norm, gate.reduce, gate.expand
+    kinds = ((norm, nn.LayerNorm), (reduce, nn.Linear), (expand, nn.Linear))
+    if any(type(module) is not kind or hooked(module) for module, kind in kinds) or norm.eps != EPS:
+        return None
+    weights = (norm.weight, norm.bias, reduce.weight, reduce.bias, expand.weight, expand.bias)
+    return None if any(weight is None for weight in weights) else GateWeights(*weights)
 
 
 class SS2D(nn.Module):
@@ -89,7 +109,13 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
-        """Mamba's initialisation: A = -1..-N, D = 1, softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
+        """Initialise as Mamba does: A = -1..-N, D = 1, softplus(dt_bias) log-uniform in [1e-3, 1e-1].
+
+        Parameters on the device "meta" have no values to initialise, and are left alone: torch imports its
+        compiler for some of these operations there, which takes two seconds.
+        """
+        if self.A_log.is_meta:
+            return
         K, channels, N = self.A_log.shape
         self.A_log.copy_(torch.arange(1, N + 1).log().expand(K, channels, N))
         self.D.fill_(1.0)
@@ -101,49 +127,35 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) → (B, H, W, C)."""
-        out: Tensor = self.out_proj(self.norm(self.mix(self.in_proj(x))))
+        x = F.silu(conv_nhwc(self.conv, self.in_proj(x)))  # (B, H, W, D)
+        out: Tensor = self.out_proj(self.norm(self.scan(x)))
         return out
-
-    def mix(self, x: Tensor) -> Tensor:
-        """What brings positions together, inside the projections: (B, H, W, D) → (B, H, W, D)."""
-        x = self.conv(x.permute(0, 3, 1, 2))  # (B, D, H, W), channels last in memory
-        return self.scan(F.silu(x, inplace=not x.requires_grad).permute(0, 2, 3, 1))
-
-    def mix_in_place(self, x: Tensor) -> Tensor:
-        """:meth:`mix` on a processor, where no gradient is wanted and nobody else needs x: in memory that is
-        used again, until the next call of this thread, and a few images at a time."""
-        out = Scratch(x)("mixed", x.shape)
-        images = max(1, AT_ONCE // x[0].numel())
-        for some, its in zip(torch.split(x, images), torch.split(out, images), strict=True):
-            self._conv_in_place(some)
-            self.scan(some, out=its)
-        return out
-
-    def _conv_in_place(self, x: Tensor) -> None:
-        """Convolution and SiLU of (B, H, W, D), some rows at a time."""
-        height = x.shape[1]
-        count = max(1, AT_ONCE // x[:, 0].numel())
-        above = torch.zeros_like(x[:, :1])
-        for top in range(0, height, count):
-            rows = x[:, top : top + count]
-            below = x[:, top + count : top + count + 1] if top + count < height else torch.zeros_like(above)
-            strip = torch.cat([above, rows, below], 1).permute(0, 3, 1, 2)
-            above = rows[:, -1:].clone()
-            made = F.conv2d(strip, self.conv.weight, padding=(0, 1), groups=self.conv.groups)
-            rows.copy_(F.silu(made, inplace=True).permute(0, 2, 3, 1))
 
     def scan(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """(B, H, W, D) → the sum of its routes (B, H, W, D), written to ``out`` if that is given."""
+        """Return the sum of the routes, gated, of features (B, H, W, D); ``out`` is written to if given."""
         # Every projection acts on one position at a time, so it is made once, on the grid, for all routes.
-        of_routes = self.x_proj(x).unflatten(-1, (len(self.routes), -1))
-        dt, B, C = torch.split(of_routes, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
-        A = -self.A_log.float().exp()
-        if self.gate is None:
-            y = selective_scan(
-                x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes
-            )
-            return y if out is None else out.copy_(y)
-        return gated_scan(
-            x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D, routes=self.routes,
-            gate=self.gate.weights(), out=out,
+        projected = self.x_proj(x).unflatten(-1, (len(self.routes), -1))  # (B, H, W, K, R + 2N)
+        dt, B, C = torch.split(projected, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
+        A = -torch.exp(self.A_log.float())
+        gate = gate_weights(self.gate)
+        if gate is not None:  # the scan and its gate as one operation
+            return gated_scan(
+                x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D,
+                routes=self.routes, gate=gate, out=out,
+            )  # fmt: skip
+        y = selective_scan(
+            x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D,
+            routes=self.routes, merge=self.gate is None,
         )  # fmt: skip
+        y = y if self.gate is None else self.gate(y)
+        return y if out is None else out.copy_(y)
+
+    def multiply_adds(self, x: Tensor) -> int:
+        """Return the multiply-adds for features (B, H, W, C), beside those of the modules within.
+
+        The selective scan counts 9·K·L·D·N + K·L·D, with Δ from its rank-R form K·L·D·R more, and the product
+        with the gates K·L·D.
+        """
+        K, D, N = self.A_log.shape
+        elements = x[..., 0].numel() * K * D
+        return elements * (9 * N + 1 + self.splits[0] + (self.gate is not None))

@@ -1,4 +1,4 @@
-"""Weights in the published VMamba format, turned into ours."""
+"""Convert weights from the published VMamba format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ..converted import ConvertedState
+from .heads import MeanHead
 from .network import QMamba
 
-# Published name → ours, in full. {s} is a stage, {b} a block.
+# Published name → our name. {s} is a stage, {b} a block, both zero-based.
 _NAMES = {
     "patch_embed.0": "stem.conv1",
     "patch_embed.2": "stem.norm1",
@@ -33,7 +35,7 @@ _NAMES = {
     "classifier.norm": "head.norm",
     "classifier.head": "head.fc",
 }
-# Parameters of the scan, in newer and older files; other shapes here, with the same order of elements.
+# Parameters of the scan, in newer and older files. Shapes differ here, the order of elements does not.
 _SCAN = {
     "x_proj.weight": "x_proj.weight",
     "x_proj_weight": "x_proj.weight",
@@ -45,41 +47,21 @@ _SCAN = {
     "Ds": "D",
 }
 _WRAPPERS = ("model", "state_dict", "model_ema")
-_PARALLEL = "module."  # what DistributedDataParallel puts before every name
-
-
-class ConvertedState(dict[str, Tensor]):
-    """A state dict under our names that says what became of the published one.
-
-    Attributes:
-        renamed: published name → our name, for every tensor that was kept.
-        dropped: published name → why it was left out (a 1000-way classification head).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.renamed: dict[str, str] = {}
-        self.dropped: dict[str, str] = {}
-
-    def report(self) -> str:
-        """One line a fact: what was kept, and what was dropped and why."""
-        lines = [f"{len(self.renamed)} tensors converted"]
-        lines += [f"dropped {name}: {why}" for name, why in self.dropped.items()]
-        return "\n".join(lines)
+_PARALLEL = "module."  # DistributedDataParallel's prefix of every name
 
 
 def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
-    """Turn a published VMamba (``v05_noz``) or local-scan state dict into one of :class:`QMamba`'s.
+    """Convert a published VMamba (``v05_noz``) or local-scan state dict to one of :class:`QMamba`.
 
     Args:
-        state_dict: what ``torch.load(file, weights_only=True)`` gives, older or newer names, nested under
-            ``model`` or not, with DistributedDataParallel's ``module.`` before every name or not. Values are
+        state_dict: the result of ``torch.load(file, weights_only=True)``, with older or newer names, nested
+            under ``model`` or not, with or without DistributedDataParallel's prefix ``module.``. Values are
             tensors of any floating dtype.
 
     Returns:
-        A dict that ``model.load_state_dict`` takes as it is; its ``renamed``, ``dropped`` and ``report()``
-        say what was done. A head with other than one output is dropped: :func:`load_vmamba` then keeps the
-        network's own.
+        A dict that ``model.load_state_dict`` takes as it is, with the attributes ``renamed`` and ``dropped``
+        and the method ``report()``. A head with other than one output is dropped: :func:`load_vmamba` then
+        keeps the network's own.
 
     Raises:
         CheckpointError: a tensor has a name or a shape that is not VMamba's.
@@ -89,7 +71,7 @@ def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
     converted = ConvertedState()
     for name, tensor in state.items():
         if name.startswith("classifier.head.") and tensor.ndim and tensor.shape[0] != 1:
-            converted.dropped[name] = f"a head with {tensor.shape[0]} outputs has no place in a quality model"
+            converted.dropped[name] = f"a head with {tensor.shape[0]} outputs does not fit a quality model"
             continue
         ours = _rename(name)
         if ours in converted:
@@ -102,25 +84,28 @@ def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:
 
 
 def load_vmamba(model: QMamba, state_dict: Mapping[str, Any]) -> ConvertedState:
-    """Load published weights into a network, strictly: only a head that was dropped, and LQMamba's route
-    gates when the weights are a cross-scan model's, keep what they had.
+    """Load published weights into a network, strictly.
 
-    The gates of a local-scan network are then set to exactly one half (their second Linear is zeroed), which
-    the LayerNorm after the sum absorbs.
+    Only a head that was dropped keeps its values, as do LQMamba's route gates when the weights are a
+    cross-scan model's. These gates are then set to exactly one half (their second Linear is zeroed), which
+    the LayerNorm after the sum absorbs. A network with ``head="statistics"`` keeps its whole head.
 
     Raises:
-        CheckpointError: a tensor is missing, not known, or of another shape.
+        CheckpointError: a tensor is missing, unknown, or of another shape.
     """
     converted = from_vmamba(state_dict)
     own = model.state_dict()
     gates = {name for name in own if ".gate." in name}
     without_gates = not any(".gate." in name for name in converted)
     may_lack = {name for name in own if name.startswith("head.fc.")} if converted.dropped else set()
+    if not isinstance(model.head, MeanHead):
+        _drop_head(converted)
+        may_lack = {name for name in own if name.startswith("head.")}
     may_lack |= gates if without_gates else set()
     missing = sorted(own.keys() - converted.keys() - may_lack)
     unknown = sorted(converted.keys() - own.keys())
     wrong = sorted(n for n in converted.keys() & own.keys() if converted[n].shape != own[n].shape)
-    for problem, names in (("lacks", missing), ("has, and the network lacks,", unknown)):
+    for problem, names in (("lacks", missing), ("has unknown tensor", unknown)):
         if names:
             raise CheckpointError(f"the state dict {problem} {names[0]} (and {len(names) - 1} more)")
     if wrong:
@@ -139,10 +124,18 @@ def load_vmamba(model: QMamba, state_dict: Mapping[str, Any]) -> ConvertedState:
     return converted
 
 
+def _drop_head(converted: ConvertedState) -> None:
+    for theirs, ours in list(converted.renamed.items()):
+        if ours.startswith("head."):
+            del converted[ours], converted.renamed[theirs]
+            converted.dropped[theirs] = "the network has a head of another kind"
+
+
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(
-            f"a {type(state_dict).__name__} is no state dict: pass what torch.load gives, or its 'model'"
+            f"state_dict must be a dict of tensors, got {type(state_dict).__name__}; pass the result of "
+            "torch.load"
         )
     for key in _WRAPPERS:
         inner = state_dict.get(key)
@@ -150,7 +143,7 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             return _unwrap(inner)
     wrong = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise CheckpointError(f"not a VMamba state dict: {wrong[0]!r} is no tensor")
+        raise CheckpointError(f"not a VMamba state dict: {wrong[0]!r} is not a tensor")
     names = [str(name) for name in state_dict]
     if names and all(name.startswith(_PARALLEL) for name in names):
         names = [name.removeprefix(_PARALLEL) for name in names]
@@ -172,7 +165,7 @@ def _rename(name: str) -> str:
 
 
 def _count_routes(state: Mapping[str, Tensor]) -> int:
-    """K, from dt_projs_bias (K, D); 4 in every published model."""
+    """Return K from dt_projs_bias (K, D); it is 4 in every published model."""
     for name, tensor in state.items():
         if name.endswith(("dt_projs_bias", "dt_projs.bias")) and tensor.ndim == 2:
             return tensor.shape[0]
@@ -180,7 +173,7 @@ def _count_routes(state: Mapping[str, Tensor]) -> int:
 
 
 def _reshape(name: str, tensor: Tensor, K: int) -> Tensor:
-    """Same elements in the same order, in the shape that the parameter has here."""
+    """Return the same elements, in the same order, in the shape of our parameter."""
     leaf = name.rsplit(".ss2d.", 1)[-1]
     try:
         if leaf == "x_proj.weight":
@@ -197,7 +190,9 @@ def _reshape(name: str, tensor: Tensor, K: int) -> Tensor:
         if leaf == "D":
             return tensor.reshape(K, -1)
     except (RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{name}: {tuple(tensor.shape)} is not a shape of VMamba's") from error
+        raise CheckpointError(
+            f"{name}: {tuple(tensor.shape)} does not fit; use weights in VMamba's format"
+        ) from error
     if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) and not leaf.startswith("conv"):
-        return tensor.flatten(1)  # a Linear that was saved as a 1×1 convolution
+        return tensor.flatten(1)  # a Linear saved as a 1×1 convolution
     return tensor

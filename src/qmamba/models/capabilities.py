@@ -1,0 +1,131 @@
+"""What a network can do beyond forward: small protocols that other rooms ask for, never a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..errors import CapabilityError
+
+C = TypeVar("C")
+
+
+@runtime_checkable
+class StageFeatures(Protocol):
+    """Gives the features of its stages.
+
+    Attributes:
+        feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
+    """
+
+    feature_info: list[dict[str, Any]]
+
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """Return the features of each stage, (B, C, H, W), of normalised images (B, 3, H, W)."""
+        ...
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1), and what :meth:`forward_features` returns, in one pass."""
+        ...
+
+
+@runtime_checkable
+class Positions(Protocol):
+    """Gives the value of each of its positions, whose mean is the raw quality."""
+
+    def forward_positions(
+        self,
+        images: Tensor,
+        prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
+        head: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return raw quality (B, 1), bit for bit that of ``forward``, and the positions' values (B, h, w)."""
+        ...
+
+
+@runtime_checkable
+class TakesPrompts(Protocol):
+    """Takes a prompt behind each stage, and another head: what adapters are made of.
+
+    Attributes:
+        out_widths: per stage the channels of its output, behind which its prompt acts.
+    """
+
+    out_widths: tuple[int, ...]
+    stages: nn.ModuleList
+    head: nn.Module
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
+        head: nn.Module | None = None,
+    ) -> Tensor:
+        """Return raw quality (B, 1) of normalised images (B, 3, H, W)."""
+        ...
+
+    def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
+        """Return the output (B, H, W, C') of a stage, and what else of the stages so far the head reads."""
+        ...
+
+    def forward_after(
+        self,
+        kept: Sequence[Tensor],
+        stage: int,
+        prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
+        head: nn.Module | None = None,
+    ) -> Tensor:
+        """Return raw quality (B, 1) from what :meth:`forward_until` returned."""
+        ...
+
+
+@runtime_checkable
+class DecayGroups(Protocol):
+    """Tells which parameters an optimiser should not decay."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of those parameters."""
+        ...
+
+
+@runtime_checkable
+class OneSize(Protocol):
+    """Takes images of one size only."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        ...
+
+
+_LACKING: dict[type, str] = {
+    StageFeatures: "its network does not give features of stages",
+    Positions: "its network does not give values of positions",
+    TakesPrompts: "its network takes no prompts",
+    OneSize: "its network takes images of any size",
+    DecayGroups: "its network does not tell which parameters not to decay",
+}
+
+
+def require(network: nn.Module, capability: type[C], what: str) -> C:
+    """Return the network, once it is known to have a capability.
+
+    Args:
+        network: any module.
+        capability: one of the protocols of this module.
+        what: the thing that needs it, for the error: "quality map", say.
+
+    Raises:
+        CapabilityError: the network lacks it.
+
+    >>> require(nn.Identity(), Positions, "quality map")
+    Traceback (most recent call last):
+    qmamba.errors.CapabilityError: Identity has no quality map: its network does not give values of positions
+    """
+    if isinstance(network, capability):
+        return network
+    arch = getattr(network, "arch", None)
+    name = f"architecture {arch!r}" if isinstance(arch, str) else type(network).__name__
+    raise CapabilityError(f"{name} has no {what}: {_LACKING[capability]}")
