@@ -141,6 +141,20 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path: Path) -> None:
     assert not torch.distributed.is_initialized()
 
 
+def test_two_processes_resume_what_one_has_begun(tmp_path: Path) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["step"] == 5:
+            raise KeyboardInterrupt
+
+    whole = result(fit(Line(), PLAN, tmp_path / "whole"))[0]
+    for processes in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(Line(), PLAN, tmp_path / str(processes), processes=processes, report=stop)
+        parts = result(fit(Line(), PLAN, tmp_path / str(processes), processes=3 - processes))[0]
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-5)
+
+
 def test_batch_statistics_are_those_of_all_processes(tmp_path: Path) -> None:
     one = result(fit(Line(norm=True), PLAN, tmp_path / "one"))[0]
     two = result(fit(Line(norm=True), PLAN, tmp_path / "two", processes=2))[0]
