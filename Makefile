@@ -4,22 +4,23 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+KERNEL := src/qmamba/ops/native
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow gpu-check lint wheel docs docs-figures clean
+.PHONY: help demo test test-slow gpu-check lint wheel wheels docs docs-figures clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
 
-demo: $(VENV)/.installed  ## Score the photographs in examples/ with the embedded model
+demo: $(VENV)/.installed $(VENV)/.kernel  ## Score the photographs in examples/ with the embedded model
 	$(BIN)/qmamba score examples --format table
 
 # Two processes of one thread each: more would each want two gigabytes of memory.
-test: $(VENV)/.installed-test  ## Run the tests
+test: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-test-slow: $(VENV)/.installed-test  ## Run the tests that take more than a minute each
+test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
 
 gpu-check:  ## Check and time the kernels on a GPU, with the torch, triton and transformers of $(PYTHON)
@@ -32,8 +33,12 @@ lint: $(VENV)/.installed-dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src
 
-wheel: $(VENV)/.installed-test  ## Build the wheel into dist/
+wheel: $(VENV)/.installed-test  ## Build the wheel for this machine into dist/
 	$(BIN)/python -m build --wheel
+
+wheels: $(VENV)/.installed-wheels  ## Build the wheels for all platforms into dist/, and check them
+	$(BIN)/python tools/make_wheels.py dist
+	$(BIN)/python tools/check_wheels.py dist
 
 docs: $(VENV)/.installed-docs  ## Build the documentation's site into site/; a broken link ends it
 	$(BIN)/python docs/make_site.py
@@ -43,7 +48,7 @@ docs-figures: $(VENV)/.installed-dev  ## Make the documentation's pictures and t
 	$(BIN)/python docs/make_tables.py
 
 clean:  ## Remove the environment and what was built
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) build dist site $(KERNEL)/*.so $(KERNEL)/*.dylib $(KERNEL)/*.dll
 
 # Stamp files: a step runs again only when what it was made from has changed.
 
@@ -61,6 +66,10 @@ $(VENV)/.torch: $(VENV)/.created constraints.txt
 	$(PIP) torch
 	@touch $@
 
+# The kernel in place, as new as its source. Without a compiler it is left out, which every run says in one line.
+$(VENV)/.kernel: $(VENV)/.torch $(wildcard $(KERNEL)/*.[ch]) $(KERNEL)/build.py
+	@$(BIN)/python $(KERNEL)/build.py --optional && touch $@ || true
+
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) -e .
 	@touch $@
@@ -72,6 +81,10 @@ $(VENV)/.installed-test: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-wheels: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[wheels]"
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(VENV)/.torch pyproject.toml
 	$(PIP) -e ".[docs]"

@@ -1,13 +1,16 @@
-"""Brings the native kernels when asked to: ``QMAMBA_NATIVE=1 pip install .``, or building a wheel with it.
+"""Put the native kernel into wheels and editable installations, where there is a C compiler.
 
-Without the variable the wheel is pure Python, and building it needs no compiler.
+The variable ``QMAMBA_NATIVE`` decides: ``0`` leaves the kernel out, ``1`` fails without a compiler, and the
+platform tag of a wheel, ``manylinux_2_17_aarch64`` say, compiles for that platform with ziglang.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -18,31 +21,35 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 NATIVE = Path("src", "qmamba", "ops", "native")
 
 
-class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
-    """One library of plain C for each platform, whatever the version of Python or torch."""
+class NativeKernel(BuildHookInterface):  # type: ignore[type-arg]
+    """One library in plain C for each platform, whatever the version of Python or torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if not _asked():
+        asked = os.environ.get("QMAMBA_NATIVE", "")
+        if asked == "0":
             return
         build = _module(Path(self.root) / NATIVE / "build.py")
-        if version == "editable":
-            build.build()  # in its place
+        tag = None if asked in ("", "1") else asked
+        try:
+            if version == "editable":
+                if not build.is_current():
+                    build.build()  # in place
+                return
+            library = build.build(self._scratch(), tag)
+        except build.BuildError as error:
+            if asked:
+                self.app.abort(f"no native kernel: {error}")
+            self.app.display_warning(f"no native kernel, so {build.LOSS}: {error}")
             return
-        library = build.build(self._place())
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{_platform()}"
+        build_data["tag"] = f"py3-none-{tag or _platform_tag(build.MACOS)}"
         build_data["force_include"][str(library)] = f"qmamba/ops/native/{library.name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        if _asked():
-            shutil.rmtree(self._place(), ignore_errors=True)
+        shutil.rmtree(self._scratch(), ignore_errors=True)
 
-    def _place(self) -> Path:
-        return Path(self.directory, "native").absolute()
-
-
-def _asked() -> bool:
-    return os.environ.get("QMAMBA_NATIVE") == "1"
+    def _scratch(self) -> Path:
+        return Path(self.directory, f"native-{os.getpid()}").absolute()
 
 
 def _module(path: Path) -> ModuleType:
@@ -53,6 +60,8 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _platform() -> str:
-    """The platform's tag. A Linux wheel made here runs where glibc is no older than here."""
+def _platform_tag(macos: str) -> str:
+    """The tag of this machine. A wheel made on Linux by its own compiler runs where glibc is no older."""
+    if sys.platform == "darwin":  # the interpreter may be for both kinds of CPU, which the library is not
+        return f"macosx_{macos.replace('.', '_')}_{platform.machine()}"
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -134,7 +134,7 @@ def test_scan_and_gate_together(monkeypatch, case):
     }[case]
     monkeypatch.setenv("QMAMBA_BACKEND", "triton")
     monkeypatch.setattr(triton_gate, "CHUNK", 8)  # several chunks, of several rows
-    monkeypatch.setattr(triton_gate, "NUMBERS", 64)
+    monkeypatch.setattr(triton_gate, "ELEMENTS", 64)
     check_gated(make_gated(grid, routes), routes)
 
 

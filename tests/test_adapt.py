@@ -22,9 +22,10 @@ from qmamba.errors import AdapterError, RecipeError
 from qmamba.metrics import bootstrap_interval, srcc
 from qmamba.scoring import Scorer
 from qmamba.train import AdaptRecipe, adapt
-from qmamba.train.adaptation import _Adapter, _Batch, _folds, _plan
+from qmamba.train.adaptation import Adaptation, AdaptBatch, split_folds
 from qmamba.train.bank import Bank
-from qmamba.train.parallel import Team
+from qmamba.train.engine import Run
+from qmamba.train.processes import accelerated
 from rated_photos import rated_photos, write_manifest
 from test_adapters import METHODS
 from tiny_adapters import made
@@ -102,24 +103,28 @@ def test_the_base_stays_as_it_is(folder: Path, adapted: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_only_its_own(method: str, folder: Path, ratings: list[Rated]) -> None:
+def test_every_method_trains_only_its_own(
+    method: str, folder: Path, ratings: list[Rated], tmp_path: Path
+) -> None:
     """No gradient buffer, and no state of an optimiser, for anything in the base."""
     if method == "lora":
         pytest.importorskip("peft", reason="peft is not installed")
     scorer = qmamba.load(folder / "base")
-    folds = _folds(ratings, RECIPE)
-    learner = _Adapter(_plan(scorer, folds, method, {}, RECIPE), scorer)
-    bank = Bank(
-        folds["train"][:4], scorer.base(), learner.network, scorer.protocol, crops=2, seed=0,
-        preprocessing=scorer.config.preprocessing,
-    )  # fmt: skip
-    assert bank.keeps_features == (method not in ("full", "lora"))
-    before = bank.rate(learner.network, 4)
-    for _ in range(3):
-        learner.learn(_Batch(bank.features(slice(0, 8)), bank.mos), Team())
-    assert not torch.equal(bank.rate(learner.network, 4), before)
-    own = {id(p) for p in learner.network.parameters()}
-    assert {id(p) for o in learner.optimisers for p in o.state} == own
+    folds = split_folds(ratings, RECIPE)
+    task = Adaptation(scorer, folds, RECIPE, method)
+    with torch.random.fork_rng(), accelerated(torch.device("cpu"), "float32") as processes:
+        run = Run(task, RECIPE, tmp_path, processes)
+        bank = Bank(
+            folds["train"][:4], scorer.base(), task.network, scorer.protocol, crops=2, seed=0,
+            preprocessing=scorer.config.preprocessing,
+        )  # fmt: skip
+        assert bank.keeps_features == (method not in ("full", "lora"))
+        before = bank.rate(task.network, 4)
+        for _ in range(3):
+            run.learn(iter([AdaptBatch(bank.features(slice(0, 8)), bank.mos)]), 1e-2)
+        assert not torch.equal(bank.rate(task.network, 4), before)
+        own = {id(p) for p in task.network.parameters()}
+        assert {id(p) for o in run.optimisers for p in o.state} == own
     assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
 
 
@@ -181,17 +186,21 @@ def test_early_stopping_keeps_the_best(folder: Path, ratings: list[Rated], tmp_p
     assert not until or until[-1] == max(until) >= max(after)
 
 
-def test_folds(ratings: list[Rated]) -> None:
+def testsplit_folds(ratings: list[Rated]) -> None:
     bare = [replace(r, fold="") for r in ratings]
-    drawn = _folds(bare, AdaptRecipe(held_out=0.3))
+    drawn = split_folds(bare, AdaptRecipe(held_out=0.3))
     assert (len(drawn["train"]), len(drawn["val"]), len(drawn["test"])) == (9, 4, 0)
     assert {r.path for fold in drawn.values() for r in fold} == {r.path for r in ratings}
-    assert _folds(bare, AdaptRecipe(held_out=0.3)) == drawn != _folds(bare, AdaptRecipe(held_out=0.3, seed=1))
+    assert (
+        split_folds(bare, AdaptRecipe(held_out=0.3))
+        == drawn
+        != split_folds(bare, AdaptRecipe(held_out=0.3, seed=1))
+    )
     no_val = [replace(r, fold="test" if r.fold == "val" else "train") for r in ratings]
-    drawn = _folds(no_val, AdaptRecipe(held_out=0.3))
+    drawn = split_folds(no_val, AdaptRecipe(held_out=0.3))
     assert [len(fold) for fold in drawn.values()] == [6, 2, 5]
     pairs = [replace(r, reference=f"scene {i // 2}") for i, r in enumerate(bare[:12])]
-    drawn = _folds(pairs, AdaptRecipe(held_out=0.3))
+    drawn = split_folds(pairs, AdaptRecipe(held_out=0.3))
     scenes = {name: {r.reference for r in fold} for name, fold in drawn.items()}
     assert len(drawn["val"]) == 4 and not scenes["train"] & scenes["val"] and len(scenes["val"]) == 2
     for wrong, says in (
@@ -199,7 +208,7 @@ def test_folds(ratings: list[Rated]) -> None:
         (bare[:2], "two photographs or more"),
     ):
         with pytest.raises(RecipeError, match=says):
-            _folds(wrong, AdaptRecipe())
+            split_folds(wrong, AdaptRecipe())
 
 
 def test_a_test_fold_is_what_is_measured(folder: Path, ratings: list[Rated], tmp_path: Path) -> None:

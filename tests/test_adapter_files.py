@@ -144,7 +144,7 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path, scorer: Scorer) -> None:
 def test_damage_is_refused(folder: Path, scorer: Scorer) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1])
-    refused(folder, scorer, "bytes where .* are due")
+    refused(folder, scorer, "must have .* bytes, got")
     (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused(folder, scorer, "sha256")
     (folder / WEIGHTS).unlink()

@@ -23,7 +23,7 @@ import qmamba
 from qmamba.adapters import create
 from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
-from qmamba.errors import AdapterError, CheckpointError, ImageError
+from qmamba.errors import AdapterError, CapabilityError, CheckpointError, ImageError
 from qmamba.scoring import Scorer
 from test_adapters import METHODS
 from tiny_adapters import CALIBRATION, config_for, made, saved
@@ -199,7 +199,7 @@ def test_names(two: Scorer) -> None:
     with pytest.raises(AdapterError, match="'other'"):
         two.score(IMAGES, adapters=["stills", "other", None])
     for adapters in (["stills"], [None] * 4):
-        with pytest.raises(AdapterError, match="there are 3 images"):
+        with pytest.raises(AdapterError, match="a name for each of 3 images"):
             two.score(IMAGES, adapters=adapters)
     with pytest.raises(AdapterError, match="a list"):
         two.score(IMAGES, adapters="stills")
@@ -220,7 +220,7 @@ def test_only_networks_of_ours_take_adapters(tmp_path: Path, scorer: Scorer) -> 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((1, 2, 3))[:, None] + self.weight
 
-    with pytest.raises(AdapterError, match="not for a Other"):
+    with pytest.raises(CapabilityError, match="Other has no adapters"):
         Scorer(Other(), tiny_config()).load_adapter(saved(tmp_path, scorer))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from qmamba import adapters, create_model
 from qmamba.adapters.style_prompt import StylePrompt, StyleStage
-from qmamba.errors import AdapterError
+from qmamba.errors import AdapterError, CapabilityError
 from tiny_adapters import louder
 from tiny_scorer import tiny_network
 
@@ -293,7 +293,7 @@ def test_mistakes_are_one_line(method, options, says, network):
 
 
 def test_only_for_our_networks():
-    with pytest.raises(AdapterError, match="not for a Linear"):
+    with pytest.raises(CapabilityError, match="Linear has no adapters"):
         adapters.create("style-prompt", nn.Linear(3, 1))
 
 

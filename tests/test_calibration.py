@@ -75,7 +75,7 @@ def test_fit_of_extreme_scores() -> None:
 @pytest.mark.parametrize(
     ("raw", "mos", "word"),
     [
-        ([1.0], [0.5], "two or more"),
+        ([1.0], [0.5], "at least two pairs"),
         ([1.0, 2.0], [0.5], "2 raw values and 1 MOS"),
         ([1.0, float("nan")], [0.2, 0.5], "finite"),
         ([1.0, 2.0], [0.2, float("inf")], "finite"),

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import qmamba
 from qmamba.calibration import Calibration
 from qmamba.checkpoints import ModelConfig, save_checkpoint
+from qmamba.cli import _shared as shared
 from qmamba.cli import app
 from qmamba.cli._rows import Format, Row, footer, header, render
 from qmamba.cli.score import score
@@ -239,7 +240,9 @@ def test_patterns_of_any_depth_do_not_walk_in_circles(photos: Path, monkeypatch:
 
 def test_every_suffix_that_a_folder_stands_for_can_be_read() -> None:
     Image.init()
-    formats = {suffix: Image.registered_extensions().get(suffix, "JPEG") for suffix in IMAGE_SUFFIXES}
+    plugins = {".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"}
+    known = plugins | Image.registered_extensions()
+    formats = {suffix: known.get(suffix, "JPEG") for suffix in IMAGE_SUFFIXES}
     assert {suffix for suffix, form in formats.items() if form not in FORMATS} == set()
 
 
@@ -352,8 +355,23 @@ def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "FOLDER", Path("/nowhere"))
     text = run("env")
     assert text.exit_code == 0
-    assert "backend native    no  the native backend is not built" in text.stdout
+    assert "backend native    no  the native kernel is not built, and without it scores take" in text.stdout
+    assert "python -m qmamba.ops.native.build" in text.stdout
     assert "backend torch     yes" in text.stdout
+
+
+def test_a_missing_kernel_is_said_once(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(photos / "a.png", 0)
+    monkeypatch.delenv("QMAMBA_BACKEND", raising=False)
+    monkeypatch.setattr(native, "FOLDER", photos)
+    shared._note_once.cache_clear()
+    commands = ("score", photos / "a.png", "--model", tiny, "--device", "cpu")
+    first, second = run(*commands), run(*commands)
+    assert first.exit_code == 0 and len(first.stderr.splitlines()) == 1 and second.stderr == ""
+    assert "twice as long" in first.stderr and "`python -m qmamba.ops.native.build`" in first.stderr
+    shared._note_once.cache_clear()
+    monkeypatch.setenv("QMAMBA_BACKEND", "torch")  # who chooses knows
+    assert run(*commands).stderr == ""
 
 
 # --- pipes, signals, terminals ---

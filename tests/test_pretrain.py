@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import qmamba
 from qmamba.data.distortions import DISTORTIONS
 from qmamba.data.photos import CROP, Shards
-from qmamba.errors import RecipeError
-from qmamba.train import Phase, PretrainRecipe, load_recipe, pretrain, train
-from qmamba.train.loop import start_from
-from qmamba.train.teacher import Lesson, Teacher
+from qmamba.errors import CheckpointError, RecipeError
+from qmamba.train import Phase, PretrainRecipe, checkpoint_task, load_recipe, pretrain, train
+from qmamba.train.start import start
+from qmamba.train.teacher import Lesson
 from rated_photos import RECIPE, rated_photos
 
 module = importlib.import_module("qmamba.train.pretraining")
@@ -34,19 +34,22 @@ PLAN = PretrainRecipe(
 class ColourTeacher(nn.Module):
     """Local means of the three colours, in as many channels as the teacher has."""
 
-    def __init__(self, tuned: Path | None = None) -> None:
-        super().__init__()
-        self.rates = tuned is not None
+    feature_info: ClassVar = [{"num_chs": 12 * r, "reduction": r} for r in (4, 8, 16, 32)]
 
-    def forward(self, images: Tensor) -> Lesson:
+    def __init__(self, name: str | Path | None = None) -> None:
+        super().__init__()
+        self.rates = name is not None
+
+    def forward(self, pixels: Tensor) -> Lesson:
+        images = pixels.float() / 255
         pooled = [F.avg_pool2d(images, r, ceil_mode=True) for r in (4, 8, 16, 32)]
-        features = [p.repeat(1, w // 3 + 1, 1, 1)[:, :w] for p, w in zip(pooled, Teacher.widths, strict=True)]
+        features = [p.repeat(1, 4 * r, 1, 1) for p, r in zip(pooled, (4, 8, 16, 32), strict=True)]
         return Lesson(features, images.mean((1, 2, 3)) if self.rates else None)
 
 
 @pytest.fixture(autouse=True)
 def teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Teacher", ColourTeacher)
+    monkeypatch.setattr(checkpoint_task, "load_teacher", ColourTeacher)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_the_parts_of_a_batch(shards: Path) -> None:
         assert (low >= 1).all() and (high > low).all() and (high <= 5).all()
         again = module.make_pretrain_batch(crops, PLAN, step)
         assert torch.equal(batch.crops, again.crops)
-        seen += module._indices(len(crops), PLAN, step).tolist()
+        seen += module.epoch_indices(len(crops), PLAN.seed, step * PLAN.crops, PLAN.crops)
     assert sorted(seen[:12]) == list(range(12))  # three steps are an epoch
     halves = [module.make_pretrain_batch(crops, PLAN, 0, rank, 2) for rank in (0, 1)]
     assert [len(h.mos) for h in halves] == [2, 2]
@@ -108,13 +111,15 @@ def test_a_run_learns_and_its_checkpoint_starts_a_fine_tuning(shards: Path, tmp_
     scorer = qmamba.load(folder)
     assert 0 < scorer.score(np.zeros((64, 64, 3), np.uint8)) < 1
     photos = rated_photos(tmp_path / "photos")
-    begun, kept = start_from(folder, PLAN), scorer.network.state_dict()
+    network = qmamba.create_model(PLAN.arch, **PLAN.overrides)
+    assert start(network, str(folder)).source == str(folder)
+    begun, kept = network.state_dict(), scorer.network.state_dict()
     assert begun.keys() == kept.keys() and all(torch.equal(begun[k], kept[k]) for k in kept)
     tuned = train(RECIPE, photos, tmp_path / "tuned", init=folder)
     again = train(RECIPE, photos, tmp_path / "random")
     weights = [(run / "model.safetensors").read_bytes() for run in (tuned, again)]
     assert weights[0] != weights[1]
-    with pytest.raises(RecipeError, match="holds a lqmamba-n"):
+    with pytest.raises(CheckpointError, match="of another network than lqmamba-t"):
         other = dataclasses.replace(RECIPE, arch="lqmamba-t", overrides={})
         train(other, photos, tmp_path / "t", init=folder)
 
@@ -136,7 +141,7 @@ def test_stopped_and_resumed_gives_the_same_bits(shards: Path, tmp_path: Path) -
 def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no shards"):
         pretrain(PLAN, tmp_path, tmp_path / "run")
-    with pytest.raises(RecipeError, match="must divide by processes"):
+    with pytest.raises(RecipeError, match="must divide by the number of processes"):
         pretrain(PLAN, shards, tmp_path / "run", processes=3)
     for wrong in ({"damaged": 5}, {"phases": (Phase(224, 1),)}, {"kind": -1.0}, {"cooldown": 2.0}):
         with pytest.raises(RecipeError):

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmamba.errors import CheckpointError, ImageError
-from qmamba.protocol import KINDS, Protocol, View, fit_side, resize, views, windows
+from qmamba.errors import ArgumentError, CheckpointError, ImageError
+from qmamba.protocol import KINDS, MAX_ASPECT, Protocol, View, check_aspect, fit_side, resize, views, windows
 
 SIZES = st.integers(224, 9000)
 
@@ -212,7 +212,7 @@ def test_scales_that_are_all_seen_whole() -> None:
     assert [round((v.height * v.width) ** 0.5) for v in found] == [448, 480]
     first, _ = views(10, 2000, Protocol("scales", max_crops=0))
     assert first.height == 64  # no crop has to fit
-    with pytest.raises(CheckpointError, match="max_crops"):
+    with pytest.raises(ArgumentError, match="max_crops"):
         Protocol("whole", max_crops=0)
 
 
@@ -240,9 +240,40 @@ def test_shrinking_takes_every_pixel_into_account() -> None:
     assert resize(board, 300, 500, max_pixels=160_000).shape == (3, 300, 500)
 
 
+@pytest.mark.parametrize("size", [(388, 517), (40, 900), (900, 40), (499, 701), (500, 300), (600, 300)])
+def test_bytes_are_resized_to_the_bits_of_floats(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 500, 701), (2, 3, 130, 64)):
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        floats = pixels / 255
+        assert torch.equal(resize(pixels, *size), resize(floats, *size))
+        assert torch.equal(resize(pixels.transpose(-1, -2), *size), resize(floats.transpose(-1, -2), *size))
+
+
+@pytest.mark.parametrize(
+    "protocol", [Protocol("scales", max_crops=0, sides=(448, 480)), Protocol(), Protocol("random")]
+)
+def test_cost_is_bounded_whatever_the_shape(protocol: Protocol) -> None:
+    def cost(height: int, width: int) -> int:
+        return sum(h * w for view in views(height, width, protocol) for _, _, h, w in view.windows)
+
+    most = max(cost(448, 448), protocol.crop**2 * protocol.max_crops, protocol.crop**2 * protocol.n_crops)
+    for short in (1, 2, 17, 300):
+        for ratio in (1, 3, 10, 30, MAX_ASPECT):
+            assert cost(short, short * ratio) <= 1.5 * most
+            assert cost(short * ratio, short) <= 1.5 * most
+
+
+def test_images_too_thin_to_score_are_refused() -> None:
+    check_aspect(1, MAX_ASPECT, "line.png")
+    for size in ((1, 1000), (1000, 1), (2, 2 * MAX_ASPECT + 1)):
+        with pytest.raises(ImageError, match=r"line.png: \d+ × \d+ is too thin to score"):
+            check_aspect(*size, "line.png")
+
+
 @pytest.mark.parametrize("sides", [(), (16,), (512.0,), "512", (True,), (10_000,)])
 def test_sides_are_checked(sides: Any) -> None:
-    with pytest.raises(CheckpointError, match="sides"):
+    with pytest.raises(ArgumentError, match="sides"):
         Protocol("scales", sides=sides)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import qmamba
 from qmamba.calibration import Calibration
-from qmamba.errors import BackendError, ImageError
+from qmamba.errors import CapabilityError, ImageError
 from qmamba.scoring import Scorer
 from qmamba.scoring.quality_map import local_values
 from tiny_adapters import config_for, made
@@ -117,14 +117,15 @@ def test_what_cannot_be_mapped(scorer, tmp_path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         scorer.quality_map(tmp_path / "none.png")
     other = Scorer(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)), tiny_config())
-    with pytest.raises(BackendError, match="not for a Sequential"):
+    with pytest.raises(CapabilityError, match="Sequential has no quality map"):
         other.quality_map(photo(64, 64))
 
 
 def test_values_follow_the_calibration() -> None:
     calibration = Calibration(slope=2.0, offset=0.3)
-    raw, said = torch.tensor([0.4]), torch.tensor([[[0.3, 0.5]]])
-    scores, values = local_values(raw, said, calibration)
+    raw, positions = torch.tensor([[0.4]]), torch.tensor([[[0.3, 0.5]]])
+    scores, values = local_values(raw, positions, calibration)
+    raw = raw[:, 0]
     step = float(calibration(raw + 1e-3) - calibration(raw - 1e-3)) / 2e-3
     assert scores == calibration(raw)
     torch.testing.assert_close(values - scores, torch.tensor([[[-0.1, 0.1]]]) * step, rtol=1e-3, atol=0)

@@ -113,7 +113,7 @@ def test_what_was_scored_before_an_interruption_is_kept(quick: Path, photos: Pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--fresh",), "scores are there already"),
+        (("--fresh",), "holds scores already"),
         (("--max-pixels", "1000"), "max_pixels was 50000000 and is 1000"),
         (("--protocol", "grid"), "other settings (protocol"),
         (("--dtype", "bfloat16"), "dtype was 'float32' and is 'bfloat16'"),
@@ -141,7 +141,7 @@ def test_a_damaged_part_and_a_file_in_the_way_are_one_line(quick: Path, photos: 
     pq.write_table(pyarrow.table({"x": [1]}), part)
     assert "holds other parquet files" in run(*arguments).stderr
     refused = run(*arguments[:-1], photos / "0.png")
-    assert refused.exit_code == 2 and "a file; give the folder" in refused.stderr
+    assert refused.exit_code == 2 and "must be a folder, got a file" in refused.stderr
     assert run(*arguments[:-1], photos / "0.png" / "x").exit_code == 2
 
 
@@ -216,9 +216,9 @@ from torch import nn
 sys.path.insert(0, {tests!r})
 from PIL import Image
 from tiny_scorer import encode, photo, quick_config
+from qmamba.scoring import Scorer
 from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
 from qmamba.scoring.pipeline import outcome
-from qmamba.scoring import Scorer
 
 class Mean(nn.Module):
     def __init__(self):

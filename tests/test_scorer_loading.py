@@ -15,7 +15,14 @@ import torch
 
 import qmamba
 from qmamba.checkpoints import save_checkpoint
-from qmamba.errors import BackendError, CheckpointError, ImageError, MissingImageError, UnknownModelError
+from qmamba.errors import (
+    ArgumentError,
+    BackendError,
+    CheckpointError,
+    ImageError,
+    MissingImageError,
+    UnknownModelError,
+)
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer, api, load
 from tiny_scorer import encode, photo, tiny_config, tiny_network, with_protocol
@@ -74,10 +81,15 @@ def test_on_error_raise_names_the_input_and_loses_nothing(scorer: Scorer, faulty
 def test_bad_options(scorer: Scorer) -> None:
     image = photo(64, 64)
     for options in ({"on_error": "ignore"}, {"batch_size": 0}, {"batch_size": 2.5}, {"max_pixels": 0}):
-        with pytest.raises(ImageError, match=next(iter(options))):
+        with pytest.raises(ArgumentError, match=next(iter(options))) as caught:
             scorer.score(image, **options)
-    with pytest.raises(ImageError, match="batch_size"):
-        scorer.iter_scores([image], batch_size=-1)
+        # loops that pass over bad images and checkpoints must not pass over a mistake in their own call
+        assert isinstance(caught.value, ValueError) and not isinstance(caught.value, ImageError)
+    for function in (scorer.iter_scores, scorer.crop_scores, scorer.quality_map, scorer.raw_parts):
+        with pytest.raises(ArgumentError, match="batch_size must be an integer of at least 1, got -1"):
+            function(image, batch_size=-1)
+    with pytest.raises(ArgumentError, match="kind must be one of grid, random, whole, scales, got 'best'"):
+        load("lqmamba-n", protocol="best")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="list"):
         scorer.score({"a": image})
 
@@ -159,7 +171,7 @@ def test_load_in_another_type(folder: Path, scorer: Scorer, dtype: torch.dtype) 
 def test_load_with_another_protocol(folder: Path) -> None:
     assert load(folder, protocol="random").protocol == Protocol(kind="random", crop=64, max_crops=4)
     assert load(folder, protocol=Protocol(crop=32)).protocol == Protocol(crop=32)
-    with pytest.raises(CheckpointError, match="grid, random, whole"):
+    with pytest.raises(ArgumentError, match="grid, random, whole"):
         load(folder, protocol="five")  # type: ignore[arg-type]
 
 
@@ -197,7 +209,7 @@ def test_push_hands_over_a_whole_checkpoint(monkeypatch: pytest.MonkeyPatch, sco
         seen.update(options, repo_id=repo_id, score=load(folder).score(photo(64, 64)))
         return "address"
 
-    monkeypatch.setattr("qmamba.checkpoints.hub.push", push)
+    monkeypatch.setattr("qmamba.checkpoints.host.push", push)
     assert scorer.push_to_hub("me/mine", private=True, token="t", revision="r") == "address"
     assert seen.pop("score") == scorer.score(photo(64, 64))
     commit = "Upload a qmamba checkpoint"

@@ -20,7 +20,7 @@ from hub_server import LocalHub, Repo
 from qmamba.errors import CheckpointError
 from qmamba.models import create_model
 from qmamba.models.qmamba import QMamba
-from qmamba.train.paper.start import find_start, start
+from qmamba.train.start import find_start, start
 from tiny_scorer import tiny_config, tiny_network
 
 PLAN: dict[str, Any] = {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}
@@ -97,7 +97,9 @@ def test_checkpoints_of_ours(tmp_path: Path) -> None:
         assert torch.equal(net.head.fc.weight, scorer.network.head.fc.weight)
     embedded = create_model("lqmamba-n")
     assert len(start(embedded, "lqmamba-n").loaded) == len(embedded.state_dict())
-    with pytest.raises(CheckpointError, match=r"mine is of another network: .* \(and \d+ more differ\)"):
+    with pytest.raises(
+        CheckpointError, match=r"mine is of another network than lqmamba-n: .* \(and \d+ more"
+    ):
         start(embedded, str(tmp_path / "mine"))
 
 
@@ -119,11 +121,11 @@ def test_what_is_refused(pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "half.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, says in (
-        ("evil.pth", "evil.pth cannot be read: .* which is not run"),
+        ("evil.pth", "evil.pth cannot be read: .* which is not executed"),
         ("text.pth", "cannot be read"),
         ("half.safetensors", "cannot be read"),
-        ("list.pth", "holds a list"),
-        ("nothing.pth", "no nothing.pth, and it is no Hub id"),
+        ("list.pth", "must hold weights by name, got a list"),
+        ("nothing.pth", "nothing.pth does not exist and is no Hub id"),
     ):
         with pytest.raises(CheckpointError, match=says) as raised:
             start(network(), name)
@@ -138,7 +140,7 @@ def test_what_is_refused(pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 SCRIPT = """
 import sys
 from qmamba.models import create_model
-from qmamba.train.paper.start import start
+from qmamba.train.start import start
 for name in sys.argv[1:]:
     net = create_model("lqmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
     try:

@@ -18,11 +18,13 @@ import torch
 import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
-from qmamba.train import Phase, Recipe, batches, list_recipes, load_recipe, loop, train
+from qmamba.train import Phase, Recipe, batches, engine, list_recipes, load_recipe, train
 from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
+from qmamba.train.optimisers import make_optimisers
+from qmamba.train.prefetch import made_ahead
 from qmamba.train.recipe import parse_recipe
-from qmamba.train.teacher import ARCH as TEACHER
+from qmamba.train.teacher import LITE0
 from rated_photos import RECIPE, TOML, rated_photos
 
 # Losses
@@ -57,7 +59,7 @@ def test_shipped_recipes() -> None:
     assert "lqmamba-n-biq2021" in list_recipes()
     for name in list_recipes():
         recipe = load_recipe(name)
-        assert recipe.steps > 0 and recipe.arch in [*qmamba.list_archs(), TEACHER]
+        assert recipe.steps > 0 and recipe.arch in [*qmamba.list_archs(), LITE0]
 
 
 def test_recipe_from_a_file(tmp_path: Path) -> None:
@@ -79,33 +81,33 @@ PHASE = "[[phases]]\ncrop = 32\nsteps = 1\n"
     ("text", "says"),
     [
         ("name = ", "not valid TOML"),
-        (PHASE, "lacks 'arch'; a recipe's keys are arch,"),
+        (PHASE, "lacks 'arch'; a recipe's keys are accumulate, arch,"),
         (HEAD, "lacks 'phases'"),
         (HEAD + "lrate = 1\n" + PHASE, "unknown key 'lrate'"),
         (HEAD + "phases = []\n", "at least one phase"),
-        (HEAD + "phases = 3\n", "crop and steps"),
+        (HEAD + "phases = 3\n", "phases must be of type list, got 3"),
         (HEAD + "[[phases]]\ncrop = 32\n", "crop and steps"),
         (HEAD + "[[phases]]\ncrop = 32\nsteps = 1\nlr = 1\n", "crop and steps"),
         (HEAD + "[[phases]]\ncrop = 16\nsteps = 1\n", "crop of at least 32.*crop = 16"),
         (HEAD + "[[phases]]\ncrop = 32.5\nsteps = 1\n", "both integers"),
         (HEAD + '[[phases]]\ncrop = "32"\nsteps = 1\n', "both integers"),
         (HEAD + "[[phases]]\ncrop = 32\nsteps = true\n", "both integers"),
-        (HEAD + 'lr = "high"\n' + PHASE, "lr should be of type float"),
-        (HEAD + "images = 2.5\n" + PHASE, "images should be of type int"),
-        (HEAD + "images = true\n" + PHASE, "images should be of type int"),
-        (HEAD + "overrides = [1]\n" + PHASE, "overrides should be of type dict"),
-        (HEAD + "images = 1\nranked = 0\n" + PHASE, "images is at least 2"),
-        (HEAD + "ranked = 25\n" + PHASE, r"ranked \(25\) is at most images \(24\)"),
-        (HEAD + "lr = 0\n" + PHASE, "lr is above 0"),
-        (HEAD + "lr = nan\n" + PHASE, "lr is above 0"),
-        (HEAD + "clip = inf\n" + PHASE, "clip is above 0"),
-        (HEAD + 'optimiser = "sgd"\n' + PHASE, "'adamw' or 'muon', not 'sgd'"),
+        (HEAD + 'lr = "high"\n' + PHASE, "lr must be of type float, got 'high'"),
+        (HEAD + "images = 2.5\n" + PHASE, "images must be of type int"),
+        (HEAD + "images = true\n" + PHASE, "images must be of type int"),
+        (HEAD + "overrides = [1]\n" + PHASE, "overrides must be of type dict"),
+        (HEAD + "images = 1\nranked = 0\n" + PHASE, "images must be at least 2, got 1"),
+        (HEAD + "ranked = 25\n" + PHASE, r"ranked must be 0 to images \(24\), got 25"),
+        (HEAD + "lr = 0\n" + PHASE, "lr must be above 0"),
+        (HEAD + "lr = nan\n" + PHASE, "lr must be above 0"),
+        (HEAD + "clip = inf\n" + PHASE, "clip must be above 0"),
+        (HEAD + 'optimiser = "sgd"\n' + PHASE, "optimiser must be one of adamw, muon, got 'sgd'"),
         (HEAD + "warmup = 1.0\n" + PHASE, "below 1"),
         (HEAD + "ema = 1.0\n" + PHASE, "below 1"),
-        (HEAD + "validate_every = 0\n" + PHASE, "validate_every is at least 1"),
-        (HEAD + "seed = -1\n" + PHASE, "seed is at least 0"),
-        (HEAD + "margin = nan\n" + PHASE, "margin is at least 0"),
-        (HEAD + 'data = "koniq"\n' + PHASE, "'manifest' or 'photos', not 'koniq'"),
+        (HEAD + "validate_every = 0\n" + PHASE, "validate_every must be at least 1"),
+        (HEAD + "seed = -1\n" + PHASE, "seed must be at least 0"),
+        (HEAD + "margin = nan\n" + PHASE, "margin must be at least 0"),
+        (HEAD + 'data = "koniq"\n' + PHASE, "must be one of biq2021, manifest, got 'koniq'"),
     ],
 )
 def test_bad_recipes(text: str, says: str) -> None:
@@ -116,7 +118,7 @@ def test_bad_recipes(text: str, says: str) -> None:
 
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"no recipe 'lqmamba-m': give a \.toml file, or one of .*lqmamba-n"
+        RecipeError, match=r"no recipe 'lqmamba-m'; give a \.toml file, or one of .*lqmamba-n"
     ):
         load_recipe("lqmamba-m")
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
@@ -152,10 +154,10 @@ def test_batches_are_a_function_of_seed_step_and_rank(photos: list[Rated]) -> No
         make_batch(photos, dataclasses.replace(RECIPE, seed=1), 3),
     ]
     assert not any(torch.equal(one.crops[:3], other.crops[:3]) for other in others)
-    ahead = list(loop.made_ahead(lambda step: make_batch(photos, RECIPE, step), 3, RECIPE.steps, workers=3))
+    ahead = list(made_ahead(lambda step: make_batch(photos, RECIPE, step), 3, RECIPE.steps, workers=3))
     assert len(ahead) == RECIPE.steps - 3 and torch.equal(ahead[0].crops, one.crops)
     assert torch.equal(ahead[-1].crops, make_batch(photos, RECIPE, RECIPE.steps - 1).crops)
-    assert list(loop.made_ahead(lambda step: step, 5, 5)) == []
+    assert list(made_ahead(lambda step: step, 5, 5)) == []
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -326,7 +328,8 @@ def test_muon_has_the_matrices_within_and_goes_on_with_the_same_bits(
     assert weights(tmp_path / "parts" / "checkpoint") == weights(tmp_path / "whole" / "checkpoint")
 
     network = qmamba.create_model("lqmamba-n", **recipe.overrides)
-    adamw, muon = loop._optimisers(network, torch.nn.Linear(2, 3), recipe)
+    adamw, muon = make_optimisers(network, torch.nn.Linear(2, 3), recipe)
+    muon.param_groups[0]["lr"] = recipe.lr
     names = {id(p): name for name, p in network.named_parameters()}
     turned = [names.pop(id(p)) for group in muon.param_groups for p in group["params"]]
     rest = [names.pop(id(p), "heads") for group in adamw.param_groups for p in group["params"]]
@@ -345,8 +348,8 @@ def test_muon_has_the_matrices_within_and_goes_on_with_the_same_bits(
 def test_a_crash_between_two_saves_gives_the_same_bits(
     whole: Path, photos: list[Rated], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 4)
-    learn = loop.Learner.learn
+    recipe = changed(save_every=4)
+    learn = engine.Run.learn
 
     def fail(run: Any, *args: Any) -> dict[str, float]:
         if run.step == 6:
@@ -354,11 +357,11 @@ def test_a_crash_between_two_saves_gives_the_same_bits(
         return learn(run, *args)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(loop.Learner, "learn", fail)
-        train(RECIPE, photos, tmp_path)
+        patch.setattr(engine.Run, "learn", fail)
+        train(recipe, photos, tmp_path)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # cut off by the crash
-    train(RECIPE, photos, tmp_path)
+    train(recipe, photos, tmp_path)
     assert weights(tmp_path / "checkpoint") == weights(whole / "checkpoint")
     untimed = [
         [{k: v for k, v in e.items() if k != "seconds"} for e in log(out)] for out in (whole, tmp_path)
@@ -376,7 +379,7 @@ def test_a_run_that_has_ended_is_left_as_it_is(whole: Path, photos: list[Rated])
 
 def test_a_folder_of_another_recipe_is_refused(whole: Path, photos: list[Rated]) -> None:
     before = log(whole)
-    with pytest.raises(RecipeError, match="another recipe: choose another folder"):
+    with pytest.raises(RecipeError, match="another recipe or other data; choose another folder"):
         train(changed(lr=1e-4), photos, whole)
     assert log(whole) == before
 
@@ -387,11 +390,25 @@ def test_a_damaged_state_is_refused(photos: list[Rated], tmp_path: Path) -> None
         train(RECIPE, photos, tmp_path)
 
 
+@pytest.mark.parametrize("state", [{"model": torch.zeros(2), "epoch": 3}, [1, 2], {"recipe": "", "step": 1}])
+def test_a_foreign_state_is_refused(state: Any, photos: list[Rated], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(RecipeError, match=r"state\.pt is not a state of this version's training") as raised:
+        train(RECIPE, photos, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert torch.load(tmp_path / "state.pt", weights_only=True) is not None  # it is left as it is
+
+
 @pytest.mark.parametrize(
     ("fields", "options", "error", "says"),
     [
-        ({}, {"processes": 0}, RecipeError, "1 to 64, not 0"),
-        ({}, {"processes": 4}, RecipeError, r"images \(6\) and ranked \(2\) must divide by processes \(4\)"),
+        ({}, {"processes": 0}, RecipeError, "processes must be 1 to 64, got 0"),
+        (
+            {},
+            {"processes": 4},
+            RecipeError,
+            r"images \(6\) and ranked \(2\) must divide by the number of proc.* \(4\)",
+        ),
         ({}, {"device": "warp"}, BackendError, "'warp' cannot be used here"),
         ({"name": "../mine"}, {}, CheckpointError, "'name'"),
         ({"arch": "lqmamba-m"}, {}, UnknownModelError, "lqmamba-n"),

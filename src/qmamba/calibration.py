@@ -1,4 +1,4 @@
-"""From a network's raw quality to a score between 0 and 1: monotone, smooth, a gradient everywhere."""
+"""From a network's raw quality to a score: monotone, smooth, with a gradient everywhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qmamba.errors import CheckpointError, RecipeError
 class Calibration:
     """score = 1 / (1 + exp(-(slope · raw + offset))).
 
-    A logistic curve instead of a line with a clamp: a clamp has no gradient outside its range, and a score
-    used as a loss must always say which way is better.
+    A logistic curve, and not a line with a clamp: a clamp has no gradient outside its range, and a score that
+    is used as a loss must always have one.
 
     Attributes:
-        slope: above 0, so that the order of images stays.
-        offset: moves the curve.
+        slope: above 0, which keeps the order of images.
+        offset: shifts the curve.
 
     Raises:
         CheckpointError: for numbers that are not finite, or a slope that is not above 0.
@@ -39,21 +39,21 @@ class Calibration:
         for name in ("slope", "offset"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise CheckpointError(f"calibration: {name} must be a finite number, not {value!r}")
+                raise CheckpointError(f"calibration: {name} must be a finite number, got {value!r}")
         if self.slope <= 0:
-            raise CheckpointError(f"calibration: slope must be above 0, not {self.slope!r}")
+            raise CheckpointError(f"calibration: slope must be above 0, got {self.slope!r}")
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Calibrated scores in [0, 1], of the shape of `raw`; float64 for float64 and float32 for all else.
+        """Return calibrated scores in [0, 1], in the shape of `raw`; float64 for float64, else float32.
 
-        float32 holds no number between 1 - 6e-8 and 1, so that scores (and gradients) of raw values far
-        outside those seen in training end at exactly 0 or 1.
+        float32 has no number between 1 - 6e-8 and 1: scores of raw values far outside those of the training
+        are exactly 0 or 1, and their gradients 0.
         """
         raw = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         return torch.sigmoid(self.slope * raw + self.offset)
 
     def derivative(self, raw: torch.Tensor) -> torch.Tensor:
-        """How fast the score rises with `raw`, of its shape and the type of the score.
+        """Return the derivative of the score with respect to `raw`, in its shape and the type of the score.
 
         Examples:
             >>> Calibration(slope=2.0).derivative(torch.tensor([-1.0, 0.0, 1.0]))
@@ -63,14 +63,14 @@ class Calibration:
         return self.slope * score * (1 - score)
 
     def to_dict(self) -> dict[str, float]:
-        """All fields, ready for JSON."""
+        """Return all fields, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Calibration:
-        """The inverse of `to_dict`; CheckpointError when a field is missing or unknown."""
+        """Return the inverse of `to_dict`; CheckpointError when a field is missing or unknown."""
         if not isinstance(fields, Mapping) or set(fields) != {"slope", "offset"}:
-            raise CheckpointError(f"calibration: expected an object with slope and offset, not {fields!r}")
+            raise CheckpointError(f"calibration: expected an object with slope and offset, got {fields!r}")
         return cls(**fields)
 
     @classmethod
@@ -79,16 +79,14 @@ class Calibration:
         raw: torch.Tensor | np.ndarray | Sequence[float],
         mos: torch.Tensor | np.ndarray | Sequence[float],
     ) -> Calibration:
-        """The curve through opinion scores that is best in the sense of least squares.
-
-        Deterministic, in float64 on the CPU.
+        """Fit the curve to opinion scores by least squares; deterministic, in float64 on the CPU.
 
         Args:
             raw: (n,) raw outputs of the network, any float type and device, higher is better.
             mos: (n,) mean opinion scores, scaled to [0, 1].
 
         Returns:
-            The calibration with the least sum of squared differences to `mos`.
+            The calibration with the smallest sum of squared differences to `mos`.
 
         Raises:
             RecipeError: for fewer than two pairs, unequal lengths, values that are not finite, `mos` outside
@@ -128,6 +126,48 @@ class Calibration:
         return cls(slope=found, offset=float(parameters[1].detach()) - found * float(centre))
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A model's scores: calibrated quality in the model's own range and direction.
+
+    Attributes:
+        calibration: from raw quality to [0, 1], higher is better.
+        low, high: least and greatest score.
+        lower_better: whether the best quality has the score `low`.
+
+    Examples:
+        >>> raw = torch.tensor([-1.0, 0.0, 1.0])
+        >>> Scale(Calibration(), 0, 100)(raw)
+        tensor([26.8941, 50.0000, 73.1059])
+        >>> Scale(Calibration(), 0, 100, lower_better=True)(raw)
+        tensor([73.1059, 50.0000, 26.8941])
+    """
+
+    calibration: Calibration
+    low: float = 0.0
+    high: float = 1.0
+    lower_better: bool = False
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return scores in [low, high], in the shape of `raw`; float64 for float64, else float32."""
+        scores = self.calibration(raw)
+        if self._is_plain:
+            return scores
+        span = self.high - self.low
+        return self.high - span * scores if self.lower_better else self.low + span * scores
+
+    def derivative(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return the derivative of the score with respect to `raw`, in its shape and the score's type."""
+        slopes = self.calibration.derivative(raw)
+        if self._is_plain:
+            return slopes
+        return slopes * ((self.low - self.high) if self.lower_better else (self.high - self.low))
+
+    @property
+    def _is_plain(self) -> bool:
+        return (self.low, self.high, self.lower_better) == (0, 1, False)
+
+
 def _pairs(raw: Any, mos: Any) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = (
         values.detach().to("cpu", torch.float64).flatten()
@@ -137,15 +177,15 @@ def _pairs(raw: Any, mos: Any) -> tuple[torch.Tensor, torch.Tensor]:
     )
     if x.numel() != y.numel() or x.numel() < 2:
         raise RecipeError(
-            f"calibration: needs two or more pairs, got {x.numel()} raw values and {y.numel()} MOS"
+            f"calibration: needs at least two pairs, got {x.numel()} raw values and {y.numel()} MOS"
         )
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise RecipeError("calibration: raw values or MOS are not finite; has the training diverged?")
+        raise RecipeError("calibration: raw values and MOS must be finite; has the training diverged?")
     if y.min() < 0 or y.max() > 1:
-        raise RecipeError(f"calibration: MOS from {y.min():.4g} to {y.max():.4g}; scale them to [0, 1] first")
+        raise RecipeError(f"calibration: MOS must be in [0, 1], got {y.min():.4g} to {y.max():.4g}; scale it")
     covariance = ((x - x.mean()) * (y - y.mean())).sum()
     if float(covariance) <= 0:
         raise RecipeError(
-            "calibration: raw values do not rise with MOS; train the network before calibrating it"
+            "calibration: raw values must rise with MOS; train the network before calibrating it"
         )
     return x, y

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +19,16 @@ from qmamba.adapters.base import Adapter
 from qmamba.adapters.folder import AdapterConfig, load_adapter
 from qmamba.calibration import Calibration
 from qmamba.checkpoints import ModelConfig
+from qmamba.checkpoints.bases import stored_state
 from qmamba.checkpoints.safetensors_file import serialise
 from qmamba.errors import AdapterError
-from qmamba.models.qmamba import QMamba
+from qmamba.models.capabilities import TakesPrompts, require
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")
+# Adapters are added and deleted in a copy of the ModuleDict, since other threads score meanwhile. The lock is
+# not an attribute of the scorer: it can be neither copied nor pickled.
+_CHANGING = threading.Lock()
 # Scorers, by identity, whose adapters this thread has disabled.
 _disabled: ContextVar[tuple[int, ...]] = ContextVar("qmamba_disabled", default=())
 
@@ -106,7 +112,8 @@ class AdapterVerbs(nn.Module):
             )
         weight = next(self.network.parameters())
         adapter = adapter.requires_grad_(False).to(weight.device, weight.dtype)
-        self.adapters[name] = Loaded(adapter, config).eval()
+        with _CHANGING:
+            self.adapters = nn.ModuleDict({**self.adapters, name: Loaded(adapter, config).eval()})
 
     def set_adapter(self, name: str | None) -> None:
         """Score with this adapter from now on, in all threads; with None by the model alone.
@@ -123,10 +130,11 @@ class AdapterVerbs(nn.Module):
         Raises:
             AdapterError: no adapter has this name.
         """
-        self._named(name)
-        if self._active == name:
-            self._active = None
-        del self.adapters[name]
+        with _CHANGING:
+            self._named(name)
+            if self._active == name:
+                self._active = None
+            self.adapters = nn.ModuleDict({key: kept for key, kept in self.adapters.items() if key != name})
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -140,8 +148,9 @@ class AdapterVerbs(nn.Module):
     @property
     def active_adapter(self) -> str | None:
         """Name of the adapter that scores; None for the model alone, also within `disable_adapter`."""
-        # Who never set an adapter never comes to the context variable, which compilers cannot look into.
-        return None if self._active is None or id(self) in _disabled.get() else self._active
+        active = self._active
+        # Skip the context variable, which compilers cannot trace, when no adapter is set.
+        return None if active is None or id(self) in _disabled.get() else active
 
     def adapter_in_use(self) -> Adapter | None:
         """The active adapter itself."""
@@ -167,43 +176,50 @@ class AdapterVerbs(nn.Module):
         if self.config.weights_sha256:
             return self.config.weights_sha256
         dtype: torch.dtype = getattr(torch, self.config.dtype)
-        return hashlib.sha256(serialise(self.network.state_dict(), dtype)).hexdigest()
+        return hashlib.sha256(serialise(stored_state(self.network, self.config), dtype)).hexdigest()
 
-    def base(self) -> QMamba:
-        """The network, which adapters are made for.
+    def base(self) -> Any:
+        """Return the network, which adapters are made for.
 
         Raises:
-            AdapterError: it is none that `create_model` builds.
+            CapabilityError: it takes no adapters.
         """
-        if not isinstance(self.network, QMamba):
-            raise AdapterError(
-                f"adapters are for networks of create_model, not for a {type(self.network).__name__}"
-            )
-        return self.network
+        return require(self.network, TakesPrompts, "adapters")
 
     def _named(self, name: str | None) -> Loaded | None:
         if name is None:
             return None
-        if not isinstance(name, str) or name not in self.adapters:
+        loaded = self._found(name)
+        if loaded is None:
             here = ", ".join(self.adapters) or "none is loaded"
             raise AdapterError(f"no adapter is called {name!r} here: {here}")
-        loaded = self.adapters[name]
-        assert isinstance(loaded, Loaded)
+        return loaded
+
+    def _found(self, name: str) -> Loaded | None:
+        adapters = self.adapters  # once: another thread may put another ModuleDict here
+        loaded = adapters[name] if isinstance(name, str) and name in adapters else None
+        assert loaded is None or isinstance(loaded, Loaded)
         return loaded
 
     def _chosen(self) -> Loaded | None:
-        """The active adapter, looked up once for a whole call: another thread may change it meanwhile."""
-        return self._named(self.active_adapter)
+        """Return the active adapter, looked up once for a whole call: another thread may change it meanwhile.
 
-    def _chosen_for(self, images: int, adapters: Sequence[str | None] | None) -> Iterable[Loaded | None]:
-        """One for each image."""
+        One that was deleted since its name was read is no longer active.
+        """
+        name = self.active_adapter
+        return None if name is None else self._found(name)
+
+    def _chosen_for(
+        self, images: int | None, adapters: Sequence[str | None] | None
+    ) -> Iterator[Loaded | None]:
+        """Return an adapter, or None, for each of so many images; None stands for an unknown number."""
         if adapters is None:
-            return repeat(self._chosen(), images)
+            return repeat(self._chosen())
         if isinstance(adapters, str) or not isinstance(adapters, Sequence):
-            raise AdapterError(f"adapters is a list with a name, or None, for each image, not {adapters!r}")
-        if len(adapters) != images:
-            raise AdapterError(f"adapters has {len(adapters)} names, and there are {images} images")
-        return [self._named(name) for name in adapters]
+            raise AdapterError(f"adapters must be a list with a name or None per image, got {adapters!r}")
+        if images is not None and len(adapters) != images:
+            raise AdapterError(f"adapters must have a name for each of {images} images, got {len(adapters)}")
+        return iter([self._named(name) for name in adapters])
 
 
 def _check_name(name: str) -> None:

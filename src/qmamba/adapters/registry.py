@@ -9,7 +9,10 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+
 from ..errors import AdapterError
+from ..models.capabilities import TakesPrompts, require
 from ..models.qmamba import QMamba
 from .base import Adapter, NoOptions
 
@@ -64,13 +67,15 @@ def create(method: str, model: QMamba, **options: Any) -> Adapter:
 
     Raises:
         AdapterError: no such method, an option that it does not have, or a value that it cannot have.
+        CapabilityError: the network takes no adapters.
 
     >>> from qmamba.models import create_model
     >>> adapter = create("style-prompt", create_model("lqmamba-n"), prompts=6)
     >>> adapter.size
     Size(trained=157336, stored=83608)
     """
-    adapter, weight = build(method, model, **options), next(model.parameters())
+    with torch.device("cpu"):  # whatever the default device is
+        adapter, weight = build(method, model, **options), next(model.parameters())
     return adapter.to(weight.device, weight.dtype).train(model.training)
 
 
@@ -80,8 +85,7 @@ def build(method: str, model: QMamba, **options: Any) -> Adapter:
     if method not in kinds:
         near = difflib.get_close_matches(str(method), kinds, n=2, cutoff=0.4) or list_methods()
         raise AdapterError(f"no adapter is called {method!r}; near names: {', '.join(near)}")
-    if not isinstance(model, QMamba):
-        raise AdapterError(f"adapters are for networks of create_model, not for a {type(model).__name__}")
+    require(model, TakesPrompts, "adapters")
     kind = kinds[method]
     known = {field.name for field in dataclasses.fields(kind.options)}
     if unknown := sorted(options.keys() - known):

@@ -1,4 +1,4 @@
-"""What a network sees in photographs: its stages' features, pooled over positions and crops."""
+"""Features of a network's stages, pooled over positions and crops of photographs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ import torch
 from ..checkpoints.safetensors_file import replace_file
 from ..errors import FeaturesError, ImageError
 from ..images import decode, label
-from ..ops.precision import without_autocast
-from ..protocol import views
+from ..models.capabilities import StageFeatures, require
 from ..scoring import Scorer
 
 if TYPE_CHECKING:
     from ..data import Rated
 
-BATCH = 32  # crops of one image that go through the network together
 _LABELS = ("image", "mos", "distortion", "reference")
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of photographs, and what is known about these.
+    """Pooled features of photographs, and their labels.
 
     Attributes:
-        stages: per stage (n, C) float32: the mean over positions of its output before the downsample, and
-            over the crops that the model's protocol cuts, with their weights.
+        stages: per stage (n, C) float32: the mean over positions of its output before the downsample, and the
+            weighted mean over the crops of the model's protocol.
         image: (n,) paths.
         mos: (n,) float64.
-        distortion, reference: (n,) strings, "" where not known.
+        distortion, reference: (n,) strings, "" where unknown.
     """
 
     stages: tuple[npt.NDArray[np.float32], ...]
@@ -49,25 +47,24 @@ class Features:
 
 
 def features_of(scorer: Scorer, image: Any) -> list[torch.Tensor]:
-    """Pooled features of one image, per stage (C,) float32 on the CPU; no adapter has a say in them.
+    """Return the pooled features of one image, per stage (C,) float32 on the CPU; adapters have no effect.
 
     Args:
-        scorer: whose network it is, and whose protocol cuts the image.
+        scorer: whose network and protocol are used.
         image: any kind that :func:`qmamba.images.decode` takes.
 
     Raises:
         ImageError: the image cannot be decoded.
+        CapabilityError: the network does not give features of its stages.
     """
-    network, pixels = scorer.base(), decode(image)
-    seen = views(pixels.shape[1], pixels.shape[2], scorer.protocol)
-    shares = [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows]
-    weights = torch.tensor(shares, dtype=torch.float32)
-    pooled = []
-    with torch.inference_mode(), without_autocast(next(network.parameters()).device):
-        for images in scorer.inputs(pixels, label(image), BATCH):
-            stages = network.forward_features(images)
-            pooled.append([f.float().mean(dim=(2, 3)).cpu() for f in stages])
-        return [weights @ torch.cat(parts) for parts in zip(*pooled, strict=True)]
+    network = require(scorer.network, StageFeatures, "features of stages")
+
+    def pooled(images: torch.Tensor) -> list[torch.Tensor]:
+        return [stage.float().mean(dim=(2, 3)).cpu() for stage in network.forward_features(images)]
+
+    parts, stages = zip(*scorer.look(pooled, decode(image), label(image)), strict=True)
+    weights = torch.tensor([part.weight for part in parts for _ in part.windows], device="cpu")
+    return [weights @ torch.cat(crops) for crops in zip(*stages, strict=True)]
 
 
 def extract(
@@ -77,17 +74,19 @@ def extract(
     failed: Callable[[ImageError], None] | None = None,
     done: Callable[[], object] | None = None,
 ) -> Features:
-    """Pooled features of rated photographs, in their order.
+    """Return the pooled features of rated photographs, in their order.
 
     Args:
-        scorer: whose network and protocol.
+        scorer: whose network and protocol are used.
         ratings: the photographs.
-        failed: told of each that cannot be decoded, which is left out; without it the error is raised.
-        done: called after each.
+        failed: called with the error of each photograph that cannot be decoded, which is left out; without it
+            the error is raised.
+        done: called after each photograph.
 
     Raises:
-        ImageError: a photograph that cannot be decoded, unless ``failed`` is told of it.
-        FeaturesError: none is left.
+        ImageError: a photograph cannot be decoded, and there is no ``failed``.
+        FeaturesError: no photograph could be decoded.
+        CapabilityError: the network does not give features of its stages.
     """
     kept, rows = [], []
     for rated in ratings:
@@ -115,19 +114,19 @@ def check_path(path: Path) -> None:
     """Refuse a file that :func:`save_features` cannot write.
 
     Raises:
-        FeaturesError: neither ``.npz`` nor ``.parquet``, or parquet cannot be written here.
+        FeaturesError: neither ``.npz`` nor ``.parquet``, or pandas or pyarrow is not installed.
     """
     if path.suffix not in (".npz", ".parquet"):
-        raise FeaturesError(f"features are kept in a .npz or .parquet file, not in {path.name!r}")
+        raise FeaturesError(f"features must be saved as .npz or .parquet, got {path.name!r}")
     if path.suffix == ".parquet":
         _pandas()
 
 
 def save_features(path: Path, features: Features) -> None:
-    """Write features as a whole or not at all.
+    """Write features completely or not at all.
 
-    ``.npz`` holds ``stage1`` to ``stage4`` (n, C) and the labels (n,); ``.parquet`` a row a photograph, with
-    columns ``stage1_0000`` and so on.
+    ``.npz`` holds ``stage1`` to ``stage4`` (n, C) and the labels (n,); ``.parquet`` has a row per photograph,
+    with columns ``stage1_0000`` and so on.
 
     Raises:
         FeaturesError: as :func:`check_path`.
@@ -149,14 +148,14 @@ def save_features(path: Path, features: Features) -> None:
 
 
 def load_features(path: Path) -> Features:
-    """What :func:`save_features` wrote; no pickle is read.
+    """Return what :func:`save_features` wrote; no pickle is read.
 
     Raises:
         FeaturesError: no such file, or not one of features.
     """
     check_path(path)
     if not path.is_file():
-        raise FeaturesError(f"no features at {path}: `qmamba features` writes them")
+        raise FeaturesError(f"{path}: no such file; `qmamba features` writes it")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -172,7 +171,7 @@ def load_features(path: Path) -> Features:
         strings = {name: np.asarray(found[name], dtype=str) for name in _LABELS if name != "mos"}
         return Features(stages, mos=np.asarray(found["mos"], dtype=np.float64), **strings)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FeaturesError(f"{path} holds no features as `qmamba features` writes them: {error}") from error
+        raise FeaturesError(f"{path}: not a file of `qmamba features` ({error})") from error
 
 
 def _pandas() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .card import render_card
 from .config import FORMAT_VERSION, ModelConfig
+from .defaults import default_config
 from .file_names import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from .folder import load_checkpoint, read_config, save_checkpoint, verify_checkpoint
 
@@ -13,6 +14,7 @@ __all__ = [
     "FORMAT_VERSION",
     "WEIGHTS_FILE",
     "ModelConfig",
+    "default_config",
     "load_checkpoint",
     "read_config",
     "render_card",

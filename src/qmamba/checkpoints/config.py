@@ -1,4 +1,4 @@
-"""`ModelConfig`: what a checkpoint's `config.json` says, as one frozen and checked dataclass."""
+"""`ModelConfig`: the contents of a checkpoint's `config.json`, as one frozen and checked dataclass."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from qmamba.calibration import Calibration
 from qmamba.checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.errors import CheckpointError
 from qmamba.images import Preprocessing
+from qmamba.models.registry import BaseWeights, Output
 from qmamba.protocol import Protocol
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples, `create_model` takes them: `widths=(32, 64)` must equal what a file gives back."""
+    """Turn lists into tuples, so that `widths=(32, 64)` equals what is read from a file."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
@@ -43,11 +44,11 @@ class ModelConfig:
         name: short name, letters, digits, `.`, `_`, `-`; never used as a path.
         arch: architecture, as `create_model` takes it.
         overrides: keyword arguments of `create_model`; sequences are kept as tuples.
-        preprocessing: channel means and standard deviations.
+        preprocessing: normalisation, and size of the network's inputs.
         protocol: which crops are scored when the caller names none.
-        calibration: maps the raw output of a crop to [0, 1].
+        calibration: maps the raw quality of a crop to [0, 1], higher is better.
         lower_better: whether a lower score means a better photograph.
-        score_range: least and greatest value a score can take.
+        score_range: least and greatest score; [0, 1] is mapped to it, downwards if `lower_better`.
         trained_on: names of the data sets that the weights have seen.
         training: how it was trained; any JSON object.
         licence: licence of the weights, an SPDX identifier where there is one.
@@ -56,7 +57,10 @@ class ModelConfig:
         weights_sha256: of `model.safetensors`, 64 hexadecimal digits; empty until saved.
         weights_bytes: size of `model.safetensors`; 0 until saved.
         dtype: type that the weights are stored in: float32, float16 or bfloat16.
-        format_version: 1.
+        output: what the network returns, as its `Architecture` has it: "number", "levels" or "words".
+        bases: frozen weights that the checkpoint names and does not store; empty where it stores all weights.
+        format_version: 2. A file of version 1 is read as one without `output` and `bases`, and with inputs of
+            any size.
 
     Raises:
         CheckpointError: a value of a wrong type or out of range; the message names the key.
@@ -84,6 +88,8 @@ class ModelConfig:
     weights_sha256: str = ""
     weights_bytes: int = 0
     dtype: str = "float32"
+    output: Output = "number"
+    bases: tuple[BaseWeights, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -108,17 +114,21 @@ class ModelConfig:
         if not isinstance(self.trained_on, (list, tuple)):
             raise fail("trained_on", "a list of strings", self.trained_on)
         object.__setattr__(self, "trained_on", tuple(text(item, "trained_on") for item in self.trained_on))
-        self._check_weights()
-
-    def _check_weights(self) -> None:
+        if self.output not in get_args(Output):
+            raise fail("output", f"one of {', '.join(get_args(Output))}", self.output)
+        if not isinstance(self.bases, (list, tuple)) or not all(
+            isinstance(base, BaseWeights) for base in self.bases
+        ):
+            raise fail("bases", "a list of BaseWeights", self.bases)
+        object.__setattr__(self, "bases", tuple(self.bases))
         check_weights(self.weights_sha256, self.weights_bytes, self.dtype)
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; its keys are the fields, in their order, `format_version` first."""
+        """Return the fields in their order, `format_version` first, ready for JSON."""
         data: dict[str, Any] = {"format_version": self.format_version}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -126,11 +136,12 @@ class ModelConfig:
         # A deep copy: the caller may change what it gets without changing this frozen config.
         data["overrides"] = {key: _lists(value) for key, value in self.overrides.items()}
         data |= {key: json_object(data[key], key) for key in ("training", "results")}
+        data["bases"] = [dataclasses.asdict(base) for base in self.bases]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """The config that `to_dict` gave; every key must be there, and no other.
+        """Return the config that `to_dict` or a file of version 1 holds; every key must be there, no other.
 
         Raises:
             CheckpointError: an unknown format version, a missing or unknown key, a value of a wrong type.
@@ -138,24 +149,44 @@ class ModelConfig:
         if not isinstance(data, Mapping):
             raise fail("(whole file)", "an object", data)
         version = data.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise CheckpointError(
-                f"config: format_version is {version!r}, this qmamba reads {FORMAT_VERSION}: "
+                f"config: format_version is {version!r}, this qmamba reads 1 and {FORMAT_VERSION}: "
                 "upgrade qmamba (pip install -U qmamba), or check that the folder is a qmamba checkpoint"
             )
-        same_keys(data, {field.name for field in dataclasses.fields(cls)})
-        values = dict(data)
-        for key, kind in _PARTS.items():
+        names = {field.name for field in dataclasses.fields(cls)}
+        same_keys(data, names if version > 1 else names - {"output", "bases"})
+        values = {**data, "format_version": FORMAT_VERSION}
+        for key in _PARTS:
             if not isinstance(data[key], Mapping):
                 raise fail(key, "an object", data[key])
-            values[key] = kind.from_dict(data[key])
+        if version == 1:
+            same_keys(data["preprocessing"], {"mean", "std"}, "preprocessing")
+            values["preprocessing"] = {**Preprocessing().to_dict(), **data["preprocessing"]}
+        values |= {key: kind.from_dict(values[key]) for key, kind in _PARTS.items()}
+        values["bases"] = _bases(data.get("bases", []))
         return cls(**values)
 
     def to_json(self) -> str:
-        """The text of `config.json`: two-space indents, one trailing newline."""
+        """Return the text of `config.json`: two-space indents, one trailing newline."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelConfig:
-        """The config in the text of a `config.json`; raises CheckpointError as `from_dict` does."""
+        """Return the config in the text of a `config.json`; raises CheckpointError as `from_dict` does."""
         return cls.from_dict(parse_json(text))
+
+
+def _bases(values: Any) -> tuple[BaseWeights, ...]:
+    if not isinstance(values, list):
+        raise fail("bases", "a list of objects", values)
+    bases = []
+    for value in values:
+        if not isinstance(value, Mapping):
+            raise fail("bases", "a list of objects", values)
+        same_keys(value, {field.name for field in dataclasses.fields(BaseWeights)}, "bases")
+        try:
+            bases.append(BaseWeights(**value))
+        except ValueError as error:
+            raise CheckpointError(f"config: bases: {error}") from error
+    return tuple(bases)

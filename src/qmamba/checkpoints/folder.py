@@ -1,18 +1,27 @@
 """Checkpoint folders: `config.json`, `model.safetensors` and a model card.
 
 A folder from a stranger is data, never code: no pickle is read, no value of the config becomes a path, and
-the header of the weights is checked before anything is made of it.
+the header of the weights is checked before tensors are made of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from qmamba.checkpoints.bases import (
+    base_tensors,
+    check_unchanged,
+    fetcher,
+    is_stored,
+    pin_cached,
+    stored_state,
+)
 from qmamba.checkpoints.card import render_card
 from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.file_names import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -26,16 +35,17 @@ from qmamba.checkpoints.safetensors_file import (
 )
 from qmamba.checks import DTYPES
 from qmamba.errors import CheckpointError, QMambaError
+from qmamba.models import create_model, get_architecture
 
 _MAX_CONFIG_BYTES = 1 << 20
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The config of a checkpoint folder. Reads `config.json` only.
+    """Return the config of a checkpoint folder; reads `config.json` only.
 
     Raises:
-        CheckpointError: no such folder or file, not a qmamba config, or a value that is wrong; one line.
+        CheckpointError: no such folder or file, not a qmamba config, or a wrong value; one line.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
@@ -54,38 +64,55 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
 
 
 def verify_checkpoint(folder: str | os.PathLike[str]) -> ModelConfig:
-    """Check a folder's config and that its weights are whole (size, sha256, header); builds no network.
+    """Check a folder's config, and size, sha256 and header of its weights; builds no network.
 
     Raises:
-        CheckpointError: as `load_checkpoint`, but for what only the network can tell.
+        CheckpointError: as `load_checkpoint`, except that names and shapes of the weights are not compared.
     """
     config = read_config(folder)
     _data(Path(folder), config)
     return config
 
 
-def load_checkpoint(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelConfig]:
-    """Build the network that a checkpoint folder describes and load its weights, strictly.
-
-    Args:
-        folder: a folder with `config.json` and `model.safetensors`.
+def load_checkpoint(
+    folder: str | os.PathLike[str],
+    *,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> tuple[nn.Module, ModelConfig]:
+    """Build the network that a checkpoint folder describes, and load its weights strictly.
 
     The global random state is left as it was.
 
+    Args:
+        folder: a folder with `config.json` and `model.safetensors`.
+        local_files_only: for the base weights that the config names, take them from the cache and never use
+            the network. A checkpoint without bases never uses it.
+        cache_dir, token: for base weights, as for `qmamba.load`.
+
     Returns:
-        The network, float32 on the CPU whatever type the file holds, in eval mode, and its config.
+        The network, float32 on the CPU whatever type the file holds, in evaluation mode, and its config.
 
     Raises:
-        CheckpointError: a file is missing, damaged or truncated (sha256), the weights are a pickle, or they
-            do not fit the architecture (the first names and shapes that differ are given).
+        CheckpointError: a file is missing, damaged or truncated (sha256), the weights are a pickle, or stored
+            and base weights are not together exactly those of the architecture (the first names and shapes
+            that differ are given).
+        HubError: base weights are neither in the cache nor can be downloaded.
     """
     folder = Path(folder)
     config = read_config(folder)
     data = _data(folder, config)
     network = _build(folder, config)
     path = folder / WEIGHTS_FILE
-    _check_fit(folder, config, network, shapes_in(path, data))
-    network.load_state_dict(read_tensors(path, data), strict=True, assign=True)
+    stored, own = is_stored(config), network.state_dict()
+    _check_fit(folder, config, {name: v for name, v in own.items() if stored(name)}, shapes_in(path, data))
+    state = read_tensors(path, data)
+    frozen = {name: tuple(value.shape) for name, value in own.items() if not stored(name)}
+    fetch = fetcher(local_files_only=local_files_only, cache_dir=cache_dir, token=token)
+    state |= base_tensors(config.bases, frozen, fetch)
+    config = config.replace(bases=pin_cached(config.bases, fetch))
+    network.load_state_dict(state, strict=True, assign=True)
     return network.float().eval(), config
 
 
@@ -97,15 +124,18 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     card: str | None = None,
 ) -> ModelConfig:
-    """Write `model.safetensors`, `README.md` and `config.json` into a folder, which is made if need be.
+    """Write `model.safetensors`, `README.md` and `config.json` into a folder.
 
-    Each file is moved into its place as a whole, the config last: an interruption leaves a folder that is
-    refused when it is loaded. Equal weights give equal bytes.
+    Each file is written completely and then renamed, the config last: an interruption leaves a folder that
+    is refused when it is loaded. Equal weights give equal bytes. If the config names bases, only the tensors
+    that its architecture calls trained are stored.
 
     Args:
-        folder: where to; files of the same names are replaced, others are left alone.
-        network: the module that `create_model(config.arch, **config.overrides)` builds, on any device.
-        config: what to write; sha256, size and type of the weights are filled in.
+        folder: is created if it does not exist; files of the same names are replaced, others are left alone.
+        network: the module that `create_model(config.arch, **config.overrides)` builds, on any device. Frozen
+            weights that bases hold may be on the device "meta".
+        config: is written with sha256, size and type of the weights filled in, and with the sha256 of bases
+            that lack it and are in the Hub's cache.
         dtype: float32, float16 or bfloat16 for the stored weights; the config's by default.
         card: text of the model card; made from the config by default.
 
@@ -113,17 +143,22 @@ def save_checkpoint(
         The config as written.
 
     Raises:
-        CheckpointError: the network is of another architecture, a weight is NaN or too large for the type,
-            the type is not one of the three, or the folder cannot be written.
+        CheckpointError: the network is of another architecture, a weight is NaN or too large for the type, a
+            frozen weight differs from its base, the type is not one of the three, or the folder cannot be
+            written.
     """
     folder = Path(folder)
     name = config.dtype if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise CheckpointError(f"weights are stored as {', '.join(DTYPES)}, not {name}")
+        raise CheckpointError(f"dtype of stored weights must be one of {', '.join(DTYPES)}, got {name}")
     _check_same(network, config)
-    data = serialise(network.state_dict(), getattr(torch, name))
+    check_unchanged(network, config)
+    data = serialise(stored_state(network, config), getattr(torch, name))
     config = config.replace(
-        weights_sha256=hashlib.sha256(data).hexdigest(), weights_bytes=len(data), dtype=name
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+        weights_bytes=len(data),
+        dtype=name,
+        bases=pin_cached(config.bases),
     )
     files = (
         (WEIGHTS_FILE, data),
@@ -139,10 +174,11 @@ def _data(folder: Path, config: ModelConfig) -> bytes:
 
 
 def _check_same(network: nn.Module, config: ModelConfig) -> None:
-    """Some overrides (windows, say) leave no trace in the weights' shapes: compare what was asked for."""
+    """Refuse a config of another network; some overrides (windows) leave no trace in the weights' shapes."""
     arch, overrides = getattr(network, "arch", config.arch), getattr(network, "overrides", config.overrides)
     if arch != config.arch:
         raise CheckpointError(f"the network is a {arch!r}, the config says {config.arch!r}: make them agree")
+    _check_output(config)
     asked = ModelConfig(name=config.name, arch=arch, overrides=overrides).overrides
     for key in sorted((asked.keys() | config.overrides.keys()) - {"drop_path"}):  # it acts in training only
         ours, theirs = asked.get(key), config.overrides.get(key)
@@ -150,13 +186,20 @@ def _check_same(network: nn.Module, config: ModelConfig) -> None:
             raise CheckpointError(f"the network has {key}={ours}, the config {key}={theirs}: make them agree")
 
 
-def _build(folder: Path, config: ModelConfig) -> nn.Module:
-    from qmamba.models import create_model
+def _check_output(config: ModelConfig) -> None:
+    output = get_architecture(config.arch).output
+    if output != config.output:
+        raise CheckpointError(
+            f"config: output must be {output!r} for {config.arch!r}, got {config.output!r}: make them agree"
+        )
 
+
+def _build(folder: Path, config: ModelConfig) -> nn.Module:
     try:
+        _check_output(config)
         network = _build_empty(config)
         if network is None:
-            # An untrained network draws its weights; the caller's random numbers must not notice.
+            # An untrained network draws its weights; the caller's random state must stay as it was.
             with torch.random.fork_rng(devices=[]):
                 network = create_model(config.arch, **config.overrides)
     except (QMambaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -168,12 +211,10 @@ def _build(folder: Path, config: ModelConfig) -> nn.Module:
 
 
 def _build_empty(config: ModelConfig) -> nn.Module | None:
-    """The network without memory: a config with absurd widths costs nothing before its weights are compared.
+    """Return the network on the device "meta", where absurd widths cost nothing before weights are compared.
 
-    None for an architecture that computes with tensors while it is built, or keeps some outside its state.
+    None for an architecture that computes with tensors while it is built, or has buffers outside its state.
     """
-    from qmamba.models import create_model
-
     try:
         with torch.device("meta"):
             network = create_model(config.arch, **config.overrides)
@@ -183,9 +224,8 @@ def _build_empty(config: ModelConfig) -> nn.Module | None:
     return network if buffers <= network.state_dict().keys() else None
 
 
-def _check_fit(folder: Path, config: ModelConfig, network: nn.Module, found: Shapes) -> None:
-    """Refuse weights that are not exactly those of the network, with the first names that differ."""
-    own = network.state_dict()
+def _check_fit(folder: Path, config: ModelConfig, own: Mapping[str, torch.Tensor], found: Shapes) -> None:
+    """Refuse a file whose tensors are not exactly these, with the first names that differ."""
     expected = {key: tuple(value.shape) for key, value in own.items()}
     problems = []
     for what, names in (
@@ -197,7 +237,7 @@ def _check_fit(folder: Path, config: ModelConfig, network: nn.Module, found: Sha
             problems.append(f"{what} {', '.join(repr(name) for name in sorted(names)[:2])}{more}")
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name][1]:
-            problems.append(f"{name!r} has shape {list(found[name][1])} where {list(expected[name])} is due")
+            problems.append(f"{name!r} must be of shape {list(expected[name])}, got {list(found[name][1])}")
             break
     if problems:
         raise CheckpointError(
@@ -208,6 +248,6 @@ def _check_fit(folder: Path, config: ModelConfig, network: nn.Module, found: Sha
         stored = _FLOATS.get(dtype, dtype)
         if stored != config.dtype and (own[name].is_floating_point() or dtype in _FLOATS):
             raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name!r} is {stored} where {config.dtype} is due: "
+                f"{folder / WEIGHTS_FILE}: {name!r} must be {config.dtype}, got {stored}: "
                 "use the config that they were saved with"
             )

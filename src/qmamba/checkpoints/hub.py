@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.checkpoints.folder import verify_checkpoint
 from qmamba.errors import HubError
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a name has the form of a Hub id, `user/repo`.
+    """Return whether a name has the form of a Hub id, `user/repo`.
 
     >>> is_repo_id("someone/some-model"), is_repo_id("lqmamba-n"), is_repo_id("../up"), is_repo_id("a/b/c")
     (True, False, False, False)
@@ -35,22 +34,22 @@ def fetch(
 ) -> Path:
     """Download the two files of a checkpoint or an adapter, or find them in the cache.
 
-    Both come from one and the same commit, even when the branch moves meanwhile. Without a network the last
-    downloaded state of a branch is used.
+    Both come from the same commit, even when the branch moves meanwhile. Without a network the state of a
+    branch that was downloaded last is used.
 
     Args:
         repo_id: `user/repo`.
         revision: branch, tag or full commit hash; the default branch when left out.
         local_files_only: look in the cache only, never at the network.
         cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
-        token: in place of the one that is logged in; False for none.
+        token: in place of the one that is logged in; False sends none.
         files: names of the config and of the weights.
 
     Returns:
         The folder in the cache. Its contents are not verified; `load_checkpoint` does that.
 
     Raises:
-        HubError: not found, gated, no network, not in the cache; one line that says how to mend it.
+        HubError: not found, gated, no network, not in the cache; one line with what to do.
     """
     if not is_repo_id(repo_id):
         raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
@@ -81,7 +80,7 @@ def fetch_file(
         The file in the cache. Its contents are not verified.
 
     Raises:
-        HubError: not found, gated, no network, not in the cache; one line that says how to mend it.
+        HubError: not found, gated, no network, not in the cache; one line with what to do.
     """
     from huggingface_hub import hf_hub_download
 
@@ -111,7 +110,7 @@ def push(
     commit_message: str = "Upload a qmamba checkpoint",
     revision: str | None = None,
 ) -> str:
-    """Upload a checkpoint folder in one commit; repository and branch are made if need be.
+    """Upload a checkpoint folder in one commit; create repository and branch if they do not exist.
 
     Only `config.json`, `model.safetensors` and `README.md` are sent, after the folder has been verified.
 
@@ -127,12 +126,14 @@ def push(
         The address of the commit.
 
     Raises:
-        CheckpointError: the folder is not a sound checkpoint; nothing was sent.
-        HubError: the upload failed; one line that says how to mend it.
+        CheckpointError: the folder is not a valid checkpoint; nothing was sent.
+        HubError: the upload failed; one line with what to do.
     """
     if not is_repo_id(repo_id):
         raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
     folder = Path(folder)
+    from qmamba.checkpoints.folder import verify_checkpoint  # it imports this module
+
     verify_checkpoint(folder)
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -159,10 +160,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _explain(error: Exception, repo_id: str, file: str | None, revision: str | None, local_only: bool) -> str:
-    """One line for whatever the Hub client raised."""
+    """Return one line for any error of the Hub client."""
     what = repo_id if revision is None else f"{repo_id} at {revision!r}"
     chain = _causes(error)
-    # Told apart by name: the client has moved its errors from module to module over the versions.
+    # By name: versions of the client have these classes in different modules.
     kinds = {kind.__name__ for item in chain for kind in type(item).__mro__}
     statuses = [getattr(getattr(item, "response", None), "status_code", None) for item in chain]
     status = next((number for number in statuses if isinstance(number, int)), None)
@@ -201,7 +202,7 @@ def _explain(error: Exception, repo_id: str, file: str | None, revision: str | N
 
 
 def _is_network(chain: list[BaseException]) -> bool:
-    # By name: httpx, its successor and requests, one of which the client uses, need not be imported for this.
+    # By name, which imports none of the HTTP libraries that versions of the client use.
     modules = ("httpx", "httpcore", "requests", "urllib3", "socket", "ssl")
     return any(
         isinstance(item, (ConnectionError, TimeoutError)) or type(item).__module__.startswith(modules)

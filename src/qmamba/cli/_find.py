@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,3 +31,10 @@ def named_images(paths: list[str], recursive: bool, *, shards: bool = False) -> 
         note("no images to score")
         raise typer.Exit(USAGE)
     return found.files, not found.unreadable
+
+
+def opened(files: list[Path]) -> Iterator[Any]:
+    """Yield the files to decode: standard input for `-`, and the others as they are."""
+    for path in files:
+        is_stdin = str(path) == "-" and not path.exists()
+        yield sys.stdin.buffer if is_stdin else path

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qmamba.cli._shared import tell_missing_kernel
 from qmamba.cli._watch import Watch
 from qmamba.errors import RecipeError
 
@@ -34,14 +35,14 @@ Cache = Annotated[
     typer.Option(help="Folder to keep images in that a set's size makes smaller. Default: none."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that cut crops. Default: none on a processor, else 8.")
+    int | None, typer.Option(min=0, help="Processes that cut crops. Default: none on a CPU, else 8.")
 ]
 
 
 @contextmanager
 def watched(minutes: float | None, progress: bool | None, resume: bool = True) -> Iterator[Watch]:
     """A bar, which only the first of several processes shows, and the ways to end a run."""
-    from qmamba.train.paper.trainer import is_first
+    from qmamba.train.paper import is_first
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
     shown = progress if is_first() else False
@@ -50,12 +51,17 @@ def watched(minutes: float | None, progress: bool | None, resume: bool = True) -
 
 
 def workers_or_default(workers: int | None, cpu: bool) -> int:
-    """Eight for an accelerator, none beside a processor that is busy anyway."""
-    import torch
-
+    """Return eight for an accelerator, none beside a CPU that is busy anyway."""
     if workers is not None:
         return workers
-    return 0 if cpu or not torch.accelerator.is_available() else 8
+    return 0 if on_cpu(cpu) else 8
+
+
+def on_cpu(cpu: bool) -> bool:
+    """Return whether a run computes on the CPU: told to, or for want of an accelerator."""
+    import torch
+
+    return cpu or not torch.accelerator.is_available()
 
 
 def train_paper(
@@ -74,11 +80,10 @@ def train_paper(
     resume: bool,
 ) -> None:
     """`qmamba train` with such a recipe: all its runs, a table on stderr, and the folder on stdout."""
-    from qmamba.train.paper import Workshop, do_row
+    from qmamba.train.paper import Workshop, do_row, is_first
     from qmamba.train.paper.report import row_text
     from qmamba.train.paper.runs import other_arch
     from qmamba.train.paper.sets import missing
-    from qmamba.train.paper.trainer import is_first
 
     if device not in (None, "cpu"):
         raise RecipeError(
@@ -92,6 +97,8 @@ def train_paper(
         if lack := missing(name, data):
             raise RecipeError(f"the set {name!r} is absent: {lack}; --data is the folder that holds all sets")
     many = workers_or_default(workers, device == "cpu")
+    if is_first() and on_cpu(device == "cpu"):
+        tell_missing_kernel("cpu")
     with watched(minutes, progress, resume) as watch:
         tracker = None if log is None else log.value
         shop = Workshop(data, out / "runs", device == "cpu", tracker, many, cache=cache, report=watch)

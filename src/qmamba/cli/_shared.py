@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ import typer
 from qmamba.errors import QMambaError
 
 if TYPE_CHECKING:
+    import torch
+
     from qmamba.scoring import Scorer
 
 USAGE = 2
@@ -70,7 +73,22 @@ def load_scorer(*named: Any) -> Scorer:
     from qmamba.scoring import load
 
     options = load_options(*named)
-    return load(options.pop("model"), **options)
+    scorer = load(options.pop("model"), **options)
+    tell_missing_kernel(next(scorer.network.parameters()).device)
+    return scorer
+
+
+def tell_missing_kernel(device: torch.device | str) -> None:
+    """Say once per process that scores on a CPU take longer without the native kernel, and what mends it."""
+    from qmamba.ops.backend import missing_kernel
+
+    if (reason := missing_kernel(device)) is not None:
+        _note_once(reason)
+
+
+@cache
+def _note_once(line: str) -> None:
+    note(line)
 
 
 def tell_failed(failed: int, total: int) -> None:

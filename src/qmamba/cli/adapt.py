@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from qmamba.cli._options import Progress
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._shared import note, quiet_ends, tell_missing_kernel
 from qmamba.cli._watch import Minutes, Resume, Watch
 from qmamba.errors import AdapterError
 
@@ -103,6 +103,7 @@ def adapt(
             import torch
 
             torch.set_num_threads(threads)
+        tell_missing_kernel(device)
         until = None if minutes is None else time.monotonic() + 60 * minutes
         with Watch(0, progress, until) as watch, watch.ends(resume), watch.ctrl_c():
             folder = train(

@@ -9,6 +9,7 @@ import typer
 from qmamba.cli import (
     adapt,
     compare,
+    convert,
     data,
     distort,
     env,
@@ -64,6 +65,7 @@ def _build() -> typer.Typer:
     application.command(no_args_is_help=True, epilog=distort.EPILOG)(distort.distort)
     application.command(no_args_is_help=True, epilog=features.FEATURES_EPILOG)(features.features)
     application.command(no_args_is_help=True, epilog=export.EPILOG)(export.export)
+    application.command(no_args_is_help=True, epilog=convert.EPILOG)(convert.convert)
     application.add_typer(data.build(**plain), name="data")
     application.add_typer(features.build_plot(**plain), name="plot")
     application.command()(env.env)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qmamba.cli._options import Progress
-from qmamba.cli._paper import Cache, Log, Workers, watched, workers_or_default
-from qmamba.cli._shared import quiet_ends
+from qmamba.cli._paper import Cache, Log, Workers, on_cpu, watched, workers_or_default
+from qmamba.cli._shared import quiet_ends, tell_missing_kernel
 from qmamba.cli._watch import Minutes
 from qmamba.errors import RecipeError
 
@@ -101,13 +101,14 @@ def reproduce(
     What has been done is not done again. docs/reproducing.md describes the protocols and the data root.
     """
     with quiet_ends():
-        from qmamba.train.paper import Workshop, do_row
+        from qmamba.train.paper import Workshop, do_row, is_first
         from qmamba.train.paper.report import row_text
         from qmamba.train.paper.runs import dry_recipe
-        from qmamba.train.paper.trainer import is_first
 
         chosen = {name: _changed(plan, splits, init) for name, plan in _choose(table, rows).items()}
         many, done = workers_or_default(workers, cpu), {}
+        if is_first() and on_cpu(cpu):
+            tell_missing_kernel("cpu")
         with _folder(out, dry_run) as folder, watched(minutes, progress) as watch:
             tracker = None if log is None else log.value
             shop = Workshop(data_root, folder / "runs", cpu, tracker, many, dry_run, cache, watch)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._find import named_images
+from qmamba.cli._find import named_images, opened
 from qmamba.cli._options import (
     AdapterOption,
     BatchSize,
@@ -42,6 +42,7 @@ Examples:
   qmamba score holiday/ --recursive --format csv > scores.csv
   qmamba score "shots/*.png" --format jsonl | head -n 3
   qmamba score photo.jpg --model path/to/checkpoint --protocol whole
+  curl -s https://example.org/photo.jpg | qmamba score -
   qmamba score archive/ --recursive --format parquet --out scores
   qmamba score archive/ -r -f parquet -o scores --engine ray --workers 8
 
@@ -118,7 +119,7 @@ def score(
 
 
 def _rows(scorer: Scorer, files: list[Path], options: dict[str, Any]) -> Iterator[Row]:
-    for index, result in scorer.iter_scores(files, **options):
+    for index, result in scorer.iter_scores(opened(files), **options):
         yield Row(str(files[index]), *outcome(result))
 
 

@@ -11,7 +11,7 @@ import typer
 
 from qmamba.cli._options import Progress
 from qmamba.cli._paper import Cache, Log, Workers, train_paper
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._shared import note, quiet_ends, tell_missing_kernel
 from qmamba.cli._watch import Minutes, Resume, Watch
 from qmamba.errors import RecipeError
 
@@ -75,7 +75,7 @@ def train(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Weights of a teacher that rates, or a folder with BIQ2021, to make one from it in OUT. "
+            help="Checkpoint of a teacher that rates, or a folder with BIQ2021, to make one from it in OUT. "
             "Default: none."
         ),
     ] = None,
@@ -122,6 +122,7 @@ def train(
             )
         if arch is not None:
             plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
+        tell_missing_kernel(device or "cpu")
         options = {"processes": processes, "device": device or "cpu", "resume": resume}
         typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
 
@@ -140,7 +141,7 @@ def _train_after_teacher(
     from qmamba.train import load_recipe
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    if teacher is not None and teacher.is_dir():
+    if teacher is not None and teacher.is_dir() and not (teacher / "config.json").exists():
         lessons = load_recipe("teacher")
         with Watch(lessons.steps, progress, until) as watch:
             teacher = _train(watch, lessons, teacher, out / "teacher", **options)

@@ -1,13 +1,14 @@
 """From whatever a user calls an image to a (3, H, W) tensor.
 
 `decode` turns one input into pixels; `as_list` tells one image from a sequence of images. Both are safe to
-call from several threads, and neither changes a global setting of Pillow, numpy or torch.
+call from several threads, and neither changes a global setting of Pillow, NumPy or torch.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -18,45 +19,61 @@ import torch
 from PIL import Image
 
 from qmamba.errors import ImageError, MissingImageError
-from qmamba.images.pillow import check_bytes, check_size, read_image, read_stream
+from qmamba.images.arrays import from_array, from_tensor, unit_range
+from qmamba.images.find import IMAGE_SUFFIXES
+from qmamba.images.pillow import check_bytes, max_bytes, read_image, read_stream
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+ImageInput: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor | Mapping[str, Any]
+)
 """One image. See `decode` for what each kind may hold."""
 
 MAX_PIXELS = 50_000_000
 """Images with more pixels than this are refused unless `max_pixels` says otherwise."""
 
 _SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-_OVERSHOOT = 1e-3  # what resampling and float arithmetic leave outside [0, 1]; clipped without a word
+_PIECE = 1 << 22  # bytes of a file object that are read at a time
 
 
 def iterate(images: Any) -> tuple[Iterator[Any], bool]:
-    """What `as_list` does, without building the list: an iterator, and whether it is over a single image."""
+    """Return an iterator over the images in "one image or a sequence of them", and whether it is one.
+
+    See `as_list`, which builds the list.
+    """
     if isinstance(images, torch.Tensor):
         return (iter(images.unbind(0)), False) if images.ndim == 4 else (iter([images]), True)
     if isinstance(images, np.ndarray):
-        if images.dtype.kind not in "OUST":  # numbers: one image
-            return iter([images]), True
-        if images.ndim == 1:
-            return iter(images.tolist()), False
-        raise ImageError(f"an array of objects needs one dimension, not {images.ndim}; pass array.ravel()")
-    if isinstance(images, _SINGLE) or hasattr(images, "read"):
+        return _iterate_array(images)
+    if isinstance(images, _SINGLE) or hasattr(images, "read") or _is_record(images):
         return iter([images]), True
     if isinstance(images, (Mapping, Set)) or hasattr(images, "columns"):
         raise ImageError(
             f"a {type(images).__name__} has no order of images; pass a list, or one column of a table"
         )
+    if hasattr(images, "__array__") and getattr(images, "ndim", 0) > 1:  # an array of another library
+        return iter([images]), True
     if isinstance(images, Iterable):
         return iter(images), False
     return iter([images]), True
 
 
+def _iterate_array(images: np.ndarray) -> tuple[Iterator[Any], bool]:
+    if images.dtype.kind not in "OUST" or images.ndim == 0:  # numbers, or a single object: one image
+        return iter([images]), True
+    if images.ndim == 1:
+        return iter(images.tolist()), False
+    if images.size and isinstance(images.flat[0], (int, float, np.number)):
+        raise ImageError("an array of numbers kept as Python objects; pass array.astype(numpy.uint8)")
+    raise ImageError(f"an array of objects needs one dimension, not {images.ndim}; pass array.ravel()")
+
+
 def as_list(images: Any) -> tuple[list[Any], bool]:
     """List the images in "one image or a sequence of them".
 
-    A str, path, bytes, file object, Pillow image, numeric numpy array and (C, H, W) tensor is a single
-    image. A list, tuple, iterator, pandas Series, numpy array of objects or strings, and each (B, C, H, W)
-    tensor is a sequence.
+    A str, path, bytes, file object, Pillow image, numeric NumPy array, (C, H, W) tensor, and a dict with
+    "bytes" and "path", as Hugging Face's `datasets` has undecoded images, is a single image. A list, tuple,
+    iterator, pandas Series, pyarrow column, NumPy array of objects or strings, and each (B, C, H, W) tensor
+    is a sequence.
 
     Args:
         images: one image or a sequence of images.
@@ -65,7 +82,8 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
         The list, and True when `images` was a single image.
 
     Raises:
-        ImageError: for a dict, set or table, whose order or meaning is not that of a sequence of images.
+        ImageError: for another dict, a set or a table, whose order or meaning is not that of a sequence of
+            images.
 
     Examples:
         >>> as_list("photo.jpg")
@@ -81,20 +99,28 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
 
 
 def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """Pixels of one image.
+    """Decode one image.
 
     * A path (str or path object), bytes, or a binary file object with an image file of any common format. A
       seekable file object is read from its start, and left where it was. Of an animation the first frame is
-      taken.
+      taken. Objects that open like paths, such as `zipfile.Path`, are opened.
     * A Pillow image of any mode; of an open animation the current frame.
-    * A numpy array (H, W) or (H, W, C), with C one of 1 (grey), 3 (RGB), 4 (RGB and alpha): uint8, uint16,
-      bool, or float in [0, 1].
+    * A NumPy array (H, W) or (H, W, C), with C one of 1 (grey), 2 (grey and alpha), 3 (RGB), 4 (RGB and
+      alpha): uint8, uint16, bool, or float in [0, 1]. Channels are in the order red, green, blue: of OpenCV's
+      blue, green, red pass ``array[..., ::-1]``. Nothing of a masked array may be masked.
     * A tensor (C, H, W) of the same types, on any device. It is detached.
+    * A dict with "bytes" or "path", as `datasets` has undecoded images, and a scalar of pyarrow.
 
-    EXIF orientation is applied. Transparent pixels are laid on white. An embedded ICC profile other than
-    sRGB is applied to 8-bit RGB and CMYK images. Grey becomes three equal channels. Grey files of 16 bits
-    are divided by 65535; colour files of 16 bits lose their low bytes (Pillow reads no more). Pillow's mode
-    I counts as 16 bits. Floats that leave [0, 1] by no more than 0.001 are clipped.
+    EXIF orientation is applied to whatever carries it. That holds for a Pillow image after
+    ``image.rotate()``, which keeps the flag: turn images with ``ImageOps.exif_transpose(image)``, or delete
+    the flag by ``del image.getexif()[274]``.
+
+    Transparent pixels are laid on white, but an alpha channel of zeros in a BMP counts as unset. An embedded
+    ICC profile with other primaries and curves than sRGB is applied, at 8 bits for colours. Grey becomes
+    three equal channels. Grey of more than 8 bits, TIFF of any depth, and floats keep their precision; other
+    colour files of 16 bits are read at 8 bits (Pillow reads no more). Pillow's mode I counts as 16 bits.
+    Floats that leave [0, 1] by no more than 0.001 are clipped. Raw camera files are refused, whatever preview
+    they hold.
 
     Args:
         image: one image.
@@ -118,10 +144,11 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         Traceback (most recent call last):
         qmamba.errors.ImageError: tensor: values from 200 to 200; float images lie in [0, 1], so divide by 255
     """
+    image = _unwrapped(image)
     if isinstance(image, torch.Tensor):
-        return _from_tensor(image.detach(), max_pixels)
+        return from_tensor(image.detach(), max_pixels)
     if isinstance(image, np.ndarray):
-        return _from_array(image, max_pixels)
+        return from_array(image, max_pixels)
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or f"Pillow image ({image.mode})"
         return _planes(read_image(image, printable(name), max_pixels), printable(name))
@@ -130,23 +157,27 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     if isinstance(image, (str, os.PathLike)):
         return _from_path(os.fsdecode(image), max_pixels)
     if hasattr(image, "read"):
-        return _from_file(image, max_pixels)
+        return _from_bytes(_content(image, label(image), max_pixels), label(image), max_pixels)
+    if hasattr(image, "read_bytes") and hasattr(image, "open"):
+        return _from_opener(image, max_pixels)
+    if hasattr(image, "__array__"):
+        return from_array(_as_numpy(image), max_pixels)
     raise ImageError(
-        f"{type(image).__name__}: not an image; pass a path, bytes, a file, or a Pillow, numpy or torch image"
+        f"{type(image).__name__}: not an image; pass a path, bytes, a file, or a Pillow, NumPy or torch image"
     )
 
 
 def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels as uint8: those in [0, 1] are rounded to 0 … 255."""
+    """Return pixels as uint8: those in [0, 1] are rounded to 0 … 255."""
     return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
 
 
 def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
-    """A picture of decoded pixels, to look at: shrunk where its longer side is above `longest` pixels.
+    """Return decoded pixels as a Pillow image, shrunk where its longer side is above `longest` pixels.
 
     Args:
         pixels: (3, H, W), uint8 or float in [0, 1], as `decode` gives it.
-        longest: pixels of the longer side, at most.
+        longest: the most pixels of the longer side.
 
     Examples:
         >>> thumbnail(torch.zeros(3, 300, 400), 100).size
@@ -158,13 +189,19 @@ def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
 
 
 def printable(name: object) -> str:
-    """The name of an input on one line, whatever characters it has."""
+    """Return the name of an input on one line, whatever characters it has."""
     text = os.fsdecode(name) if isinstance(name, bytes) else str(name)
     return text if text.isprintable() else ascii(text)
 
 
 def label(image: Any) -> str:
-    """A short name for an input, for messages and tables: its path if it has one, else what kind it is."""
+    """Return a short name for an input, for messages and tables: its path if it has one, else its type."""
+    if _is_record(image) or hasattr(image, "as_py"):
+        record = image.as_py() if hasattr(image, "as_py") else image
+        path = record.get("path") if isinstance(record, Mapping) else record
+        return printable(path) if isinstance(path, str) and path else type(image).__name__
+    if hasattr(image, "read_bytes") and not isinstance(image, os.PathLike):
+        return printable(image)
     if isinstance(image, (str, os.PathLike)):
         return printable(os.fsdecode(image))
     name = getattr(image, "filename", None) or getattr(image, "name", None)
@@ -173,7 +210,9 @@ def label(image: Any) -> str:
 
 def _from_path(text: str, max_pixels: int) -> torch.Tensor:
     name = printable(text)
-    if text.startswith(("http://", "https://")):
+    if text.startswith("data:"):
+        raise ImageError(f"{name[:40]}…: a data URL; pass the bytes that base64.b64decode makes of it")
+    if re.match(r"[a-z][a-z0-9+.-]+://", text):
         raise ImageError(
             f"{name}: nothing is downloaded here; fetch the file first and pass its path or bytes"
         )
@@ -194,126 +233,132 @@ def _from_path(text: str, max_pixels: int) -> torch.Tensor:
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingImageError(f"{name}: no such file; check the path") from error
+        advice = "check the path"
+        if text == "-":
+            advice = "`qmamba score -` reads standard input, and in Python pass sys.stdin.buffer"
+        raise MissingImageError(f"{name}: no such file; {advice}") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name}: the file cannot be read ({reason})") from error
 
 
+def _is_record(image: Any) -> bool:
+    """Return whether a dict holds one image: its bytes, its path, or both."""
+    return isinstance(image, Mapping) and bool(image) and set(image) <= {"bytes", "path"}
+
+
+def _unwrapped(image: Any) -> Any:
+    """Return what a record of `datasets`, a pyarrow scalar or buffer, or an array of one object holds."""
+    if hasattr(image, "as_py"):
+        image = image.as_py()
+    elif hasattr(image, "to_pybytes"):
+        image = image.to_pybytes()
+    elif isinstance(image, np.ndarray) and image.ndim == 0 and image.dtype.kind in "OUST":
+        image = image.item()
+    if _is_record(image):
+        held = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if held is None:
+            raise ImageError("dict: its bytes and its path are None; give one of them")
+        return held
+    if isinstance(image, Mapping):
+        keys = ", ".join(map(str, list(image)[:5]))
+        raise ImageError(f"dict: not an image but a row ({keys}); pass the image in it, such as row['image']")
+    return image
+
+
+def _as_numpy(image: Any) -> np.ndarray:
+    name = type(image).__name__
+    try:
+        return np.asarray(image)
+    except Exception as error:  # of any library
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: no NumPy array can be made of it ({reason}); pass one") from error
+
+
 def _from_bytes(data: bytes, name: str, max_pixels: int) -> torch.Tensor:
     if not data:
         raise ImageError(f"{name}: nothing to decode (zero bytes); save or download the image again")
+    if len(data) < 1024 and Path(data.decode("latin-1")).suffix.lower() in IMAGE_SUFFIXES:
+        raise ImageError(f"{name}: a path, not the contents of a file; pass os.fsdecode(path)")
+    check_bytes(len(data), max_pixels, name)
     return _planes(read_stream(io.BytesIO(data), name, max_pixels), name)
 
 
-def _from_file(file: Any, max_pixels: int) -> torch.Tensor:
-    name = label(file)
+def _from_opener(path: Any, max_pixels: int) -> torch.Tensor:
+    """Decode what opens like a path but is none of the file system, such as `zipfile.Path`."""
+    name = printable(path)
     try:
-        if getattr(file, "seekable", lambda: False)():
-            # From the start, so that a buffer just written to works, and a second call gives the same score.
-            position = file.tell()
-            file.seek(0)
-            data = file.read()
-            file.seek(position)
-        else:
-            data = file.read()
+        if hasattr(path, "is_dir") and path.is_dir():
+            raise ImageError(f"{name}: a folder, not an image; list the files in it")
+        with path.open("rb") as file:
+            data = _content(file, name, max_pixels)
+    except (ImageError, MemoryError):
+        raise
+    except (FileNotFoundError, KeyError) as error:  # KeyError: of an archive
+        raise MissingImageError(f"{name}: no such file; check the path") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return _from_bytes(data, name, max_pixels)
+
+
+def _content(file: Any, name: str, max_pixels: int) -> bytes:
+    """Return all bytes of a file object, which is left where it was if it can seek."""
+    try:
+        position = _rewound(file)
+        try:
+            pieces = _pieces(file, max_bytes(max_pixels))
+        finally:
+            if position is not None:
+                file.seek(position)
     except MemoryError:
         raise
     except Exception as error:
         # Objects that read from archives, sockets and clouds fail with errors of their own.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: the file object cannot be read ({reason})") from error
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise ImageError(
-            f"{name}: the file object gives {type(data).__name__}, not bytes; open it in mode 'rb'"
-        )
-    return _from_bytes(bytes(data), name, max_pixels)
+        raise _unreadable(name, error) from error
+    for piece in pieces:
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            advice = "open it in mode 'rb'" + (", or pass its .buffer" if hasattr(file, "buffer") else "")
+            raise ImageError(f"{name}: the file object gives {type(piece).__name__}, not bytes; {advice}")
+    return b"".join(pieces)
+
+
+def _rewound(file: Any) -> int | None:
+    """Go to the start of a file object that can seek; return where it was.
+
+    So a buffer just written to works, and a second call gives the same score. Not all that can seek have a
+    `seekable` (mmap before Python 3.13).
+    """
+    can_seek = hasattr(file, "seek") and hasattr(file, "tell")
+    if not (file.seekable() if hasattr(file, "seekable") else can_seek):
+        return None
+    position: int = file.tell()
+    file.seek(0)
+    return position
+
+
+def _pieces(file: Any, limit: int) -> list[Any]:
+    """Read a file object to its end, or until it has more bytes than the limit."""
+    try:
+        piece = file.read(_PIECE)
+    except TypeError:  # its `read` takes no size
+        return [file.read()]
+    pieces, size = [piece], 0
+    while piece and size <= limit:
+        size += len(piece)
+        piece = file.read(_PIECE)
+        if piece:
+            pieces.append(piece)
+    return pieces
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ImageError(f"{name}: the file object cannot be read ({reason})")
 
 
 def _planes(pixels: np.ndarray, name: str) -> torch.Tensor:
-    """(H, W, 3) that nobody else holds, to (3, H, W)."""
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return planes if planes.dtype == torch.uint8 else _unit_range(planes, name)
-
-
-def _from_array(array: np.ndarray, max_pixels: int) -> torch.Tensor:
-    name = "array"
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ImageError(f"{name}: {_shape_advice(array.shape, '(H, W) or (H, W, C)')}")
-    check_size(array.shape[0], array.shape[1], max_pixels, name)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
-        values = array.astype(np.float32) / np.float32(65535)
-    elif array.dtype == np.bool_:
-        values = array.astype(np.uint8) * np.uint8(255)
-    elif array.dtype == np.uint8:
-        values = array
-    elif array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is out of range anyway
-            values = array.astype(np.float32)
-    else:
-        raise ImageError(f"{name}: {_type_advice(array.dtype)}")
-    # ascontiguousarray also undoes negative strides and foreign byte orders, which torch cannot hold.
-    planes = torch.from_numpy(np.array(np.moveaxis(values, 2, 0), order="C", copy=True))
-    return _three_channels(planes if planes.dtype == torch.uint8 else _unit_range(planes, name))
-
-
-def _from_tensor(tensor: torch.Tensor, max_pixels: int) -> torch.Tensor:
-    name = "tensor"
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ImageError(f"{name}: only dense tensors hold images; call .to_dense() or .dequantize()")
-    if tensor.is_meta:
-        raise ImageError(f"{name}: a tensor on the device 'meta' has no pixels; pass one with data")
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        raise ImageError(f"{name}: {_shape_advice(tuple(tensor.shape), '(C, H, W)')}")
-    check_size(tensor.shape[1], tensor.shape[2], max_pixels, name)
-    if tensor.dtype == torch.uint8:
-        return _three_channels(tensor)
-    if tensor.dtype == torch.bool:
-        return _three_channels(tensor.to(torch.uint8) * 255)
-    if tensor.dtype == torch.uint16:
-        return _three_channels(tensor.to(torch.float32) / 65535)
-    if tensor.dtype.is_floating_point:
-        return _three_channels(_unit_range(tensor.to(torch.float32), name))
-    raise ImageError(f"{name}: {_type_advice(tensor.dtype)}")
-
-
-def _three_channels(planes: torch.Tensor) -> torch.Tensor:
-    """(1 | 3 | 4, H, W) to (3, H, W): grey is repeated, alpha is laid on white."""
-    if planes.shape[0] == 4:
-        if planes.dtype == torch.uint8:
-            # Through Pillow, so that an array scores as the file it was read from.
-            rgba = Image.fromarray(planes.permute(1, 2, 0).contiguous().cpu().numpy())
-            pixels = read_image(rgba, "tensor", rgba.width * rgba.height)
-            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(planes.device)
-        return planes[:3] * planes[3:] + (1 - planes[3:])
-    return planes.expand(3, -1, -1).contiguous()
-
-
-def _unit_range(values: torch.Tensor, name: str) -> torch.Tensor:
-    low, high = (float(bound) for bound in values.aminmax())
-    if low != low or high != high:
-        raise ImageError(f"{name}: the image has NaN values; replace or drop them")
-    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
-        advice = "divide by 255" if 1 < high <= 255 and low >= 0 else "scale it to that range"
-        raise ImageError(
-            f"{name}: values from {low:.4g} to {high:.4g}; float images lie in [0, 1], so {advice}"
-        )
-    return values.clamp(0, 1) if low < 0 or high > 1 else values
-
-
-def _shape_advice(shape: tuple[int, ...], wanted: str) -> str:
-    given = f"shape {tuple(shape)} is not one image {wanted} with 1, 3 or 4 channels"
-    if len(shape) == 4:
-        return f"{given}; pass the images one by one in a list"
-    if len(shape) == 3 and wanted.startswith("(C") and shape[2] in (1, 3, 4):
-        return f"{given}; channels come first in a tensor, so call .permute(2, 0, 1)"
-    if len(shape) == 3 and wanted.startswith("(H") and shape[0] in (1, 3, 4):
-        return f"{given}; channels come last in an array, so call .transpose(1, 2, 0)"
-    return given + ("; call .unsqueeze(0) on a grey image" if len(shape) == 2 else "")
-
-
-def _type_advice(dtype: object) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return f"type {name} is ambiguous; convert it to uint8, uint16 or float in [0, 1]"
+    """Turn (H, W, 3) that nobody else holds into (3, H, W)."""
+    planes = np.moveaxis(pixels, 2, 0)
+    if planes.dtype == np.uint8:  # a copy, since Pillow's own may not be written to
+        return torch.from_numpy(np.array(planes, order="C"))
+    return unit_range(torch.from_numpy(np.ascontiguousarray(planes)), name)

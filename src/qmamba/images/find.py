@@ -11,17 +11,24 @@ from pathlib import Path
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".jxl", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp",
 })
 # fmt: on
+"""Suffixes of the files that a folder stands for. HEIC and JPEG XL need the extra `heif`, and say so."""
 SHARD_SUFFIXES = frozenset({".parquet", ".tar"})
 """Files that hold many images; read by `qmamba.integrations.ray`."""
 
 
 @dataclass
 class Found:
-    """The files to score, in order and each once; unreadable folders; arguments that gave none."""
+    """The images found.
+
+    Attributes:
+        files: in order, each once.
+        unreadable: folders that could not be read.
+        empty: arguments that gave no file.
+    """
 
     files: list[Path] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -29,7 +36,7 @@ class Found:
 
 
 def natural(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
-    """A sort key that counts: `2.png` before `10.png`, a folder's files together, case as a last resort."""
+    """Return a sort key that counts: `2.png` before `10.png`, a folder's files together, case last."""
     return [_pieces(part) for part in path.parts], str(path)
 
 
@@ -43,16 +50,15 @@ def find_images(
 ) -> Found:
     """Expand the names that a user gives.
 
-    A file stands for itself whatever its extension, and so does a name that is not there (it gets a row that
-    says so). A folder stands for the files in it that end in one of `suffixes`, without hidden ones; with
-    `recursive`, its sub-folders' too, and without, a sub-folder that ends so counts as a file (its row says
-    what it is). Else, `*`, `?` or `[` make it a pattern, with `**` for any depth, and what matches is treated
-    as if it had been typed. Neither follows links to folders that it meets on its way down, which may lead
-    round in circles.
+    A file stands for itself whatever its extension, and so does a name that does not exist. A folder stands
+    for the files in it that end in one of `suffixes`, except hidden ones; with `recursive` also for those in
+    its sub-folders, and without it a sub-folder that ends so counts as a file. Any other name with `*`, `?`
+    or `[` is a pattern, with `**` for any depth, and its matches are treated as if they had been typed. Links
+    to folders are not followed on the way down, since they may lead round in circles.
     """
     found, seen = Found(), set[str]()
     arguments = list(arguments)
-    # A single folder has each file once, and millions of names take room.
+    # A single folder has each file once, and millions of names take memory.
     once = len(arguments) == 1 and os.path.isdir(arguments[0])  # noqa: PTH112
     for argument in arguments:
         unreadable = len(found.unreadable)
@@ -82,7 +88,7 @@ def _expand(
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """What matches a pattern. Not `glob` alone: its `**` follows links, forty times round each circle."""
+    """Yield what matches a pattern. Not `glob` alone: its `**` follows links, forty times round a circle."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from glob.glob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -109,7 +115,7 @@ def _file_or_folder(
 
 
 def _within(folder: Path, recursive: bool, suffixes: frozenset[str], unreadable: list[str]) -> Iterator[Path]:
-    """The files in a folder, one folder after the other: sort keys of one folder only are in memory."""
+    """Yield the files in a folder, one folder after the other: only one folder's sort keys are in memory."""
     try:
         with os.scandir(folder) as entries:
             found = [(entry.name, _is_folder(entry), entry.is_symlink()) for entry in entries]
@@ -121,8 +127,8 @@ def _within(folder: Path, recursive: bool, suffixes: frozenset[str], unreadable:
         if is_folder and recursive:
             if not is_link:
                 yield from _within(Path(folder, name), recursive, suffixes, unreadable)
-        # A folder that is called like an image, and is not looked into, gets a row that says what it is.
-        elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 - a Path is made of what is kept only
+        # A folder named like an image, when not searched, counts as a file: its row says what it is.
+        elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122 - no Path for what is dropped
             yield Path(folder, name)
 
 

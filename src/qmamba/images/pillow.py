@@ -1,35 +1,38 @@
-"""Reading image files through Pillow: opening without its global settings, colour modes, transparency.
+"""Image files and Pillow images to RGB arrays: opening without Pillow's global settings, modes, transparency.
 
-Private: `qmamba.images.decode` is the door. Functions here raise `ImageError` with one line that starts
-with the given name of the input.
+Private: `qmamba.images.decode` is the public function. Functions here raise `ImageError` with one line that
+starts with the given name of the input.
 """
 
 from __future__ import annotations
 
-import io
 import struct
+import threading
 from collections.abc import Callable
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from qmamba.errors import ImageError
+from qmamba.images import formats, tiff
+from qmamba.images.colour import converts, grey_to_srgb, to_srgb
+from qmamba.images.tiff_samples import read_samples, to_picture
 
 # The formats that photographs come in. Others that Pillow knows are left out on purpose: EPS starts
 # Ghostscript, icons hide an image of another size behind their header, and several old formats have no
-# signature, so that any text file may look like one. HEIF and JXL are there for those who registered a
-# Pillow plugin for them.
+# signature, so that any text file may look like one. HEIF and JXL are Pillow plugins, see `formats`.
 FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "QOI"),
     *("HEIF", "JXL"),
 )
 
-# No image needs more bytes than this, be it of four floats a pixel and full of remarks; several readers take
+# No image needs more bytes than this, even with four floats a pixel and much metadata; several readers take
 # the whole file into memory before they know its size.
-_BYTES_A_PIXEL, _BYTES_BESIDES = 16, 1 << 24
-# Each scan of a progressive JPEG goes over all of the image, and a few bytes make one: pixels times scans.
-_MOST_SCANNED = 5_000_000_000
+_BYTES_PER_PIXEL, _BYTES_BESIDES = 16, 1 << 24
+# Each scan of a progressive JPEG goes over the whole image, and a few bytes make one: pixels times scans.
+_MAX_SCANNED = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
 
 _ORIENTATION_TAG = 0x0112
@@ -44,8 +47,12 @@ _UPRIGHT = {
 }
 
 
+# A Pillow image that is open and not loaded is loaded by whoever comes first: one thread at a time.
+_LOADING = tuple(threading.Lock() for _ in range(64))
+
+
 def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
-    """Refuse an image without pixels, or with more than `max_pixels` of them."""
+    """Raise ImageError for an image without pixels, or with more than `max_pixels` of them."""
     if height < 1 or width < 1:
         raise ImageError(f"{name}: the image is empty ({height} × {width}); give one with at least one pixel")
     if height * width > max_pixels:
@@ -55,9 +62,14 @@ def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
         )
 
 
+def max_bytes(max_pixels: int) -> int:
+    """Return the most bytes that a file of `max_pixels` pixels may have."""
+    return _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDES
+
+
 def check_bytes(size: int, max_pixels: int, name: str) -> None:
-    """Refuse a file that is larger than any image of `max_pixels` pixels."""
-    if size > _BYTES_A_PIXEL * max_pixels + _BYTES_BESIDES:
+    """Raise ImageError for a file that is larger than any image of `max_pixels` pixels."""
+    if size > max_bytes(max_pixels):
         raise ImageError(
             f"{name}: the file has {size / 1e6:.0f} MB, more than an image of {max_pixels / 1e6:g} "
             "megapixels needs; shrink it or raise max_pixels"
@@ -65,26 +77,67 @@ def check_bytes(size: int, max_pixels: int, name: str) -> None:
 
 
 def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
-    """Decode an open binary stream into (H, W, 3): uint8, or float32 in [0, 1] for 16-bit and float grey."""
+    """Decode an open binary stream.
+
+    Args:
+        stream: seekable, with an image file from its start to its end.
+        name: what errors call it.
+        max_pixels: the most pixels, checked before anything is decoded.
+
+    Returns:
+        (H, W, 3): uint8, or float32 in [0, 1] for deeper grey and for deeper colours of TIFF.
+
+    Raises:
+        ImageError: no image that can be read, or a larger one.
+    """
+    stream.seek(0)
+    head = stream.read(16)
+    if formats.is_raw_camera_file(head):
+        raise tiff.raw_camera_file(name)
+    if tiff.is_tiff(head):
+        layout, is_read_by_pillow = tiff.find_layout(stream, name)
+        if not is_read_by_pillow:
+            return _read_layout(stream, layout, name, max_pixels)
+    image = _open_or_refuse(stream, head, name, max_pixels)
+    check_size(image.height, image.width, max_pixels, name)
+    if image.info.get("progressive"):
+        _check_scans(stream, image.height * image.width, name)
+    return read_image(image, name, max_pixels)
+
+
+def _open_or_refuse(stream: IO[bytes], head: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Open an image; only its header is read, except by the plugin for JPEG XL."""
     try:
+        if formats.is_jxl(head):
+            check_size(*formats.jxl_size(stream), max_pixels, name)
+            return formats.open_jxl(stream, name)
         image = _open(stream)
+        if image is None and formats.is_heic(head):
+            image = formats.open_heic(stream, name)
+        if image is not None and image.format == "JPEG2000" and formats.jpeg2000_depth(stream) > 8:
+            raise ImageError(
+                f"{name}: colour JPEG 2000 of more than 8 bits is not read (Pillow shows white as black); "
+                "save it as PNG or TIFF"
+            )
+    except (ImageError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: far too many pixels to decode; shrink the image") from error
     except Exception as error:
         # Damaged headers make Pillow's readers fail in every way there is, not only with OSError.
         raise ImageError(f"{name}: the image's header is damaged; save or download it again") from error
     if image is None:
-        stream.seek(0)
-        head = stream.read(16)
-        if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-            raise ImageError(
-                f"{name}: HEIC needs a Pillow plugin; register pillow-heif's, or save it as JPEG"
-            )
-        raise ImageError(f"{name}: not an image, or not in a format that can be read; save it as JPEG or PNG")
-    check_size(image.height, image.width, max_pixels, name)
-    if image.info.get("progressive"):
-        _check_scans(stream, image.height * image.width, name)
-    return read_image(image, name, max_pixels)
+        raise ImageError(f"{name}: {formats.advice(head)}")
+    return image
+
+
+def _read_layout(stream: IO[bytes], layout: tiff.Layout, name: str, max_pixels: int) -> np.ndarray:
+    """Read a TIFF without Pillow's reader for it."""
+    check_size(layout.height, layout.width, max_pixels, name)
+    picture = to_picture(read_samples(stream, layout, name), layout)
+    if isinstance(picture, np.ndarray):
+        return np.moveaxis(picture, 0, 2)
+    return read_image(picture, name, max_pixels)
 
 
 def _check_scans(stream: IO[bytes], pixels: int, name: str) -> None:
@@ -95,7 +148,7 @@ def _check_scans(stream: IO[bytes], pixels: int, name: str) -> None:
         scans += (before + chunk).count(_START_OF_SCAN)
         before = chunk[-1:]
     stream.seek(position)
-    if scans * pixels > _MOST_SCANNED:
+    if scans * pixels > _MAX_SCANNED:
         raise ImageError(
             f"{name}: a progressive JPEG of {scans} scans, which take too long; save it as another"
         )
@@ -109,6 +162,7 @@ def _open(stream: IO[bytes]) -> Image.Image | None:
     warning filters can be changed safely while other threads run: hence this loop over Pillow's registry of
     formats.
     """
+    stream.seek(0)
     prefix = stream.read(16)
     tried: set[str] = set()
     for register_plugins in (Image.preinit, Image.init):
@@ -129,7 +183,7 @@ def _open(stream: IO[bytes]) -> Image.Image | None:
 
 
 def _may_be(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> bool:
-    """Whether a file that begins so may be of the format. A file of a few bytes makes some checks fail."""
+    """Return whether a file that begins so may be of the format. Some checks fail for a few bytes."""
     try:
         return accept is None or accept(prefix) is True
     except (IndexError, TypeError, ValueError, struct.error):
@@ -137,13 +191,41 @@ def _may_be(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> bool
 
 
 def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    """Pixels of a Pillow image of any mode: (H, W, 3), uint8, or float32 in [0, 1] for deep grey."""
+    """Decode a Pillow image of any mode.
+
+    Args:
+        image: its EXIF orientation is applied, see `qmamba.images.decode`.
+        name: what errors call it.
+        max_pixels: the most pixels.
+
+    Returns:
+        (H, W, 3), as `read_stream`; read-only where it is uint8.
+    """
     check_size(image.height, image.width, max_pixels, name)
+    with _LOADING[id(image) // 16 % len(_LOADING)]:
+        pixels = _read_opened_tiff(image, name, max_pixels) if isinstance(image, TiffImageFile) else None
+        if pixels is not None:
+            return pixels
+        image = _loaded(image, name)
+    check_size(image.height, image.width, max_pixels, name)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep(image, name)
     try:
-        # First of all: TIFF turns itself upright while loading, and PNG may keep its EXIF block after the
+        return np.asarray(_rgb(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: Pillow mode {image.mode} cannot be turned into RGB ({reason})") from error
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    """Return an image upright, with its pixels."""
+    try:
+        # Loaded first: TIFF turns itself upright while loading, and PNG may keep its EXIF block after the
         # pixels.
         image.load()
-        image = _upright(image)
+        return _upright(image)
     except MemoryError:
         raise
     except Exception as error:
@@ -151,16 +233,24 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         raise ImageError(
             f"{name}: the image is truncated or damaged ({reason}); save or download it again"
         ) from error
-    check_size(image.height, image.width, max_pixels, name)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep(image, name)
-    try:
-        return np.array(_rgb(image))
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: Pillow mode {image.mode} cannot be turned into RGB ({reason})") from error
+
+
+def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.ndarray | None:
+    """Read the current page of a TIFF that Pillow has opened and would show as something else.
+
+    Returns:
+        As `read_stream`; None for a page that Pillow shows as what it is, at 8 bits once it is loaded.
+
+    Raises:
+        ImageError: for a raw camera file, or a layout that is not read.
+    """
+    if image.tile and image.fp is not None:
+        layout, _ = tiff.find_layout(image.fp, name, image.tag_v2.offset)
+        return None if layout.is_read_by_pillow else _read_layout(image.fp, layout, name, max_pixels)
+    loaded = tiff.layout_of_pillow(image.tag_v2, image.tag_v2.prefix, name)
+    if loaded is not None and not loaded.is_shown_by_pillow:
+        raise ImageError(f"{name}: Pillow reads this kind of TIFF as something else; pass its path or bytes")
+    return None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -173,7 +263,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _deep(image: Image.Image, name: str) -> np.ndarray:
-    """16-bit grey (Pillow's I;16 family, and I, which holds it too) and float grey, as float32 in [0, 1]."""
+    """Return 16-bit grey (Pillow's I;16 family, and I, which holds it too) and float grey as float32."""
     values = np.asarray(image)
     if image.mode == "F":
         grey = values.astype(np.float32)
@@ -184,6 +274,9 @@ def _deep(image: Image.Image, name: str) -> np.ndarray:
                 f"{name}: integers from {low} to {high} do not fit 16 bits; scale them to 0…65535"
             )
         grey = values.astype(np.float32) / np.float32(65535)
+        profile = image.info.get("icc_profile")
+        if isinstance(profile, bytes) and converts(profile, "L"):
+            grey = grey_to_srgb(grey, profile)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             grey = np.where(values == transparent, np.float32(1), grey)
@@ -196,11 +289,13 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = _with_info(image.convert("LA"), image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        image = _with_info(rgba.convert("RGB"), image)
-    elif image.mode not in ("RGB", "CMYK"):
+        alpha = None if _is_unset(image, rgba) else rgba.getchannel("A")
+        # Grey stays grey for its profile.
+        is_grey = image.mode in ("LA", "L")
+        image = _with_info(rgba.getchannel("R") if is_grey else rgba.convert("RGB"), image)
+    elif image.mode not in ("RGB", "CMYK", "L"):
         image = _with_info(image.convert("RGB"), image)
-    image = _to_srgb(image)
+    image = to_srgb(image)
     if image.mode != "RGB":
         image = image.convert("RGB")
     if alpha is not None:
@@ -208,45 +303,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image
 
 
+def _is_unset(image: Image.Image, rgba: Image.Image) -> bool:
+    """Return whether an alpha channel is one that a writer left at zero, and its image opaque.
+
+    So it is in a BMP, whose fourth byte most writers do not set, and in a TIFF that does not say what its
+    fourth sample is for.
+    """
+    may_be = image.format in ("BMP", "DIB") or (
+        isinstance(image, TiffImageFile) and tiff.EXTRA_SAMPLES not in image.tag_v2
+    )
+    return may_be and image.mode == "RGBA" and rgba.getchannel("A").getextrema() == (0, 0)
+
+
 def _with_info(converted: Image.Image, source: Image.Image) -> Image.Image:
-    """Keep the colour profile along, which some of Pillow's conversions drop, and a colour key never."""
+    """Keep the colour profile, which some of Pillow's conversions drop, and never a colour key."""
     converted.info = {key: value for key, value in source.info.items() if key == "icc_profile"}
     return converted
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Convert by the embedded ICC profile, so that wide-gamut and CMYK photographs look as a viewer shows
-    them.
-
-    Left as they are: images without a profile, with an sRGB one, with one that is damaged or made for another
-    kind of pixels (grey profiles among them), and all where Pillow was built without LittleCMS.
-    """
-    embedded = image.info.get("icc_profile")
-    if not isinstance(embedded, bytes) or not embedded:
-        return image
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-        space = profile.profile.xcolor_space.strip()
-        if space != image.mode or _is_called_srgb(embedded):
-            return image
-        converted = ImageCms.profileToProfile(
-            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, ImportError):
-        return image
-    return image if converted is None else converted
-
-
-def _is_called_srgb(profile: bytes) -> bool:
-    """Whether an ICC profile's description has sRGB in it.
-
-    Read here and not by LittleCMS, which believes what the description says of its length: two kilobytes can
-    have it fill hundreds of megabytes.
-    """
-    tags = 132, 132 + 12 * int.from_bytes(profile[128:132], "big")
-    for start in range(tags[0], min(tags[1], len(profile) - 11), 12):
-        if profile[start : start + 4] == b"desc":
-            offset, size = (int.from_bytes(profile[start + i : start + i + 4], "big") for i in (4, 8))
-            said = profile[offset : offset + size]
-            return b"sRGB" in said or b"s\0R\0G\0B" in said  # ASCII, or UTF-16 in newer profiles
-    return False

@@ -1,41 +1,97 @@
-"""What is done to the pixels of a crop before a network sees them."""
+"""Bring a crop of an image to what a network sees."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from qmamba.checks import fail, numbers, same_keys
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+Padding: TypeAlias = Literal["none", "mean"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Channel means and standard deviations (red, green, blue), for images in [0, 1]."""
+    """Size and normalisation of a network's inputs.
+
+    Args:
+        mean: of the channels red, green, blue, for images in [0, 1].
+        std: standard deviations of the channels.
+        size: (height, width) that the network takes, or None where it takes any. A crop of another size is
+            resized to it.
+        interpolation: of that resizing, "bilinear" or "bicubic", over all pixels that fall together.
+        padding: "mean" pads a crop with `mean` to the proportions of `size` before it is resized, its content
+            in the middle; "none" stretches it.
+
+    Raises:
+        CheckpointError: a value of a wrong type or out of range.
+    """
 
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
+    size: tuple[int, int] | None = None
+    interpolation: Interpolation = "bilinear"
+    padding: Padding = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", numbers(self.mean, "preprocessing.mean", 3))
         object.__setattr__(self, "std", numbers(self.std, "preprocessing.std", 3))
         if min(self.std) <= 0:
             raise fail("preprocessing.std", "three numbers above zero", self.std)
+        if self.size is not None:
+            sides = self.size
+            if (
+                not isinstance(sides, (list, tuple))
+                or len(sides) != 2
+                or any(type(side) is not int or not 1 <= side <= 2**13 for side in sides)
+            ):
+                raise fail("preprocessing.size", "null or two integers from 1 to 8192", sides)
+            object.__setattr__(self, "size", tuple(sides))
+        for name, known in (("interpolation", get_args(Interpolation)), ("padding", get_args(Padding))):
+            if getattr(self, name) not in known:
+                raise fail(f"preprocessing.{name}", f"one of {', '.join(known)}", getattr(self, name))
 
-    def tensors(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation, each (3, 1, 1) in float32."""
+    def __call__(self, crops: Tensor) -> Tensor:
+        """Return a network's inputs (N, 3, h', w') float32 from crops (N, 3, h, w) float32 in [0, 1]."""
+        mean, std = (crops.new_tensor(numbers).view(1, 3, 1, 1) for numbers in (self.mean, self.std))
+        return (self._sized(crops, mean) - mean) / std
+
+    def _sized(self, crops: Tensor, mean: Tensor) -> Tensor:
+        if self.size is None or tuple(crops.shape[-2:]) == self.size:
+            return crops
+        height, width = int(crops.shape[-2]), int(crops.shape[-1])
+        if self.padding == "mean":
+            tall = max(height, -(-width * self.size[0] // self.size[1]))
+            wide = max(width, -(-height * self.size[1] // self.size[0]))
+            top, left = (tall - height) // 2, (wide - width) // 2
+            sides = (left, wide - width - left, top, tall - height - top)
+            crops = F.pad(crops - mean, sides) + mean
+        return F.interpolate(
+            crops, size=self.size, mode=self.interpolation, align_corners=False, antialias=True
+        )
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each (3, 1, 1) float32."""
         mean, std = (torch.tensor(numbers, device=device).view(3, 1, 1) for numbers in (self.mean, self.std))
         return mean, std
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std)}
+        """Return all fields, ready for JSON."""
+        lists = {"mean": list(self.mean), "std": list(self.std)}
+        size = None if self.size is None else list(self.size)
+        return {**lists, "size": size, "interpolation": self.interpolation, "padding": self.padding}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
-        same_keys(data, {"mean", "std"}, "preprocessing")
-        return cls(mean=data["mean"], std=data["std"])
+        """Return the inverse of `to_dict`; CheckpointError when a field is missing or unknown."""
+        same_keys(data, {field.name for field in dataclasses.fields(cls)}, "preprocessing")
+        return cls(**data)

@@ -8,8 +8,6 @@ import os
 import threading
 from typing import TypeAlias
 
-import torch
-
 from ..errors import BackendError
 from ..scoring import Scorer, load
 
@@ -17,7 +15,6 @@ Model: TypeAlias = Scorer | str | os.PathLike[str]
 """A scorer, or what `qmamba.load` takes."""
 
 _LOCK = threading.Lock()
-_PROCESS = os.getpid()
 
 
 def shared(model: Model) -> Scorer:
@@ -28,9 +25,6 @@ def shared(model: Model) -> Scorer:
     """
     if isinstance(model, Scorer):
         return model
-    if os.getpid() != _PROCESS:
-        # In a forked process the parent's OpenMP threads are gone, and waiting for them takes forever.
-        torch.set_num_threads(1)
     with _LOCK:  # the cache alone would let two threads load the model at once
         return _named(os.fspath(model))
 

@@ -14,20 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError
+from ..models.capabilities import OneSize
 from ..ops.compile import as_operators
 from ..scoring import Scorer
+from ..scoring.pipeline import quality
 
 OPSET = 18
-EXAMPLE = (2, 3, 96, 128)  # what the network is traced with; any other size will do as well
+ANY_SIZE = (96, 128)  # of the example that a network of images of any size is traced with
 
 
 def export_onnx(scorer: Scorer, path: str | Path) -> Path:
     """Write a scorer's network, with its active adapter, as an ONNX file, which runs without this library.
 
-    Its input ``image`` is (B, 3, H, W) float32, RGB in [0, 1], any B and any H, W ≥ 32. Its output ``score``
-    is (B,) float32 in [0, 1]: what :meth:`Scorer.crop_scores` gives for each crop. Cutting an image into
-    crops and taking the mean of their scores is left to the caller; the file's metadata have the model's
-    name (``qmamba_model``) and its protocol as JSON (``qmamba_protocol``).
+    Its input ``image`` is (B, 3, H, W) float32, RGB in [0, 1], any B and any H, W ≥ 32, or the one size that
+    the network takes. Its output ``score`` is (B,) float32 in [0, 1]: what :meth:`Scorer.crop_scores` gives
+    for each crop. Cutting an image into crops and taking the mean of their scores is left to the caller; the
+    file's metadata have the model's name (``qmamba_model``) and its protocol as JSON (``qmamba_protocol``).
 
     Args:
         scorer: from :func:`qmamba.load`.
@@ -45,11 +47,13 @@ def export_onnx(scorer: Scorer, path: str | Path) -> Path:
         from .onnx_scan import translations
     except ImportError as error:
         raise BackendError('writing ONNX needs more packages: pip install "qmamba[onnx]"') from error
-    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    one_size = scorer.network.input_size if isinstance(scorer.network, OneSize) else None
+    any_size = dict.fromkeys((0,) if one_size else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    example = torch.rand(2, 3, *(one_size or ANY_SIZE), generator=torch.Generator().manual_seed(0))
     with as_operators(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         traced = torch.export.export(
-            _Scored(scorer).eval(), (torch.rand(EXAMPLE),), dynamic_shapes={"image": any_size}, strict=False
+            _Scored(scorer).eval(), (example,), dynamic_shapes={"image": any_size}, strict=False
         )
         program = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["score"],
@@ -64,10 +68,7 @@ def export_onnx(scorer: Scorer, path: str | Path) -> Path:
 
 
 class _Scored(nn.Module):
-    """Pixels in [0, 1] to scores in [0, 1]: what a scorer does with one crop."""
-
-    mean: Tensor
-    std: Tensor
+    """Pixels in [0, 1] to scores: what a scorer does with one crop."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -77,13 +78,11 @@ class _Scored(nn.Module):
             parts.append(adapter)
         # together: LoRA shares the network's tensors
         self.parts = copy.deepcopy(parts).float().cpu()
-        self.calibration = scorer.calibration
-        for name, values in zip(("mean", "std"), scorer.config.preprocessing.tensors(), strict=True):
-            self.register_buffer(name, values, persistent=False)
+        self.scale, self.config = scorer.scale, scorer.config
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B,)."""
-        images = (image - self.mean) / self.std
+        images = self.config.preprocessing(image)
         network, *adapters = self.parts
         raw = adapters[0](network, images) if adapters else network(images)
-        return self.calibration(raw[:, 0])
+        return self.scale(quality(raw, self.config.output))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import qmamba as qmamba  # registers its architectures
+from . import loda as loda  # each registers its architectures
+from . import qmamba as qmamba
 from .registry import Architecture, BaseWeights, create_model, get_architecture, list_archs, register
 
 __all__ = ["Architecture", "BaseWeights", "create_model", "get_architecture", "list_archs", "register"]

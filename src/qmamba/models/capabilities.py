@@ -90,10 +90,21 @@ class DecayGroups(Protocol):
         ...
 
 
+@runtime_checkable
+class OneSize(Protocol):
+    """Takes images of one size only."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        ...
+
+
 _LACKING: dict[type, str] = {
     StageFeatures: "its network does not give features of stages",
     Positions: "its network does not give values of positions",
     TakesPrompts: "its network takes no prompts",
+    OneSize: "its network takes images of any size",
     DecayGroups: "its network does not tell which parameters not to decay",
 }
 

@@ -11,22 +11,24 @@ from torch.nn.modules import module as torch_module
 PLAIN = (Tensor, nn.Parameter)
 
 
-def hooked(module: nn.Module) -> bool:
-    """Return whether this very module has hooks, or a ``forward`` of its own; or all modules have hooks."""
-    return bool(
-        _global_hooks()
-        or module._forward_hooks
+def hooked(*modules: nn.Module) -> bool:
+    """Return whether one of these very modules has hooks or a ``forward`` of its own.
+
+    Hooks of all modules count, too.
+    """
+    return _global_hooks() or any(
+        module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
+        for module in modules
     )
 
 
 def any_hooked(*parts: object) -> bool:
     """Return whether a module among these, or within them, has hooks; others than modules are passed over."""
-    modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
-    return any(hooked(m) for m in modules)
+    return hooked(*(m for part in parts if isinstance(part, nn.Module) for m in part.modules()))
 
 
 def untouched(module: nn.Module, kinds: Collection[type]) -> bool:

@@ -18,7 +18,7 @@ Output: TypeAlias = Literal["number", "levels", "words"]
 """The kind of output: one number, a distribution over rating levels, or text."""
 
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"([0-9a-f]{64})?")
 _REPO = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./-]*", re.ASCII)
@@ -33,7 +33,7 @@ class BaseWeights:
         repo: Hub id, ``user/repo``.
         revision: branch, tag or commit.
         filename: a safetensors file at the top of the repository.
-        sha256: of the file, 64 lower-case hexadecimal digits.
+        sha256: of the file, 64 lower-case hexadecimal digits; empty where it is not known yet.
         prefix: what goes in front of the file's tensor names to make the network's: ``"vit."``, say.
 
     Raises:
@@ -51,7 +51,7 @@ class BaseWeights:
             ("repo", _REPO, "a Hub id, user/repo"),
             ("revision", _REVISION, "a branch, a tag or a commit"),
             ("filename", _FILE, "the name of a .safetensors file, without a folder"),
-            ("sha256", _SHA256, "64 lower-case hexadecimal digits"),
+            ("sha256", _SHA256, "64 lower-case hexadecimal digits, or empty"),
             ("prefix", _PREFIX, "letters, digits, '_' or '.'"),
         ):
             value = getattr(self, name)
@@ -74,6 +74,9 @@ class Architecture:
             best; or "words".
         bases: frozen weights that its checkpoints name and do not store.
         trained: whether a tensor of this name is stored in a checkpoint that names bases; None where all are.
+        start: gives an untrained network the weights that a training starts from; None where it is built
+            with them.
+        listed: whether :func:`list_archs` names it. Teachers, which need packages of their own, are not.
     """
 
     name: str
@@ -84,6 +87,8 @@ class Architecture:
     output: Output = "number"
     bases: tuple[BaseWeights, ...] = ()
     trained: Callable[[str], bool] | None = None
+    start: Callable[[Any], None] | None = None
+    listed: bool = True
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -105,9 +110,9 @@ def list_archs() -> list[str]:
     """Return the names that :func:`create_model` takes.
 
     >>> list_archs()
-    ['lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
+    ['loda', 'lqmamba-b', 'lqmamba-n', 'lqmamba-s', 'lqmamba-t', 'qmamba-b', 'qmamba-s', 'qmamba-t']
     """
-    return sorted(_ARCHITECTURES)
+    return sorted(name for name, architecture in _ARCHITECTURES.items() if architecture.listed)
 
 
 def get_architecture(name: str) -> Architecture:

@@ -1,8 +1,8 @@
-"""Operations that know no model: routes over a grid, the selective scan along them, and their gate."""
+"""Operations that do not depend on a model: routes over a grid, the selective scan, and the route gate."""
 
 from __future__ import annotations
 
-from . import operators as operators  # registers what torch.compile calls
+from . import operators as operators  # registers the operators for torch.compile
 from .feed_forward import mlp
 from .fused_scan import gated_scan
 from .matmul import linear

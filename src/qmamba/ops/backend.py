@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs."""
+"""Choose the implementation of the operations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HALVES_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Backend(NamedTuple):
-    """An implementation of the scan: its name, whether it can be used here, and what it is, or why not."""
+    """An implementation of the scan: its name, whether it can be used, and what it is or why not."""
 
     name: str
     usable: bool
@@ -28,9 +28,9 @@ class Backend(NamedTuple):
 
 
 def backends() -> list[Backend]:
-    """The implementations of the scan, in the order in which they are preferred.
+    """Return the implementations of the scan, in order of preference.
 
-    ``QMAMBA_BACKEND`` chooses one of them; otherwise it is the first that takes the tensors at hand.
+    The variable ``QMAMBA_BACKEND`` selects one; the default is the first that takes the tensors at hand.
 
     >>> import qmamba
     >>> [backend.name for backend in qmamba.backends()]
@@ -39,25 +39,26 @@ def backends() -> list[Backend]:
     try:
         variants = native.load().variants
         variant = variants[native.load().indices.index(native.load().variant())]
-        kernel = Backend("native", True, f"C for processors, {variant}; eager and compiled")
+        kernel = Backend("native", True, f"C for CPUs, {variant}; eager and compiled")
     except BackendError as error:
         kernel = Backend("native", False, str(error))
     reason = no_triton()
     return [
         Backend("triton", reason is None, reason or "Triton, for tensors on a GPU"),
         kernel,
-        Backend("torch", True, "torch's own operations, on any device"),
-        Backend("reference", True, "a plain loop, slow: what the others are tested against"),
+        Backend("torch", True, "torch operations, on any device"),
+        Backend("reference", True, "a plain loop, slow; the others are tested against it"),
     ]
 
 
 def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
-    """The name of the backend for these tensors: the one given, else the one that the variable
-    ``QMAMBA_BACKEND`` names, else triton on a GPU and native on a processor where they can be used, else
-    torch. On a GPU that is warned of, once.
+    """Return the name of the backend for these tensors.
+
+    That is the one given, else the one that the variable ``QMAMBA_BACKEND`` names, else triton on a GPU and
+    native on a CPU where they can be used, else torch. On a GPU, falling back to torch warns once.
 
     Raises:
-        BackendError: there is none of that name, or it is triton and that cannot take these tensors.
+        BackendError: an unknown name, or triton for tensors that it cannot take.
     """
     name = os.environ.get("QMAMBA_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
@@ -65,23 +66,36 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
             return "native" if usable(tensors) else "torch"
         return "torch" if watched() or _falls_back(no_triton(tensors)) else "triton"
     if name not in BACKENDS:
-        raise BackendError(f"unknown scan backend {name!r}: choose one of {', '.join(['auto', *BACKENDS])}")
+        raise BackendError(f"unknown scan backend {name!r}; choose one of {', '.join(['auto', *BACKENDS])}")
     if name == "triton" and (reason := no_triton(tensors)) is not None:
-        raise BackendError(f"the triton backend cannot be used: {reason}")
+        raise BackendError(f"the triton backend cannot be used: {reason}; set QMAMBA_BACKEND=auto")
     return name
 
 
+def missing_kernel(device: torch.device | str) -> str | None:
+    """Return why scans on a device are slower than they could be, and how to mend it: the native kernel is
+    missing. None where it is there, on other devices than a CPU, and where ``QMAMBA_BACKEND`` chooses.
+    """
+    if torch.device(device).type != "cpu" or os.environ.get("QMAMBA_BACKEND", "auto") != "auto":
+        return None
+    try:
+        native.load()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
 def no_triton(tensors: Sequence[Tensor] = ()) -> str | None:
-    """Why Triton's kernels cannot be used here, or for these tensors; None if they can."""
+    """Return why the Triton kernels cannot be used here, or for these tensors; None if they can."""
     if _triton_missing() is not None:
         return _triton_missing()
-    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"  # on a processor, for tests
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"  # on a CPU, for tests
     if not (interpreted or torch.cuda.is_available()):
         return "torch sees no GPU"
     if not interpreted and not all(t.is_cuda for t in tensors):
         return "not all tensors are on a GPU"
     if tensors and tensors[0].dtype not in HALVES_AND_FLOAT:
-        return f"it does not compute in {str(tensors[0].dtype).removeprefix('torch.')}"
+        return f"it does not support {str(tensors[0].dtype).removeprefix('torch.')}"
     return None
 
 
@@ -91,22 +105,25 @@ def _triton_missing() -> str | None:
         import triton
     except ImportError:
         return "triton is not installed"
-    return (
-        None if hasattr(triton.language, "gather") else f"triton {triton.__version__} is too old: needs 3.3"
-    )
+    if hasattr(triton.language, "gather"):
+        return None
+    return f"triton {triton.__version__} is too old; install 3.3 or later"
 
 
 @lru_cache(maxsize=8)
 def _falls_back(reason: str | None) -> bool:
-    """Whether there is a reason against Triton; each is warned of once."""
+    """Return whether there is a reason against Triton, and warn once for each reason."""
     if reason is not None:
         warnings.warn(f"the scan runs in plain torch on the GPU, which is slow: {reason}", stacklevel=4)
     return reason is not None
 
 
 def usable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the native kernels can take these arguments here and now: plain CPU tensors that nobody
-    traces, the first of any floating dtype but float64, and a library that is there."""
+    """Return whether the native kernels can take these arguments now.
+
+    The library must be built, and the arguments plain CPU tensors outside of tracers and modes, the first of
+    them float32, float16 or bfloat16.
+    """
     x = tensors[0]
     if x.device.type != "cpu" or x.dtype not in HALVES_AND_FLOAT or watched():
         return False
@@ -116,8 +133,11 @@ def usable(tensors: Sequence[Tensor]) -> bool:
 
 
 def watched() -> bool:
-    """Whether somebody wants to see every operation: a tracer, a mode such as a counter of operations, one of
-    ``torch.func``'s transforms, or forward-mode differentiation."""
+    """Return whether something must see every operation.
+
+    That is a tracer, a dispatch mode such as an operation counter, a ``torch.func`` transform, or
+    forward-mode differentiation.
+    """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:

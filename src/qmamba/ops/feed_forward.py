@@ -1,8 +1,8 @@
-"""Linear, GELU, Linear with gradients, on a processor some positions at a time.
+"""Linear, GELU, Linear with gradients, on a CPU a few positions at a time.
 
-Fresh memory costs more there than a GELU does: of what is made between the two products only what the GELU
-takes is kept, and what it gives is made once more by the backward. Forward and backward of ``lqmamba-t`` took
-0.9 of the time so (ten crops, one thread), and an MLP keeps about half as much.
+Fresh memory costs more on a CPU than a GELU does: only the input of the GELU is kept, and the backward
+recomputes its output. Forward and backward of ``lqmamba-t`` took 0.9 of the time (ten crops, one thread), and
+an MLP keeps about half as much.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from .matmul import linear, plain
 
-HIDDEN = 2**20  # numbers between the two products that are made together
+HIDDEN = 2**20  # elements between the two products that are computed together
 
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """``linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)``, whatever computes it.
+    """Return ``linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)``.
 
     Shapes: x (…, C), weights (H, C) and (O, H), biases (H) and (O) → (…, O).
     """
@@ -50,9 +50,9 @@ class _MLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing gives them out but once
+        saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
         given, hidden = saved[:5], saved[5:]
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+        if torch.is_grad_enabled():  # for a second derivative
             return _differentiable(given, g, ctx.needs_input_grad)
         x, weight1, _, weight2, _ = given
         of_x, of_weight1, of_bias1, of_weight2, of_bias2 = ctx.needs_input_grad
@@ -84,14 +84,14 @@ class _MLP(torch.autograd.Function):
 
 
 def _count(weight1: Tensor) -> int:
-    """The positions that are done together."""
+    """Return how many positions are computed together."""
     return max(HIDDEN // len(weight1), 1)
 
 
 def _differentiable(
     given: tuple[Tensor, ...], g: Tensor, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by torch, which knows those of them."""
+    """Return the gradients by autograd, which can differentiate them again."""
     leaves = [t for t, w in zip(given, wanted, strict=True) if w]
     found = iter(torch.autograd.grad(_composed(*given), leaves, g, create_graph=True))
     return tuple(next(found) if w else None for w in wanted)

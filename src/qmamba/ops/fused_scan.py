@@ -1,8 +1,8 @@
 """LQMamba's scan with its route gate as one operation: Σ_k y_k ⊙ g_k over the routes' outputs y_k.
 
-Apart, the two need the outputs of all K routes of a batch, K times the features, again and again. Together,
-in C, they need them for a few images at a time, in memory that stays; together in Triton, only while the
-operation lasts. The backward makes them once more.
+As two operations they keep the outputs of all K routes of a batch, K times the features. The fused one needs
+them for a few images at a time in C, in memory that is reused, and in Triton only during the operation. The
+backward recomputes them.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ def gated_scan(
     routes: Sequence[Route],
     out: Tensor | None = None,
 ) -> Tensor:
-    """The outputs of :func:`selective_scan`, not merged, through :func:`gate_routes`.
+    """Return :func:`gate_routes` of the unmerged outputs of :func:`selective_scan`.
 
     Args:
-        x, dt, B, C, dt_weight, dt_bias, A, D, routes: as :func:`selective_scan` takes them.
+        x, dt, B, C, dt_weight, dt_bias, A, D, routes: as for :func:`selective_scan`.
         gate: the weights of the route gate.
-        out: where to write the result, of which then no gradient is to be had: (B, H, W, D), contiguous.
+        out: a contiguous tensor (B, H, W, D) that the result is written to; it is not differentiable.
 
     Returns:
-        ``out``, or (B, H, W, D) in the dtype of ``x``. Made in C or in Triton, forward and backward, where
-        that backend can be used and takes these tensors, unless ``QMAMBA_BACKEND`` names another.
+        ``out``, or (B, H, W, D) in the dtype of ``x``. Forward and backward run in C or in Triton where that
+        backend takes these tensors, unless ``QMAMBA_BACKEND`` names another.
 
     Raises:
-        BackendError: ``QMAMBA_BACKEND`` names no backend, or one that cannot be used here.
+        BackendError: ``QMAMBA_BACKEND`` names an unknown backend, or one that cannot be used here.
     """
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D, *gate)
     if compiling():
@@ -81,19 +81,21 @@ def gated_scan(
 def _forward(
     tensors: Sequence[Tensor], routes: tuple[Route, ...], out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the gated sum to out (B, L, D); what the backward needs of LayerNorm, (B, K, L) twice, and the
-    mean of its rows (B, K, D)."""
+    """Write the gated sum to out (B, L, D); return what the backward needs.
+
+    That is mean and 1/σ of LayerNorm's rows, (B, K, L) each, and the mean of the normalised rows (B, K, D).
+    """
     x, gate, K = tensors[0], tensors[8:], len(routes)
     mean = out.new_empty(x.shape[0], K, out.shape[1])
     rstd, pooled = torch.empty_like(mean), out.new_empty(x.shape[0], K, x.shape[-1])
     weights = [w.detach().to(torch.float32) for w in gate]
-    for some in _some_images(x, K):
-        for few in _some_routes(x, K):
-            y = _routes_of(tensors, routes, some, few)
-            mean[some, few], rstd[some, few], pooled[some, few] = passes.moments(y)
+    for images in _groups_of_images(x, K):
+        for group in _groups_of_routes(x, K):
+            y = _routes_of(tensors, routes, images, group)
+            mean[images, group], rstd[images, group], pooled[images, group] = passes.moments(y)
             with without_autocast(x.device):
-                gates = route_gates(pooled[some, few], weights)
-            passes.gated_sum(y, gates, out[some], onto=few.start > 0)
+                gates = route_gates(pooled[images, group], weights)
+            passes.gated_sum(y, gates, out[images], onto=group.start > 0)
     return mean, rstd, pooled
 
 
@@ -111,21 +113,21 @@ class NativeGatedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # asked for once: under activation checkpointing they are made then
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them then
         tensors, gate = saved[:8], saved[8:14]
         mean, rstd, pooled = saved[14:]
         g_out = g_out.to(torch.float32).flatten(1, 2).contiguous()
-        rows: list[tuple[Tensor, ...]] = []  # gradients of x, dt, B, C of some images
-        sums: list[tuple[Tensor, ...]] = []  # theirs of all weights
-        for some in _some_images(tensors[0], len(ctx.routes)):
-            y = _routes_of(tensors, ctx.routes, some, slice(None))
+        rows: list[tuple[Tensor, ...]] = []  # gradients of x, dt, B, C, for a few images each
+        sums: list[tuple[Tensor, ...]] = []  # gradients of all weights, from the same images
+        for images in _groups_of_images(tensors[0], len(ctx.routes)):
+            y = _routes_of(tensors, ctx.routes, images, slice(None))
             with without_autocast(y.device):
                 gates, g_pooled, g_gate = gates_backward(
-                    pooled[some], gate, passes.gates_gradient(y, g_out[some])
+                    pooled[images], gate, passes.gates_gradient(y, g_out[images])
                 )
             g_norm = g_pooled / y.shape[2]
-            passes.routes_gradient(y, mean[some], rstd[some], gates, g_out[some], g_norm, out=y)
-            grads = _problem(tensors, ctx.routes, some, slice(None)).gradients(y)
+            passes.routes_gradient(y, mean[images], rstd[images], gates, g_out[images], g_norm, out=y)
+            grads = _problem(tensors, ctx.routes, images, slice(None)).gradients(y)
             rows.append(grads[:4])
             sums.append((*grads[4:], *g_gate))
         together = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*rows, strict=True)]
@@ -168,27 +170,27 @@ class TritonGatedScan(torch.autograd.Function):
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None)
 
 
-def _some_images(x: Tensor, routes: int) -> Iterator[slice]:
-    """As many images at a time as have their routes' outputs in the memory that is kept."""
+def _groups_of_images(x: Tensor, routes: int) -> Iterator[slice]:
+    """Yield slices of images whose routes' outputs fit the memory that is kept."""
     count = max(1, KEPT // (routes * x[0].numel()))
     return (slice(i, i + count) for i in range(0, x.shape[0], count))
 
 
-def _some_routes(x: Tensor, routes: int) -> Iterator[slice]:
-    """All at a time, but two for large images: a gate knows only its own route."""
+def _groups_of_routes(x: Tensor, routes: int) -> Iterator[slice]:
+    """Yield slices of routes: all at once, or pairs for large images. A gate depends on its route only."""
     count = routes if routes * x[0].numel() <= KEPT else 2
     return (slice(k, min(k + count, routes)) for k in range(0, routes, count))
 
 
-def _problem(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, some: slice) -> Problem:
+def _problem(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, group: slice) -> Problem:
     x, dt, B, C, *weights = tensors[:8]
-    grids = (x[images], *(v[images, :, :, some] for v in (dt, B, C)))
-    return Problem.of((*grids, *(w[some] for w in weights)), routes[some], merge=False)
+    grids = (x[images], *(v[images, :, :, group] for v in (dt, B, C)))
+    return Problem.of((*grids, *(w[group] for w in weights)), routes[group], merge=False)
 
 
-def _routes_of(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, some: slice) -> Tensor:
-    """The outputs of some routes of some images (b, k, L, D), float32, until they are asked for again."""
-    p = _problem(tensors, routes, images, some)
+def _routes_of(tensors: Sequence[Tensor], routes: tuple[Route, ...], images: slice, group: slice) -> Tensor:
+    """Return the outputs of a group of routes (b, k, L, D), float32, valid until the next call."""
+    p = _problem(tensors, routes, images, group)
     batch, height, width, channels = p.x.shape
     y = Scratch(p.x)("routes", (batch, len(p.routes), height * width, channels))
     p.call("forward", y=y)

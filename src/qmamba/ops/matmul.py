@@ -1,7 +1,7 @@
-"""A Linear of plain float32 tensors on a processor by oneDNN, which comes with torch.
+"""A Linear of plain float32 tensors on a CPU by oneDNN, which comes with torch.
 
-``F.linear`` is MKL's there, which takes its paths for AVX-512 on processors of its own maker only: on
-another's ``lqmamba-t`` took 0.88 to 0.93 of the time with oneDNN (a forward pass, one thread).
+``F.linear`` uses MKL there, which takes its AVX-512 paths on its own maker's CPUs only: on another's
+``lqmamba-t`` took 0.88 to 0.93 of the time with oneDNN (a forward pass, one thread).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``: x (…, I), weight (O, I) and bias (O) → (…, O), whatever computes it.
+    """Return ``F.linear`` of x (…, I), weight (O, I) and bias (O): (…, O).
 
-    Other devices and dtypes, autocast, tracers and modes that watch every operation get ``F.linear`` itself.
+    Other devices and dtypes, autocast, tracers and dispatch modes get ``F.linear`` itself.
     """
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if not _takes(tensors) or x.numel() == 0:
@@ -33,24 +33,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def plain(tensors: tuple[Tensor, ...], dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether these are ordinary tensors of these types on a processor, which nobody watches or casts."""
+    """Return whether these are plain CPU tensors of these dtypes, outside of tracers, modes and autocast."""
     return (
-        not watched()  # first: who traces need not look into the rest
+        not watched()  # first, so that tracers skip the rest
         and all(t.device.type == "cpu" and t.dtype in dtypes and type(t) in PLAIN for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
 def _takes(tensors: tuple[Tensor, ...]) -> bool:
-    enabled = bool(torch.backends.mkldnn.enabled)  # which a user can switch off
+    enabled = bool(torch.backends.mkldnn.enabled)  # users can switch it off
     return plain(tensors, (torch.float32,)) and enabled and _available()
 
 
 @lru_cache(maxsize=1)
 def _available() -> bool:
-    """Whether this torch has the operation and this processor AVX-512: with AVX2 nothing was gained."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    return there and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    """Return whether torch has the operation and the CPU AVX-512; with AVX2 there was no gain."""
+    exists = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    return exists and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,7 +61,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        of_x, of_weight = ctx.needs_input_grad[:2]  # nothing is kept for a gradient that nobody wants
+        of_x, of_weight = ctx.needs_input_grad[:2]  # keep only what the gradients asked for need
         ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _product(x, weight, bias)
 
@@ -71,6 +71,6 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = g.reshape(-1, g.shape[-1])
         g_x = linear(g, weight.t()) if of_x else None
-        # By torch's own product: oneDNN would be given copies of both.
+        # Not by oneDNN, which would need copies of both.
         g_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None
         return g_x, g_weight, rows.sum(0) if of_bias else None

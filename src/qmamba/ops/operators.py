@@ -1,8 +1,8 @@
-"""The scans as operators of torch's library: ``torch.compile`` takes each of them whole, without looking
-inside, and runs in its place what eager mode would run, the native kernel or torch's loop over rows.
+"""The scans as operators of torch's library, for ``torch.compile``.
 
-Routes go through an operator's schema as numbers, three a route. The backward is an operator of its own, and
-nothing but inputs is kept for it: that of the gated scan makes its forward once more.
+The compiler does not look inside an operator, and runs what eager mode would run: the native kernel, Triton's
+or torch's loop. Routes pass through an operator's schema as three integers each. The backward is an operator
+of its own, for which only inputs are kept: that of the gated scan recomputes its forward.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _gated(tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
 
 
 class _Context:
-    """What an ``autograd.Function`` keeps for its backward: within an operator there is no autograd."""
+    """Stand in for the context of an ``autograd.Function``: within an operator there is no autograd."""
 
     needs_input_grad = (True,)
     saved_tensors: tuple[Tensor, ...] = ()
@@ -57,7 +57,7 @@ class _Context:
 
 
 def _run(function: Any, *args: Any) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """The forward of an ``autograd.Function``, and its backward as a function of the cotangent."""
+    """Return the forward of an ``autograd.Function``, and its backward as a function of the cotangent."""
     context = _Context()
     out: Tensor = function.forward(context, *args)
     return out, lambda g: _gradients(function, context, g)
@@ -68,7 +68,7 @@ def _gradients(function: Any, context: _Context, g_out: Tensor) -> list[Tensor]:
 
 
 def _function(tensors: Sequence[Tensor], backend: str) -> Any:
-    """The ``autograd.Function`` of the backend for these tensors."""
+    """Return the ``autograd.Function`` of the backend for these tensors."""
     name = choose(tensors, backend)
     if name == "native" and usable(tensors):
         return NativeScan
@@ -81,16 +81,16 @@ def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 @library.custom_op("qmamba::selective_scan", mutates_args=())
 def scan_operator(tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str) -> Tensor:
-    """:func:`selective_scan`."""
+    """Call :func:`selective_scan`."""
     return _scan(tensors, routes, merge, backend).contiguous()
 
 
 @library.custom_op("qmamba::selective_scan_backward", mutates_args=())
 def scan_backward_operator(
     g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int], merge: bool, backend: str
-) -> List[Tensor]:  # noqa: UP006  # torch 2.5 knows it by this name only
-    """Its gradients of all tensors."""
-    context = _Context()  # as its forward leaves it, which keeps nothing but inputs
+) -> List[Tensor]:  # noqa: UP006  # the only name that torch 2.5 accepts
+    """Return the gradients of all tensors."""
+    context = _Context()  # as its forward leaves it: only inputs are kept
     context.save_for_backward(*tensors)
     context.routes, context.merge = _routes_of(routes), merge
     return _gradients(_function(tensors, backend), context, g_out)
@@ -98,13 +98,13 @@ def scan_backward_operator(
 
 @library.custom_op("qmamba::gated_scan", mutates_args=())
 def gated_operator(tensors: Sequence[Tensor], routes: Sequence[int]) -> Tensor:
-    """:func:`gated_scan`."""
+    """Call :func:`gated_scan`."""
     return _gated(tensors, routes).contiguous()
 
 
 @library.custom_op("qmamba::gated_scan_backward", mutates_args=())
 def gated_backward_operator(g_out: Tensor, tensors: Sequence[Tensor], routes: Sequence[int]) -> List[Tensor]:  # noqa: UP006
-    """Its gradients of all tensors."""
+    """Return the gradients of all tensors."""
     together = {NativeScan: NativeGatedScan, TritonScan: TritonGatedScan}.get(_function(tensors, "auto"))
     if together is not None:
         return _run(together, *tensors, _routes_of(routes))[1](g_out)

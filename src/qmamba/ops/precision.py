@@ -1,4 +1,4 @@
-"""Keeping an autocast out of what must be computed as precisely as its inputs allow."""
+"""Switch off autocast for computations that need the precision of their inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ USUAL = ("cpu", "cuda", "mps", "xpu")
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the caller's autocast does not act on this kind of device.
+    """Return a context in which the caller's autocast does not act on this kind of device.
 
-    Kinds that know no autocast (``meta``, say) refuse even to have it switched off.
+    Kinds without autocast (``meta``, for example) raise an error even when it is switched off.
     """
-    # The usual kinds know it, and are not asked about: the compiler of torch 2.11 cannot trace the question.
+    # The usual kinds have it; the compiler of torch 2.11 cannot trace the question whether they do.
     if device.type not in USUAL and not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

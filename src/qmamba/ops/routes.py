@@ -1,8 +1,8 @@
 """Routes: the orders in which a scan visits the positions of a grid.
 
 QMamba's cross-scan walks the whole grid by rows and by columns; LQMamba's local scan cuts the grid into
-windows first, so that neighbours in the picture stay neighbours in the sequence (paper, section 3.1 and
-Figure 1). Each of the two is walked forwards and backwards, which makes K = 4 routes.
+windows first, so that neighbours in the image stay neighbours in the sequence (paper, section 3.1 and
+Figure 1). Each is walked forwards and backwards, which makes K = 4 routes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ class Route:
     Args:
         axis: ``"row"`` visits row after row, ``"column"`` column after column. With windows, both the
             windows and the positions inside each window are visited that way.
-        window: side of the square windows that are finished one after the other; ``None`` for the whole
-            grid at once. Where a side is not a multiple of it, the border windows are smaller: no
-            position is invented.
+        window: side of the square windows that are visited one after the other; ``None`` for the whole grid
+            at once. Where a side is not a multiple of it, the border windows are smaller: nothing is padded.
         reverse: visit the same positions from the last to the first.
 
     >>> Route("row", window=2).order(2, 4).tolist()
@@ -39,33 +38,36 @@ class Route:
 
     def __post_init__(self) -> None:
         if self.axis not in ("row", "column"):
-            raise ValueError(f"a route's axis is 'row' or 'column', not {self.axis!r}")
+            raise ValueError(f"axis must be 'row' or 'column', got {self.axis!r}")
         if self.window is not None and self.window < 1:
-            raise ValueError(f"a route's window is a positive number of positions, not {self.window}")
+            raise ValueError(f"window must be a positive number of positions, got {self.window}")
 
     @property
     def forward(self) -> Route:
-        """The same route, walked forwards."""
+        """Return the same route, walked forwards."""
         return Route(self.axis, self.window)
 
     def order(self, height: int, width: int) -> Tensor:
-        """The route as a permutation: int64 (H·W,), whose t-th entry is the row-major index visited at t."""
+        """Return the permutation int64 (H·W,) whose t-th entry is the row-major index visited at t."""
         return torch.as_tensor(self.visits(height, width).copy(), device="cpu")
 
     def visits(self, height: int, width: int) -> np.ndarray:
-        """What `order` holds, read-only and kept. In numpy: tensors made under a default device, in inference
-        mode or while a graph is traced keep something of it, and must not be met again elsewhere."""
+        """Return the values of `order` as a read-only, cached array.
+
+        It is NumPy's: a tensor made under a default device, in inference mode or while tracing would carry
+        that state into other calls.
+        """
         return _order(self.axis, self.window, self.reverse, height, width)
 
 
 def cross_scan_routes() -> tuple[Route, ...]:
-    """QMamba's four routes, in the order that published VMamba weights depend on."""
+    """Return QMamba's four routes, in the order of published VMamba weights."""
     row, column = Route("row"), Route("column")
     return row, column, Route("row", reverse=True), Route("column", reverse=True)
 
 
 def local_scan_routes(window: int) -> tuple[Route, ...]:
-    """LQMamba's four routes over windows of ``window`` × ``window`` positions."""
+    """Return LQMamba's four routes over windows of ``window`` × ``window`` positions."""
     row, column = Route("row", window), Route("column", window)
     return row, column, Route("row", window, reverse=True), Route("column", window, reverse=True)
 
@@ -95,5 +97,5 @@ def _order(
 
 
 def _frozen(order: np.ndarray) -> np.ndarray:
-    order.flags.writeable = False  # many callers share it
+    order.flags.writeable = False  # callers share it
     return order

@@ -1,4 +1,4 @@
-"""Buffers that operations use again and again: on a processor fresh memory often costs more than the sums."""
+"""Buffers that operations reuse: on a CPU fresh memory often costs more than the arithmetic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ KEPT = 5 * 2**20  # elements of the largest buffer that is kept between calls
 
 
 class Scratch:
-    """Buffers by name, for one call of an operation; on a processor small ones stay for the thread, and
-    large ones until the :func:`workspace` ends that the thread is in."""
+    """Buffers by name, for one call of an operation.
+
+    On a CPU the thread keeps small ones, and large ones until its outermost :func:`workspace` ends.
+    """
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
@@ -24,20 +26,20 @@ class Scratch:
         self._large = _buffers("large", like.dtype) if plain and _depth() else {}
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
-        """An uninitialised buffer of this name and shape, valid until the name is asked for again."""
+        """Return an uninitialised buffer, valid until the next call with the same name."""
         size = math.prod(shape)
         buffers = self._kept if size <= KEPT else self._large
         buffer = buffers.get(name)
         if buffer is None or buffer.numel() < size:
             buffers.pop(name, None)
-            with torch.inference_mode(False):  # outside of it, tensors made in it cannot be written to
+            with torch.inference_mode(False):  # so that others can write to it
                 buffer = buffers[name] = self._like.new_empty(size)
         return buffer[:size].view(shape)
 
 
 @contextmanager
 def workspace() -> Iterator[None]:
-    """Within it large buffers are used again, too, until the outermost one of the thread ends."""
+    """Reuse large buffers, too, until the outermost workspace of the thread ends."""
     _local.depth = _depth() + 1
     try:
         yield

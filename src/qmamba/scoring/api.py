@@ -1,4 +1,4 @@
-"""Loading a scorer, and `score` for who needs no more than a number."""
+"""Load a scorer, and score images in one call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from PIL import Image
 
 from qmamba.adapters.host import DEFAULT_NAME
 from qmamba.errors import BackendError
+from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import Kind, Protocol
-from qmamba.scoring.pipeline import Column, ScoreOptions
 from qmamba.scoring.scorer import Scorer
+from qmamba.scoring.stream import Column, ScoreOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,47 +44,51 @@ def load(
 
     Args:
         name: a name from `qmamba.list_models()`, a checkpoint folder, or a Hub id "user/repository". Only a
-            Hub id can cause a download.
+            Hub id can cause a download, or a checkpoint that names base weights on the Hub.
         revision: branch, tag or commit of a Hub id.
         device: where to put the weights; the CPU by default.
         dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
-        local_files_only: for a Hub id, take it from the cache and never use the network.
+        local_files_only: take files of the Hub from the cache, and never use the network.
         protocol: "grid", "random", "whole", "scales", or a `Protocol`, in place of the checkpoint's own. A
             word keeps the checkpoint's other numbers. Measured results hold for its own protocol only.
         cache_dir: in place of the standard Hub cache.
         token: in place of the token that is logged in to the Hub.
         adapter: name, folder or Hub id of an adapter that was made for this model; active from the start,
-            under the name "default". More of them can be had with `Scorer.load_adapter`.
-        checkpointing: as a loss, keep less for the backward and compute it again there: the same gradients
-            in less memory and more time. `scorer.network.checkpointing` is the switch itself.
+            under the name "default". `Scorer.load_adapter` loads more of them.
+        checkpointing: with activation checkpointing, when the score is used as a loss: the same gradients in
+            less memory and more time. `scorer.network.checkpointing` switches it later.
 
     Returns:
         A frozen scorer.
 
     Raises:
-        UnknownModelError: when nothing answers to the name; near names are listed.
-        CheckpointError: for a checkpoint that is incomplete or damaged, or a bad protocol; AdapterError, one
-            of its kind, for an adapter that was made for another model.
-        HubError: when a Hub repository cannot be had.
-        BackendError: for a device or type that cannot be used here.
+        UnknownModelError: no model has this name; near names are listed.
+        CheckpointError: the checkpoint is incomplete or damaged; AdapterError, a kind of it, if the adapter
+            was made for another model.
+        HubError: a Hub repository cannot be reached, or is not in the cache.
+        ArgumentError: an unknown protocol.
+        BackendError: the device or type cannot be used here.
     """
     from qmamba.checkpoints import load_checkpoint
     from qmamba.checkpoints.locate import resolve
 
+    use_one_thread_in_forked_child()
     folder = resolve(
         name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
     )
-    network, config = load_checkpoint(folder)
+    network, config = load_checkpoint(
+        folder, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+    )
     if isinstance(protocol, Protocol):
         config = config.replace(protocol=protocol)
     elif protocol is not None:
         config = config.replace(protocol=config.protocol.as_kind(protocol))
     if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype!r}")
+        raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype!r}")
     try:
         network = network.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        # torch explains at length; its first line names the cause.
+        # torch's first line names the cause.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BackendError(
             f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
@@ -96,7 +101,16 @@ def load(
     return scorer
 
 
-_DEFAULT_LOCK = threading.Lock()
+_default_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold the lock at a fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @functools.cache
@@ -117,7 +131,7 @@ def score(images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tenso
 def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
     """Score one image, or each of a sequence, with the embedded model.
 
-    The model is read once per process, at the first call. For another model, device or protocol see `load`.
+    The model is loaded once per process, at the first call. For another model, device or protocol see `load`.
 
     Args:
         images: one image or a sequence of images; see `Scorer.score`.
@@ -131,6 +145,6 @@ def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
         ImageError: as `Scorer.score`.
     """
     # functools.cache alone would let two threads load the model at once.
-    with _DEFAULT_LOCK:
+    with _default_lock:
         scorer = _default()
     return scorer.score(images, **options)

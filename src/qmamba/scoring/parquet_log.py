@@ -1,4 +1,4 @@
-"""Scores in a folder of parquet files, written while they come, so that a run that was ended goes on."""
+"""Scores in a folder of parquet files, written in parts, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from qmamba.checkpoints.safetensors_file import replace_file
 from qmamba.errors import ScoresError
+from qmamba.scoring.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from qmamba.scoring.scorer import Scorer
 
 PART_ROWS, PART_SECONDS = 2000, 60.0
-"""A part is written when it has so many rows, or so long after the last one."""
+"""A part is written when it has this many rows, or this many seconds after the last one."""
 
 _SETTINGS = b"qmamba"  # key of the files' metadata
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies: a file; or in a file of many, the how-manieth it is, counted from 0, and its name.
+    """Identity of an image: its file, and in a file of many images its zero-based index and its name.
 
     Two places are the same image when path and index are equal.
     """
@@ -38,7 +39,7 @@ class Place:
 
 
 def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
-    """What decides scores and errors, as JSON holds it: rows of two runs may lie together if it is equal."""
+    """Return all that decides scores and errors, ready for JSON; rows of two runs may mix if it is equal."""
     from qmamba.images import MAX_PIXELS
 
     config = scorer.adapter_config
@@ -55,25 +56,26 @@ def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
 
 
 class ScoreParts:
-    """A folder of parquet files with a row for each image, once each.
+    """A folder of parquet files with one row per image.
 
-    Columns: `path` (text; bytes of a name that are not UTF-8 are escaped), `index` and `member` (place and
-    name of an image in a file of many, else null), `score` (float32) and `error` (text), of which one is
-    null, and `path_bytes` (null but for a path that is not UTF-8).
+    Columns: `path` (text; bytes of a name that are not UTF-8 are escaped), `index` and `member` (zero-based
+    index and name of an image in a file of many, else null), `score` (float32) and `error` (text), of which
+    one is null, and `path_bytes` (null unless the path is not UTF-8).
 
-    Each file appears as a whole or not at all. As a context it writes, at its end, what is not written yet,
-    also when it ends by an error.
+    Each file is written completely or not at all. The end of the context writes the rows that are left, also
+    after an error, and lets other processes write to the folder.
 
     Args:
-        folder: where to; made when there is something to write.
+        folder: is created if it does not exist, and removed again if there was no row to write.
         settings: of `settings_of`.
-        resume: go on from what is there; else a folder with parts is refused.
+        resume: continue with the rows of earlier runs; otherwise a folder with parts is refused.
 
     Attributes:
-        rows, failed: how many rows there are, and how many of them have an error; earlier runs' too.
+        rows, failed: number of rows, and of those with an error, including those of earlier runs.
 
     Raises:
-        ScoresError: parts that are damaged, or of other settings; no pyarrow; a file in the folder's place.
+        ScoresError: another process writes to the folder; parts are damaged, or of other settings; pyarrow is
+            not installed; the folder is a file.
     """
 
     def __init__(
@@ -88,13 +90,18 @@ class ScoreParts:
         self._waiting: list[dict[str, Any]] = []
         self._written = time.monotonic()
         if self.folder.exists() and not self.folder.is_dir():
-            raise ScoresError(f"{self.folder}: a file; give the folder that the scores are to lie in")
-        parts = sorted(self.folder.glob("*.parquet"))
-        if parts and not resume:
-            raise ScoresError(f"{self.folder}: scores are there already; give another folder, or go on")
-        self._next = len(parts)
-        for part in parts:
-            self._read(part)
+            raise ScoresError(f"{self.folder}: must be a folder, got a file; give a folder for the scores")
+        self._lock = FolderLock(self.folder)  # before reading: nobody may add rows after it
+        try:
+            parts = sorted(self.folder.glob("*.parquet"))
+            if parts and not resume:
+                raise ScoresError(f"{self.folder}: holds scores already; give another folder, or resume")
+            self._next = len(parts)
+            for part in parts:
+                self._read(part)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> ScoreParts:
         return self
@@ -102,18 +109,21 @@ class ScoreParts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
 
     def __contains__(self, place: Place) -> bool:
-        """Whether an image has its row."""
+        """Return whether an image has a row."""
         return place.path in self._files if place.index is None else place.index in self.done_in(place.path)
 
     def done_in(self, path: bytes) -> set[int]:
-        """Which images of a file of many have their rows."""
+        """Return the indices of those images in a file of many that have rows."""
         return self._members.get(path, set())
 
     def add(self, place: Place, score: float | None, error: str | None) -> bool:
-        """A row for an image, which is written with others; False when the image has one already."""
+        """Add a row, which is written later with others; return False if the image has one already."""
         if place in self:
             return False
         self._mark(place.path, place.index)
@@ -128,7 +138,7 @@ class ScoreParts:
         return True
 
     def flush(self) -> None:
-        """Write the rows that are waiting.
+        """Write the rows that are not written yet.
 
         Raises:
             ScoresError: the folder cannot be written.
@@ -138,7 +148,7 @@ class ScoreParts:
         table = self._arrow.Table.from_pylist(self._waiting, schema=self._schema())
         buffer = io.BytesIO()
         self._parquet.write_table(table, buffer, compression="zstd")
-        # A name of its own, so that no run writes over another's part.
+        # A unique name: no run overwrites another's part.
         name = f"part-{self._next:06d}-{uuid.uuid4().hex[:8]}.parquet"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +180,7 @@ class ScoreParts:
                 table = file.read(["path", "index", "error", "path_bytes"])
         except (OSError, ValueError, KeyError, self._arrow.ArrowException) as error:
             raise ScoresError(
-                f"{part}: damaged, or no scores; delete it, and its images are scored again"
+                f"{part}: damaged, or not a file of scores; delete it, and its images are scored again"
             ) from error
         if settings != self._settings:
             why = _difference(settings, self._settings)
@@ -184,7 +194,7 @@ class ScoreParts:
 
 
 def _text_of(path: bytes) -> tuple[str, bytes | None]:
-    """A path as text, and its bytes where the text does not say them."""
+    """Return a path as text, and its bytes where they are not UTF-8."""
     try:
         return path.decode(), None
     except UnicodeDecodeError:
@@ -192,14 +202,14 @@ def _text_of(path: bytes) -> tuple[str, bytes | None]:
 
 
 def _difference(theirs: str, ours: str) -> str:
-    """Which setting the rows that are there were not made with."""
+    """Return which setting differs between the rows in the folder and this run."""
     if not theirs:
         return "holds other parquet files"
     before, now = json.loads(theirs), json.loads(ours)
     key = next((key for key in now if before.get(key) != now[key]), "format")
     shown = [repr(side.get(key)) for side in (before, now)]
-    told = f"{key} was {shown[0]} and is {shown[1]}" if max(map(len, shown)) <= 70 else f"{key} is another"
-    return f"its scores were made with other settings ({told})"
+    change = f"{key} was {shown[0]} and is {shown[1]}" if max(map(len, shown)) <= 70 else f"{key} differs"
+    return f"its scores were made with other settings ({change})"
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -1,25 +1,55 @@
-"""What surrounds the network in `qmamba.scoring`: checks, decoding ahead, errors that say where."""
+"""From pixels to the raw parts of a score: what every use of a network on an image has in common.
+
+`crops` is the only place where an image is cut, and `raw_parts` the only place where a network sees the cuts.
+Scores, maps, features and training differ in what they do with the raw parts.
+"""
 
 from __future__ import annotations
 
-import math
 import numbers
-import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from qmamba.errors import ImageError
-from qmamba.images import MAX_PIXELS, decode, label
-from qmamba.protocol import View, Window
+from qmamba.errors import ArgumentError, CapabilityError
+from qmamba.images import MAX_PIXELS, Preprocessing
+from qmamba.models.registry import Output
+from qmamba.ops.fork import use_one_thread_in_forked_child
+from qmamba.ops.precision import without_autocast
+from qmamba.protocol import Protocol, View, Window, check_aspect, resize, unit, views
+from qmamba.scoring.stream import decode_ahead, outcome, senseless
 
-Decoded: TypeAlias = tuple[torch.Tensor, str]
-"""The pixels of an image, and what messages call it."""
+__all__ = [
+    "CropScores",
+    "Crops",
+    "RawParts",
+    "crops",
+    "decode_ahead",
+    "outcome",
+    "pixel_limit",
+    "quality",
+    "raw_parts",
+    "senseless",
+]
 
-LOWEST, HIGHEST = -0.5, 1.5  # beyond these a batch is not in [0, 1] by mistake, not by overshoot
+T = TypeVar("T")
+
+
+class RawParts(NamedTuple):
+    """The parts of an image's score before calibration.
+
+    Attributes:
+        windows: (top, left, height, width) of each crop, in pixels of the image.
+        raw: (n,) float32 on the CPU, raw quality.
+        weights: (n,) float32 on the CPU, the share of each crop in the score; they sum to 1.
+    """
+
+    windows: list[Window]
+    raw: Tensor
+    weights: Tensor
 
 
 class CropScores(NamedTuple):
@@ -28,12 +58,12 @@ class CropScores(NamedTuple):
     Attributes:
         windows: (top, left, height, width) of each crop, in pixels of the image.
         scores: (n,) float32 on the CPU, calibrated.
-        weights: (n,) float32, what each part counts; they sum to 1.
+        weights: (n,) float32 on the CPU, the share of each crop in the score; they sum to 1.
     """
 
     windows: list[Window]
-    scores: torch.Tensor
-    weights: torch.Tensor
+    scores: Tensor
+    weights: Tensor
 
     @property
     def mean(self) -> float:
@@ -42,136 +72,148 @@ class CropScores(NamedTuple):
 
     @property
     def std(self) -> float:
-        """How far the parts lie apart: the weighted standard deviation; 0 for a single part."""
+        """Weighted standard deviation of the crops' scores; 0 for a single crop."""
         centred = self.scores - (self.weights * self.scores).sum()
         return float((self.weights * centred.square()).sum().sqrt())
 
 
-class Column(Protocol):
-    """A pandas Series, which need not be installed to be spoken of."""
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Where some crops of an image lie, at one of its sizes, and what they count; their pixels are not kept.
 
-    @property
-    def iloc(self) -> Any: ...
+    Attributes:
+        view: the size, and all windows at this size.
+        windows: those of these crops, in pixels of the view.
+        weight: the share of each crop in the image's score.
+    """
+
+    view: View
+    windows: Sequence[Window]
+    weight: float
 
 
-def parts_of(seen: Sequence[View], scores: Sequence[torch.Tensor], height: int, width: int) -> CropScores:
-    """The parts of an image of this size, from the scores of its views' crops in their order."""
-    return CropScores(
-        [view.in_image(box, height, width) for view in seen for box in view.windows],
-        torch.cat(list(scores)).cpu(),
-        torch.tensor(
-            [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows],
-            dtype=torch.float32,
-            device="cpu",
-        ),
+def crops(
+    pixels: Tensor,
+    protocol: Protocol,
+    *,
+    device: torch.device | None = None,
+    batch_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    name: str = "image",
+) -> Iterator[tuple[Crops, Tensor]]:
+    """Yield crops of an image and their pixels (..., n, 3, h, w), float32 in [0, 1].
+
+    They come in the order of the image's views and their windows.
+
+    Args:
+        pixels: (..., 3, H, W), uint8, or float in [0, 1]; crops are differentiable to floats.
+        protocol: decides sizes and windows.
+        device: of the crops; by default that of the pixels.
+        batch_size: crops at a time; by default all of a view.
+        max_pixels: the maximum height × width of an enlarged image.
+        name: what an error calls the image.
+
+    Raises:
+        ImageError: the image is too thin, or would exceed `max_pixels` when enlarged.
+    """
+    check_aspect(int(pixels.shape[-2]), int(pixels.shape[-1]), name)
+    seen = views(int(pixels.shape[-2]), int(pixels.shape[-1]), protocol)
+    for view in seen:
+        whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
+        weight = 1 / (len(seen) * len(view.windows))
+        step = len(view.windows) if batch_size is None else batch_size
+        for start in range(0, len(view.windows), step):
+            windows = view.windows[start : start + step]
+            cut = [whole[..., top : top + h, left : left + w] for top, left, h, w in windows]
+            # (..., 3, h, w) each; moved to the device as bytes where the image has bytes
+            images = torch.stack(cut, dim=-4)
+            images = images if device is None else images.to(device)
+            yield Crops(view, windows, weight), unit(images)
+
+
+def raw_parts(
+    network: Callable[[Tensor], T],
+    pixels: Tensor,
+    protocol: Protocol,
+    preprocessing: Preprocessing,
+    *,
+    weight: Tensor,
+    batch_size: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    name: str = "image",
+) -> Iterator[tuple[Crops, T]]:
+    """Yield the crops of one image, and what a network returns for them; no gradients.
+
+    Crops of one image make a batch, and no autocast acts: the bits of a result depend on the image and the
+    weights only. Tensors are made in inference mode; an operation outside of it, such as `torch.cat`, gives
+    ordinary ones.
+
+    Args:
+        network: takes normalised images (n, 3, h, w), on the device and in the type of `weight`.
+        pixels: (3, H, W), uint8, or float in [0, 1].
+        protocol: decides the crops.
+        preprocessing: applied to each crop.
+        weight: any parameter of the network.
+        batch_size: crops per forward pass.
+        max_pixels, name: as for `crops`.
+
+    Raises:
+        ImageError: the enlarged image would exceed `max_pixels`.
+    """
+    use_one_thread_in_forked_child()
+    cut = crops(
+        pixels, protocol, device=weight.device, batch_size=batch_size, max_pixels=max_pixels, name=name
     )
+    while True:
+        # Entered anew for each batch: a context held across `yield` would act on the caller.
+        with torch.inference_mode(), without_autocast(weight.device):
+            part, images = next(cut, (None, weight))
+            if part is None:
+                return
+            result = network(preprocessing(images).to(weight.dtype))
+        yield part, result
 
 
-class ScoreOptions(TypedDict, total=False):
-    """Options of `Scorer.score`, which documents them."""
+def windows_and_weights(parts: Sequence[Crops], height: int, width: int) -> tuple[list[Window], Tensor]:
+    """Return all crops' windows in pixels of an image of this size, and their shares (n,) in its score."""
+    windows = [part.view.in_image(window, height, width) for part in parts for window in part.windows]
+    shares = [part.weight for part in parts for _ in part.windows]
+    return windows, torch.tensor(shares, dtype=torch.float32, device="cpu")
 
-    on_error: Literal["raise", "nan"]
-    batch_size: int
-    progress: bool
-    max_pixels: int | None
-    return_std: bool
-    adapters: Sequence[str | None] | None
+
+def quality(outputs: Tensor, output: Output) -> Tensor:
+    """Return the raw quality (N,) float32 in a network's outputs.
+
+    Args:
+        outputs: (N, 1) for "number"; (N, L), logits of levels from the worst to the best, for "levels". The
+            quality of a distribution is its mean, with the levels at even distances from 0 to 1.
+        output: kind of the outputs.
+
+    Raises:
+        CapabilityError: the outputs are words.
+
+    Examples:
+        >>> quality(torch.tensor([[0.0, 0.0, 0.0], [-9.0, -9.0, 9.0]]), "levels")
+        tensor([0.5000, 1.0000])
+    """
+    if output == "number":
+        return outputs[:, 0].to(torch.float32)
+    if output == "words":
+        raise CapabilityError("a model that answers in words has no score; use a model of numbers or levels")
+    shares = outputs.to(torch.float32).softmax(dim=1)  # (N, L)
+    levels = torch.linspace(0, 1, shares.shape[1], dtype=torch.float32, device=shares.device)
+    return shares @ levels
 
 
 def pixel_limit(batch_size: int, max_pixels: int | None, workers: int = 1) -> int:
-    """Check the numbers; the limit, which is the default one for None."""
+    """Check these numbers, and return `max_pixels` or its default.
+
+    Raises:
+        ArgumentError: one of them is not an integer of at least 1.
+    """
     for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels), ("workers", workers)):
         if value is not None and (
             not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1
         ):
-            raise ImageError(f"{name} must be an integer of at least 1, not {value!r}")
+            raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
     return MAX_PIXELS if max_pixels is None else max_pixels
-
-
-def check_batch(batch: torch.Tensor) -> None:
-    """Refuse what is not a batch of images; cheap, and silent while a compiler traces."""
-    if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[1] != 3:
-        given = f"shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else type(batch).__name__
-        raise ImageError(f"batch: expected a tensor (B, 3, H, W), not {given}; use .score() for other inputs")
-    if batch.layout != torch.strided:
-        raise ImageError(f"batch: only dense tensors hold images, not {batch.layout}; call .to_dense()")
-    if not batch.dtype.is_floating_point:
-        raise ImageError(
-            f"batch: expected floats in [0, 1], not {batch.dtype}; divide by 255, or use .score()"
-        )
-    if batch.numel() == 0 or batch.is_meta or torch.compiler.is_compiling():
-        return
-    low, high = (float(bound) for bound in batch.detach().aminmax())
-    if not (low >= LOWEST and high <= HIGHEST):
-        what = "NaN" if math.isnan(low) else f"values from {low:.4g} to {high:.4g}"
-        raise ImageError(f"batch: {what} in place of values in [0, 1]; rescale it, and do not normalise it")
-
-
-def decode_ahead(images: Iterator[Any], max_pixels: int, workers: int = 1) -> Iterator[Decoded | ImageError]:
-    """Decode images in order in other threads, one each ahead of what is asked for; errors come as values."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode") as pool:
-
-        def submit() -> Future[Decoded | ImageError] | None:
-            try:
-                return pool.submit(_decode, next(images), max_pixels)
-            except StopIteration:
-                return None
-            except Exception as error:
-                # The caller's iterator has failed: raised in its turn, so that the image before is still
-                # scored.
-                failed: Future[Decoded | ImageError] = Future()
-                failed.set_exception(error)
-                return failed
-
-        # Not the pool's own map, which would read an endless iterator to its end.
-        ahead: deque[Future[Decoded | ImageError] | None] = deque(submit() for _ in range(workers))
-        while (first := ahead.popleft()) is not None:
-            decoded = first.result()
-            ahead.append(submit())
-            yield decoded
-
-
-def _decode(image: Any, max_pixels: int) -> Decoded | ImageError:
-    try:
-        return decode(image, max_pixels=max_pixels), label(image)
-    except ImageError as error:
-        return error
-    except MemoryError:  # of one image: the next may be smaller
-        return ImageError(f"{label(image)}: not enough memory to decode it; shrink it or lower max_pixels")
-
-
-def located(error: ImageError, index: int, scores: torch.Tensor) -> ImageError:
-    """The same error, saying which input it is about, with the scores computed so far."""
-    found = type(error)(f"input {index}: {error}")
-    found.__cause__ = error
-    found.__dict__.update(index=index, scores=scores)
-    return found
-
-
-def as_given(scores: torch.Tensor, images: Any) -> Any:
-    """The scores, as a Series with the index of the images if these are a Series: pandas aligns by it."""
-    pandas: Any = sys.modules.get("pandas")  # who has a Series has imported it
-    if pandas is None or not isinstance(images, pandas.Series):
-        return scores
-    return pandas.Series(scores.numpy(), index=images.index)
-
-
-def outcome(result: float | ImageError) -> tuple[float | None, str | None]:
-    """A result as rows have it: its score and its error, of which one is None."""
-    if not isinstance(result, ImageError):
-        if math.isfinite(result):
-            return float(result), None
-        result = senseless(result)
-    return None, str(result)
-
-
-def senseless(score: float) -> ImageError:
-    """The error for an image whose score is no number."""
-    return ImageError(f"the model gave {score}: its weights may be damaged")
-
-
-def with_bar(results: Iterator[Any], total: int) -> Iterator[Any]:
-    """The same results, with a bar on stderr."""
-    from tqdm import tqdm
-
-    return iter(tqdm(results, total=total, unit=" images"))

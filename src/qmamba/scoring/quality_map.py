@@ -1,4 +1,4 @@
-"""Where the score of an image comes from: the network's positions, each with what it adds."""
+"""Maps of quality: what each position of a network adds to the score of an image."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qmamba.calibration import Calibration
-from qmamba.errors import BackendError
-from qmamba.models.qmamba import QMamba
+from qmamba.calibration import Calibration, Scale
+from qmamba.checkpoints import ModelConfig
+from qmamba.errors import CapabilityError
+from qmamba.models.capabilities import Positions, require
 from qmamba.protocol import View, Window
+from qmamba.scoring.pipeline import Crops, CropScores, windows_and_weights
 
-COARSE = 48  # values along the longer side of a map that is drawn small
-LEAST_REACH = 0.1  # how far from the score a scale of colours goes at least
+COARSE = 48  # values along the longer side of a small map
+LEAST_REACH = 0.1  # minimum half width of a colour scale, as a share of the range of scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QualityMap:
-    """What each position of the network adds to an image's score.
+    """What each position of a network adds to an image's score.
 
-    The head of a network takes the mean of what its positions say, and a score is the mean over the parts of
-    the protocol. So a score is a weighted sum: `(scores * shares).sum()` is `score`. For a part with the
-    score s, whose positions say q with the mean r, the score of a position is s + c · (q - r), where c is
-    the derivative of the calibration at r.
+    The head of a network takes the mean over its positions, and a score is the mean over the parts of the
+    protocol: so a score is a weighted sum, and `(scores * shares).sum()` is `score`. For a part with the
+    score s, whose positions have the values q with the mean r, the score of a position is s + c · (q - r),
+    where c is the derivative of the score with respect to r.
 
-    A map shows where a score comes from. It is no set of independent ratings: the network mixes all
-    positions before they speak, so a position knows of the whole part that it lies in, and a window cut out
-    and rated by itself would get another score. Scores of positions are on the scale of the whole and may
-    leave [0, 1].
+    A map shows where a score comes from. It is no set of independent ratings: the network mixes all positions
+    before its head, so that a position depends on the whole part that it lies in, and a window that is cut
+    out and scored by itself gets another score. Scores of positions may leave the range of scores.
 
     Attributes:
         height, width: of the image, in pixels.
-        score: the image's score, as `Scorer.score` gives it.
-        windows: n times (top, left, height, width), in pixels of the image: the cell of a position, all
-            pixels that are nearest to its centre. Cells of different parts overlap.
-        scores: (n,) float32 on the CPU, the value of each position; higher is better.
-        shares: (n,) float32 on the CPU, what each counts in the score; they sum to 1.
+        score: the image's score, as `Scorer.score` returns it.
+        windows: n times (top, left, height, width), in pixels of the image: the cell of a position, which is
+            all pixels that are nearest to its centre. Cells of different parts overlap.
+        scores: (n,) float32 on the CPU, the value of each position.
+        shares: (n,) float32 on the CPU, the weight of each position in the score; they sum to 1.
         parts: per size of the protocol, and per crop of it, the values as a grid (h, w) float32.
         views: the sizes and crops that the parts belong to.
+        span: width of the range of scores.
     """
 
     height: int
@@ -52,33 +54,34 @@ class QualityMap:
     shares: Tensor
     parts: tuple[tuple[Tensor, ...], ...]
     views: tuple[View, ...]
+    span: float = 1.0
 
     def coarse(self) -> np.ndarray:
-        """`image` with a longer side of `COARSE`, which shows all that there is to see."""
+        """Return `image` with a longer side of `COARSE`, which is fine enough for all positions."""
         scale = COARSE / max(self.height, self.width)
         return self.image(*(max(1, round(side * scale)) for side in (self.height, self.width)))
 
     def limits(self) -> tuple[float, float]:
-        """Where a scale of colours begins and ends, in scores.
+        """Return the ends of a colour scale, in scores.
 
-        Equally far below and above the score, so that its colour is the middle one: as far as the value that
-        is farthest from it on the smooth map, and at least `LEAST_REACH`, or noise would look like damage.
+        The scale is centred on the score and reaches to the value of the smooth map that is farthest from it,
+        and at least `LEAST_REACH` of the range: with less, noise would look like damage.
         """
-        reach = max(LEAST_REACH, float(np.nanmax(np.abs(self.coarse() - self.score))))
+        reach = max(LEAST_REACH * self.span, float(np.nanmax(np.abs(self.coarse() - self.score))))
         return self.score - reach, self.score + reach
 
     def image(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The map as a picture, smooth and for display only: it does not sum to the score.
+        """Return the map as a smooth picture, for display only: it does not sum to the score.
 
-        Values lie at the centres of their cells, with straight lines between them; crops that overlap are
-        averaged, and so are the sizes that the protocol looks at.
+        Values lie at the centres of their cells and are interpolated linearly; crops that overlap are
+        averaged, and so are the sizes of the protocol.
 
         Args:
             height, width: of the picture, in pixels; by default those of the image.
 
         Returns:
-            (height, width) float32, on the scale of scores. NaN where no part of the protocol lies: a grid
-            leaves gaps in very large images, and random crops leave many.
+            (height, width) float32, in scores. NaN where no part of the protocol lies: a grid leaves gaps in
+            very large images, and random crops leave many.
 
         Examples:
             >>> import qmamba
@@ -94,61 +97,69 @@ class QualityMap:
             seen = ~mean.isnan()
             total[seen] += mean[seen]
             count += seen
-        picture: np.ndarray = (total / count).numpy()  # 0 / 0 is NaN, where nothing was looked at
+        picture: np.ndarray = (total / count).numpy()  # 0 / 0 is NaN, outside all parts
         return picture
 
 
-def mappable(network: nn.Module) -> QMamba:
-    """The network, if it is one whose positions can be asked.
+def mappable(network: nn.Module, config: ModelConfig) -> Positions:
+    """Return the network, once it is known that its positions can be shown on an image.
 
     Raises:
-        BackendError: it is none that `create_model` builds.
+        CapabilityError: it does not give values of positions, or its inputs are no windows of the image.
     """
-    if not isinstance(network, QMamba):
-        raise BackendError(f"maps are for networks of create_model, not for a {type(network).__name__}")
-    return network
+    found = require(network, Positions, "quality map")
+    if config.output != "number":
+        raise CapabilityError(f"no quality map of {config.name!r}: its output is {config.output}, no number")
+    crop, kind = (config.protocol.crop,) * 2, config.protocol.kind
+    if config.preprocessing.size not in (None, crop if kind in ("grid", "random") else None):
+        raise CapabilityError(
+            f"no quality map of {config.name!r}: its preprocessing resizes crops; "
+            'use protocol="grid" with crops of its input size'
+        )
+    return found
 
 
-def local_values(raw: Tensor, said: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """Scores (N,) of crops with the raw quality (N,), and their positions' values, whose means they are.
+def local_values(raw: Tensor, positions: Tensor, scale: Calibration | Scale) -> tuple[Tensor, Tensor]:
+    """Return scores of crops (N,), and values of their positions (N, h, w), whose means they are; float32.
 
     Args:
-        raw: (N,) float32.
-        said: (N, h, w), of any floating type: what the positions say, with the mean `raw` but for rounding.
-        calibration: of the network, or of the adapter.
-
-    Returns:
-        (N,) and (N, h, w), float32.
+        raw: (N, 1), raw quality.
+        positions: (N, h, w), any floating type: what each position adds to it; their mean is `raw`, up to
+            rounding.
+        scale: from raw quality to scores.
     """
-    scores, slopes = calibration(raw), calibration.derivative(raw)
-    # Their own mean, so that values sum to the score however coarsely a narrow type has rounded.
-    wide = said.to(torch.float32)
-    away = wide - wide.mean(dim=(1, 2), keepdim=True)
-    return scores, scores[:, None, None] + slopes[:, None, None] * away
+    quality = raw[:, 0].to(torch.float32)
+    scores, slopes = scale(quality), scale.derivative(quality)
+    # Centred on their own mean: values then sum to the score however coarsely a narrow type has rounded.
+    wide = positions.to(torch.float32)
+    centred = wide - wide.mean(dim=(1, 2), keepdim=True)
+    return scores, scores[:, None, None] + slopes[:, None, None] * centred
 
 
 def assembled(
-    height: int, width: int, seen: Sequence[View], values: Sequence[Tensor], score: float
+    height: int, width: int, looked: Sequence[tuple[Crops, tuple[Tensor, Tensor]]], span: float = 1.0
 ) -> QualityMap:
-    """The map of an image of this size, from the values of its views' crops, (h, w) each, in their order."""
+    """Return the map of an image of this size from its crops, each with the result of `local_values`."""
+    parts, results = zip(*looked, strict=True)
+    crop_windows, weights = windows_and_weights(parts, height, width)
+    crop_scores = CropScores(crop_windows, torch.cat([scores for scores, _ in results]).cpu(), weights)
     windows: list[Window] = []
-    scores, shares, parts = [], [], []
-    rest = iter(values)
-    for view in seen:
-        grids = tuple(next(rest) for _ in view.windows)
-        for box, grid in zip(view.windows, grids, strict=True):
-            windows += (view.in_image(cell, height, width) for cell in _cells(box, *grid.shape))
-            scores.append(grid.flatten())
-            share = 1 / (len(seen) * len(view.windows) * grid.numel())
-            shares.append(torch.full((grid.numel(),), share, device="cpu"))
-        parts.append(grids)
+    values, shares = [], []
+    grids: dict[int, list[Tensor]] = {}  # by view, which two sizes of a protocol may have equal
+    for part, (_, local) in looked:
+        for box, grid in zip(part.windows, local.cpu().clone(), strict=True):
+            windows += (part.view.in_image(cell, height, width) for cell in _cells(box, *grid.shape))
+            values.append(grid.flatten())
+            shares.append(torch.full((grid.numel(),), part.weight / grid.numel(), device="cpu"))
+            grids.setdefault(id(part.view), []).append(grid)
     return QualityMap(
-        height, width, score, windows, torch.cat(scores), torch.cat(shares), tuple(parts), tuple(seen)
-    )
+        height, width, crop_scores.mean, windows, torch.cat(values), torch.cat(shares),
+        tuple(map(tuple, grids.values())), tuple({id(part.view): part.view for part in parts}.values()), span,
+    )  # fmt: skip
 
 
 def _stride(length: int, count: int) -> int:
-    """Pixels between positions: the power of two of which `count`, rounded up, make the length."""
+    """Return the pixels between positions: the power of two with ceil(length / stride) = count."""
     stride = 1
     while -(-length // stride) > count:
         stride *= 2
@@ -156,7 +167,7 @@ def _stride(length: int, count: int) -> int:
 
 
 def _cells(box: Window, rows: int, columns: int) -> Iterator[Window]:
-    """The cells of a crop's positions, row by row, in the pixels that the crop is given in."""
+    """Yield the cells of a crop's positions, row by row, in the pixels of the crop's view."""
     top, left, height, width = box
     for first, last in _edges(height, rows):
         for start, stop in _edges(width, columns):
@@ -164,14 +175,14 @@ def _cells(box: Window, rows: int, columns: int) -> Iterator[Window]:
 
 
 def _edges(length: int, count: int) -> list[tuple[int, int]]:
-    """Where cells begin and end. Strided convolutions with padding centre position i on pixel i · stride."""
+    """Return start and end of each cell. Strided convolutions centre position i on pixel i · stride."""
     stride = _stride(length, count)
     cuts = [0, *(stride * i - stride // 2 for i in range(1, count)), length]
     return list(pairwise(cuts))
 
 
 def _drawn(view: View, values: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """The mean of a view's crops, (height, width), NaN where none lies."""
+    """Return the mean of a view's crops, (height, width), NaN outside all crops."""
     total, count = (torch.zeros(height, width, device="cpu") for _ in range(2))
     for (top, left, tall, wide), grid in zip(view.windows, values, strict=True):
         rows, across = _weights(height, view.height, top, tall, grid.shape[0])
@@ -182,13 +193,13 @@ def _drawn(view: View, values: Sequence[Tensor], height: int, width: int) -> Ten
 
 
 def _weights(pixels: int, length: int, start: int, extent: int, count: int) -> tuple[slice, Tensor]:
-    """Which of `pixels` along a side lie in a crop, and (those, count): what each position counts there.
+    """Return the pixels of one side that lie in a crop, and the weights (pixels, count) of its positions.
 
     Args:
-        pixels: of the picture along this side.
-        length: of the view along it, which the picture shows.
+        pixels: length of the picture's side.
+        length: length of the view's side, in pixels of the view.
         start, extent: of the crop, in pixels of the view.
-        count: of the crop's positions.
+        count: number of the crop's positions.
     """
     places = (torch.arange(pixels, dtype=torch.float64, device="cpu") + 0.5) * (length / pixels) - start
     inside = ((places >= 0) & (places < extent)).nonzero()[:, 0]

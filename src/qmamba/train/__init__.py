@@ -1,18 +1,25 @@
-"""Training: ratings in, a checkpoint folder out, or an adapter's."""
+"""Training: from ratings to a checkpoint folder or an adapter.
+
+A training is a :class:`Task`, which :func:`fit` runs.
+"""
 
 from __future__ import annotations
 
 from .adaptation import AdaptRecipe, adapt
+from .engine import fit
 from .pretraining import pretrain
+from .ratings import train
 from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
-from .trainer import train
+from .task import Task
 
 __all__ = [
     "AdaptRecipe",
     "Phase",
     "PretrainRecipe",
     "Recipe",
+    "Task",
     "adapt",
+    "fit",
     "list_recipes",
     "load_recipe",
     "pretrain",

@@ -1,8 +1,9 @@
-"""A fixed bank of crops of rated photographs, as the features that come before what an adapter changes."""
+"""A fixed bank of crops of rated photographs, as the features that precede an adapter's first change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from ..adapters import Adapter
 from ..data import Rated
 from ..errors import RecipeError
 from ..images import Preprocessing, decode
-from ..models.qmamba import QMamba
 from ..protocol import Protocol
 from .batches import random_crop
+from .networks import Interface
 
 MOST_BYTES = 4 << 30
 
@@ -21,18 +22,18 @@ MOST_BYTES = 4 << 30
 class Bank:
     """Crops of photographs, the same ones in every epoch, ready for :meth:`Adapter.after`.
 
-    What lies before an adapter's first change is computed once and kept; where that is too large, or nothing
-    lies before it (full tuning, LoRA), the pixels are kept.
+    What precedes an adapter's first change is computed once and kept; where that is too large, or nothing
+    precedes it (full tuning, LoRA), the pixels are kept.
 
     Args:
         ratings: the photographs.
         network: the base, in evaluation mode.
-        adapter: whose first change it is.
+        adapter: is trained on the crops.
         protocol: of the base; crops are cut as it sees photographs.
-        crops: of each photograph.
-        seed: of their places and of which are mirrored.
+        crops: number of crops of each photograph.
+        seed: of the crops' positions, and of which are mirrored.
         preprocessing: of the base.
-        most_bytes: that may be kept.
+        most_bytes: maximum size in memory.
         report: called with ``{"image", "images"}`` after each photograph.
 
     Attributes:
@@ -40,13 +41,13 @@ class Bank:
 
     Raises:
         ImageError: a photograph cannot be decoded; the message names it.
-        RecipeError: even the pixels are too many.
+        RecipeError: even the pixels are too large.
     """
 
     def __init__(
         self,
         ratings: Sequence[Rated],
-        network: QMamba,
+        network: Any,
         adapter: Adapter,
         protocol: Protocol,
         *,
@@ -58,13 +59,13 @@ class Bank:
     ) -> None:
         self.network, self.adapter, self.crops = network, adapter, crops
         self._weight = next(network.parameters())
-        self._mean, self._std = (255 * t for t in preprocessing.tensors(self._weight.device))
+        self._interface = Interface(preprocessing)
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop
         if total * 3 * size * size > most_bytes:
             raise RecipeError(
-                f"{total} crops of {size}² pixels take more than {most_bytes >> 20} MB: fewer crops"
+                f"{total} crops of {size}² pixels take more than {most_bytes >> 20} MB; use fewer crops"
             )
         self.keeps_features = adapter.start is not None
         self._kept: tuple[Tensor, ...] = ()
@@ -75,7 +76,7 @@ class Bank:
             part = self._before(pixels) if self.keeps_features else (pixels,)
             if i == 0 and sum(t.nbytes for t in part) * len(ratings) > most_bytes:
                 self.keeps_features, part = False, (pixels,)
-            if i == 0:  # whole tensors from the start: lists of parts would be held twice at the end
+            if i == 0:  # whole tensors from the start: lists of parts would need twice the memory at the end
                 self._kept = tuple(t.new_empty((total, *t.shape[1:])) for t in part)
             for kept, crops_of_image in zip(self._kept, part, strict=True):
                 kept[i * crops : (i + 1) * crops] = crops_of_image
@@ -86,10 +87,10 @@ class Bank:
         return len(self.mos)
 
     def _before(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """uint8 crops (B, 3, S, S) to what comes before the adapter's first change; no gradient is wanted."""
-        images = (pixels.to(self._weight.device).float() - self._mean) / self._std
+        """uint8 crops (B, 3, S, S) to what precedes the adapter's first change, without gradients."""
         with torch.no_grad():
-            return self.adapter.before(self.network, images.to(self._weight.dtype))
+            images = self._interface.images(pixels, self._weight.device).to(self._weight.dtype)
+            return self.adapter.before(self.network, images)
 
     def features(self, chosen: Tensor | slice) -> tuple[Tensor, ...]:
         """Return what :meth:`Adapter.after` takes, for crops by their indices."""
@@ -98,7 +99,7 @@ class Bank:
 
     @torch.no_grad()
     def rate(self, adapter: Adapter, batch: int) -> Tensor:
-        """Raw quality (n,) of the photographs by an adapter, each the mean over its crops; on the CPU."""
+        """Return an adapter's raw quality (n,) of the photographs, means over their crops, on the CPU."""
         parts = [
             adapter.after(self.network, self.features(slice(i, i + batch)))[:, 0].float()
             for i in range(0, len(self), batch)

@@ -1,6 +1,6 @@
-"""Batches: which photographs, which views of them, which damaged copies.
+"""Batches: which photographs, which views of them, which distorted copies.
 
-A batch is a function of (seed, step, rank), so an interrupted run goes on with the batches it would have had.
+A batch is a function of (seed, step, rank), so a resumed run gets the batches it would have had.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,9 @@ from ..data import DISTORTIONS, Rated
 from ..images import as_bytes, decode
 from ..protocol import resize
 from .recipe import Recipe
+from .sampling import epoch_indices
 
-# The 17 that only degrade; those that photographs meet most often come more often.
+# The 17 that only degrade; the most common ones in photographs are drawn more often.
 DRAWN = (
     *(name for name, distortion in DISTORTIONS.items() if distortion.degrades),
     *("jpeg", "jpeg2000", "gaussian_blur", "white_noise") * 2,
@@ -28,12 +28,12 @@ DRAWN = (
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process computes in one step.
+    """The part of a step that one process computes.
 
     Attributes:
-        crops: (n + 2t, 3, S, S) uint8: n rated views, then t mildly and t strongly damaged copies.
+        crops: (n + 2t, 3, S, S) uint8: n rated views, then t mildly and t strongly distorted copies.
         mos: (n,) float32 of the rated crops.
-        originals: (t,) int64, which rated view each damaged pair was made from.
+        originals: (t,) int64, which rated view each distorted pair was made from.
         levels: (2, t) float32, levels of the mild and the strong copy.
     """
 
@@ -43,20 +43,13 @@ class Batch:
     levels: Tensor
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
 def choose(count: int, recipe: Recipe, step: int) -> list[int]:
-    """Indices of a step's photographs: epochs are shuffled wholes, one after the other."""
-    first = step * recipe.images
-    places = range(first, first + recipe.images)
-    return [int(_epoch_order(count, recipe.seed, p // count)[p % count]) for p in places]
+    """Return the indices of a step's photographs."""
+    return epoch_indices(count, recipe.seed, step * recipe.images, recipe.images)
 
 
 def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-    """Every ``ranks``-th photograph of a step, decoded, cut or shrunk, flipped, and some of them damaged.
+    """Return every ``ranks``-th photograph of a step, decoded, cropped or shrunk, flipped, some distorted.
 
     Raises:
         ImageError: a photograph cannot be decoded; the message names it.
@@ -66,16 +59,16 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
     size = recipe.phase_at(step).crop
     mos = torch.tensor([r.mos for r in mine])
 
-    # Damaging a photograph that is bad already changes little: the best of the batch teach the order.
+    # Distorting a bad photograph changes little: the best of the batch teach the order.
     ranked = mos.argsort(descending=True)[: recipe.ranked // ranks]
-    places = {i: t for t, i in enumerate(ranked.tolist())}
+    pairs = {i: t for t, i in enumerate(ranked.tolist())}
     crops: list[Tensor] = []
     copies = torch.empty(2, len(ranked), 3, size, size, dtype=torch.uint8)
     levels = torch.empty(2, len(ranked))
     for i, r in enumerate(mine):
         image = decode(r.path)
         view = _random_view(image, size, recipe.sides, g)
-        if i not in places:
+        if i not in pairs:
             crops.append(_shown(_square(image, view, view.scale), view))
             continue
         square = _square(image, view, _between(view.scale, g))
@@ -84,8 +77,8 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
         mild = 1 + _draw(4, g)
         for row, level in enumerate((mild, mild + 1 + _draw(5 - mild, g))):
             pixels = square.permute(1, 2, 0).contiguous().numpy()
-            damaged = torch.from_numpy(DISTORTIONS[name](pixels, level, seed=seed)).permute(2, 0, 1)
-            copies[row, places[i]], levels[row, places[i]] = _shown(damaged, view), level
+            distorted = torch.from_numpy(DISTORTIONS[name](pixels, level, seed=seed)).permute(2, 0, 1)
+            copies[row, pairs[i]], levels[row, pairs[i]] = _shown(distorted, view), level
     return Batch(torch.cat([torch.stack(crops), *copies]), mos, ranked, levels)
 
 
@@ -104,14 +97,14 @@ class View(NamedTuple):
 
 
 def random_crop(image: Tensor, size: int, sides: Sequence[int], g: torch.Generator) -> Tensor:
-    """A random square (3, size, size) uint8 of a photograph (3, H, W), half of the time mirrored."""
+    """Return a random square (3, size, size) uint8 of a photograph (3, H, W), mirrored half of the time."""
     view = _random_view(image, size, sides, g)
     return _shown(_square(image, view, view.scale), view)
 
 
 def _random_view(image: Tensor, size: int, sides: Sequence[int], g: torch.Generator) -> View:
-    """A square of the photograph (3, H, W) as it is, or, if the checkpoint's protocol has sides, of the
-    photograph at a random scale, from where the square is all of it to the largest of the sides."""
+    """A square of the photograph (3, H, W) at its own size, or, with sides, at a random scale: from one at
+    which the square is all of it to that of the largest side."""
     height, width = image.shape[1:]
     least, scale = size / min(height, width), 1.0
     if sides:
@@ -123,16 +116,16 @@ def _random_view(image: Tensor, size: int, sides: Sequence[int], g: torch.Genera
 
 
 def _between(scale: float, g: torch.Generator) -> float:
-    """A scale between that of a view and the photograph's own.
+    """A random scale between that of a view and the photograph's own.
 
-    Users' photographs were damaged at their own size, and the protocol shrinks what it sees; but these
-    photographs have been through JPEG at their own size, and are clean once they are shrunk.
+    Users' photographs are distorted at their own size and shrunk by the protocol; but these photographs have
+    been through JPEG at their own size, and are clean only once they are shrunk.
     """
     return scale + (max(scale, 1.0) - scale) * float(torch.rand((), generator=g))
 
 
 def _square(image: Tensor, view: View, scale: float) -> Tensor:
-    """What a view shows of a photograph (3, H, W), at another scale than its own: (3, S, S) uint8."""
+    """What a view shows of a photograph (3, H, W), at a given scale: (3, S, S) uint8."""
     size = round(view.size * scale / view.scale)
     height, width = (max(size, round(side * scale)) for side in image.shape[1:])
     scaled = as_bytes(resize(image, height, width))

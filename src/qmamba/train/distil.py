@@ -1,43 +1,57 @@
-"""Distillation: the network learns to predict a pretrained network's features at each of its own stages.
+"""Distillation: the network learns to predict a teacher's features at each of its own stages.
 
-Opinion scores are one noisy number for a whole photograph, and a Vision Mamba that has seen nothing else
-starts slowly on them. A teacher's features are hundreds of numbers for every position: they teach it to see.
+An opinion score is one noisy number for a whole photograph, and a Vision Mamba trained on nothing else
+learns slowly at first. A teacher's features are hundreds of numbers for every position: they teach it to see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.qmamba import QMamba
-from .teacher import Teacher
+Info = Sequence[Mapping[str, Any]]
 
 
 class Distiller(nn.Module):
-    """Projections from a network's stages to a teacher's features, and the loss between them."""
+    """Projections from a network's stages to a teacher's, and the loss between them.
 
-    def __init__(self, student: QMamba) -> None:
+    Args:
+        student, teacher: ``feature_info`` of both. Each stage of the teacher is predicted from the student's
+            stage with the nearest reduction.
+    """
+
+    def __init__(self, student: Info, teacher: Info) -> None:
         super().__init__()
+        self.sources = [_nearest(student, stage["reduction"]) for stage in teacher]
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(info["num_chs"]), nn.Linear(info["num_chs"], width))
-            for info, width in zip(student.feature_info, Teacher.widths, strict=True)
+            nn.Sequential(
+                nn.LayerNorm(student[source]["num_chs"]),
+                nn.Linear(student[source]["num_chs"], stage["num_chs"]),
+            )
+            for source, stage in zip(self.sources, teacher, strict=True)
         )
 
     def forward(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Mean over the stages of the squared error, each teacher channel standardised over the batch.
+        """Return the squared error, mean over the stages, each teacher channel standardised over the batch.
 
         Args:
-            features: per stage (B, C, H, W), the network's.
-            targets: per stage (B, C', H', W'), the teacher's; brought to H × W where sizes differ.
+            features: of the student, (B, C, H, W) per stage.
+            targets: of the teacher, (B, C', H', W') per stage; resized to H × W where sizes differ.
         """
         losses = []
-        for projection, feature, target in zip(self.projections, features, targets, strict=True):
+        for source, projection, target in zip(self.sources, self.projections, targets, strict=True):
+            feature = features[source]
             if target.shape[2:] != feature.shape[2:]:
                 target = F.interpolate(target, size=feature.shape[2:], mode="bilinear", align_corners=False)
-            deviation, mean = torch.std_mean(target, dim=(0, 2, 3), keepdim=True)
-            wanted = ((target - mean) / (deviation + 1e-4)).permute(0, 2, 3, 1)
+            std, mean = torch.std_mean(target, dim=(0, 2, 3), keepdim=True)
+            wanted = ((target - mean) / (std + 1e-4)).permute(0, 2, 3, 1)
             losses.append(F.mse_loss(projection(feature.permute(0, 2, 3, 1)), wanted))
         return torch.stack(losses).mean()
+
+
+def _nearest(stages: Info, reduction: float) -> int:
+    return min(range(len(stages)), key=lambda i: abs(stages[i]["reduction"] - reduction))

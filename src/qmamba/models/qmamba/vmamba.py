@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ..converted import ConvertedState
 from .heads import MeanHead
 from .network import QMamba
 
@@ -47,26 +48,6 @@ _SCAN = {
 }
 _WRAPPERS = ("model", "state_dict", "model_ema")
 _PARALLEL = "module."  # DistributedDataParallel's prefix of every name
-
-
-class ConvertedState(dict[str, Tensor]):
-    """A state dict under our names, with a record of the conversion.
-
-    Attributes:
-        renamed: published name → our name, for every tensor that was kept.
-        dropped: published name → the reason it was dropped (a 1000-way classification head).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.renamed: dict[str, str] = {}
-        self.dropped: dict[str, str] = {}
-
-    def report(self) -> str:
-        """Return one line for what was kept, and one for each tensor that was dropped."""
-        lines = [f"{len(self.renamed)} tensors converted"]
-        lines += [f"dropped {name}: {why}" for name, why in self.dropped.items()]
-        return "\n".join(lines)
 
 
 def from_vmamba(state_dict: Mapping[str, Any]) -> ConvertedState:

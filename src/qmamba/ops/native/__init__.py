@@ -1,8 +1,9 @@
-"""The optional native kernels: found and loaded on first use, absent without harm.
+"""The native kernel: scan and route gate in C, found and loaded on first use, absent without harm.
 
-They are C without dependencies, compiled by ``python -m qmamba.ops.native.build`` (seconds, any C compiler).
-The library holds a variant for each instruction set and the best that the processor can run is taken;
-``QMAMBA_NATIVE_ISA`` (``avx512``, ``avx2``, ``baseline``) picks another.
+Wheels carry it, and installations from source compile it where there is a C compiler;
+``python -m qmamba.ops.native.build`` adds it later. One library holds a variant for each instruction set, and
+the best that the CPU can run is taken; ``QMAMBA_NATIVE_ISA`` (``avx512``, ``avx2``, ``baseline``; ``neon`` on
+Arm) picks another.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ from pathlib import Path
 
 from ...errors import BackendError
 
-ABI = 5  # of dispatch.c
+ABI = 6  # of dispatch.c
 HOW_TO_GET_IT = "run `python -m qmamba.ops.native.build`, which needs a C compiler"
 
 
 @dataclass(frozen=True)
 class Library:
-    """The loaded library and the variant of it to use."""
+    """The loaded library and its variants."""
 
     functions: ctypes.CDLL
     path: Path
-    variants: tuple[str, ...]  # that this processor can run, best first
+    variants: tuple[str, ...]  # that this CPU can run, best first
     indices: tuple[int, ...]  # of the variants, as the library counts them
 
     def variant(self, name: str | None = None) -> int:
-        """The index of a variant, by default of the best or of the one that QMAMBA_NATIVE_ISA names.
+        """Return the index of a variant, by default of the best or of the one that QMAMBA_NATIVE_ISA names.
 
         Raises:
-            BackendError: the processor cannot run it, or there is none of that name.
+            BackendError: The CPU cannot run it, or there is none of that name.
         """
         name = name or os.environ.get("QMAMBA_NATIVE_ISA") or self.variants[0]
         if name not in self.variants:
             raise BackendError(
-                f"no native kernel {name!r} for this processor: choose one of {', '.join(self.variants)}"
+                f"no native kernel {name!r} for this CPU: choose one of {', '.join(self.variants)}"
             )
         return self.indices[self.variants.index(name)]
 
@@ -48,10 +49,10 @@ _found: dict[Path, Library | str] = {}  # the library, or why it cannot be used
 
 
 def load() -> Library:
-    """The library.
+    """Return the library.
 
     Raises:
-        BackendError: it is not there, or is from another version.
+        BackendError: It is not there, or is from another version.
     """
     library = _look(FOLDER)
     if isinstance(library, str):
@@ -60,7 +61,7 @@ def load() -> Library:
 
 
 def available() -> bool:
-    """Whether the library is there and usable; the answer is kept."""
+    """Return whether the library is there and usable; the answer is kept."""
     return not isinstance(_look(FOLDER), str)
 
 
@@ -77,15 +78,18 @@ def _look(folder: Path) -> Library | str:
 
 
 def _open(path: Path) -> Library | str:
+    from .build import LOSS
+
+    lost = f"{LOSS}: {HOW_TO_GET_IT}"
     if not path.is_file():
-        return f"the native backend is not built: {HOW_TO_GET_IT}"
+        return f"the native kernel is not built, and without it {lost}"
     try:
         functions = ctypes.CDLL(str(path))
         abi = functions.qm_abi()
     except (OSError, AttributeError) as error:
-        return f"the native backend cannot be loaded ({error}): {HOW_TO_GET_IT}"
+        return f"the native kernel cannot be loaded ({error}), and without it {lost}"
     if abi != ABI:
-        return f"the native backend was built for another version of qmamba: {HOW_TO_GET_IT}"
+        return f"the native kernel was built for another version of qmamba, and without it {lost}"
     functions.qm_variant.restype = ctypes.c_char_p
     variants, indices, i = [], [], 0
     while (name := functions.qm_variant(i)) is not None:

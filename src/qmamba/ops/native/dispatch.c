@@ -1,11 +1,17 @@
-/* Which of the compiled variants this processor can run, and the library's few exported functions. */
+/* Which of the compiled variants this CPU can run, and the library's few exported functions. */
 #include <stddef.h>
 
+#include "cpu.h"
 #include "gate.h"
 #include "scan.h"
+#include "team.h"
 
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
 #define EXPORT __attribute__((visibility("default")))
-#define ABI 5 /* raised whenever a structure or a function changes; whoever loads the library checks it */
+#endif
+#define ABI 6 /* raised whenever a structure or a function changes; whoever loads the library checks it */
 
 extern const qm_scan_functions qm_scan_baseline;
 extern const qm_gate_function qm_gate_baseline;
@@ -14,17 +20,24 @@ extern const qm_scan_functions qm_scan_avx2, qm_scan_avx512;
 extern const qm_gate_function qm_gate_avx2, qm_gate_avx512;
 #endif
 
+static int runs_always(void) { return 1; }
+
 /* The variants, best first. */
 static const struct {
     const char *name;
+    int (*runs)(void);
     const qm_scan_functions *scan;
     const qm_gate_function *gate;
 } VARIANTS[] = {
 #if defined(__x86_64__)
-    {"avx512", &qm_scan_avx512, &qm_gate_avx512},
-    {"avx2", &qm_scan_avx2, &qm_gate_avx2},
+    {"avx512", runs_avx512, &qm_scan_avx512, &qm_gate_avx512},
+    {"avx2", runs_avx2, &qm_scan_avx2, &qm_gate_avx2},
 #endif
-    {"baseline", &qm_scan_baseline, &qm_gate_baseline},
+#if defined(__ARM_NEON) /* which every 64-bit Arm has */
+    {"neon", runs_always, &qm_scan_baseline, &qm_gate_baseline},
+#else
+    {"baseline", runs_always, &qm_scan_baseline, &qm_gate_baseline},
+#endif
 };
 #define COUNT ((int)(sizeof VARIANTS / sizeof VARIANTS[0]))
 
@@ -36,28 +49,8 @@ EXPORT int64_t qm_gate_size(void) { return (int64_t)sizeof(qm_gate); }
 /* The name of variant i, best first, or NULL where there is none. */
 EXPORT const char *qm_variant(int i) { return i >= 0 && i < COUNT ? VARIANTS[i].name : NULL; }
 
-/* Whether this processor can run variant i. */
-EXPORT int qm_runs(int i) {
-    if (i < 0 || i >= COUNT) return 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (i == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    if (i == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return 1;
-}
-
-/* Calls a function in each thread of a team, like the GOMP_parallel of OpenMP's libraries, which torch's own
- * threads come from. Teams of others would fight with those for the processor. */
-typedef void (*qm_parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-static void together(void (*function)(void *), void *data, unsigned threads, qm_parallel parallel) {
-    if (threads > 1 && parallel) parallel(function, data, threads, 0);
-    else function(data);
-}
+/* Whether this CPU can run variant i. */
+EXPORT int qm_runs(int i) { return i >= 0 && i < COUNT && VARIANTS[i].runs(); }
 
 typedef struct {
     void (*work)(qm_scan *, float *);
@@ -77,10 +70,10 @@ static void scan_worker(void *data) {
 EXPORT int64_t qm_scan_scratch(int i, const qm_scan *s) { return (VARIANTS[i].scan->scratch(s) + 15) / 16 * 16; }
 
 /* `scratch` is 64-byte aligned and enough for all threads. */
-EXPORT void qm_scan_run(int i, qm_scan *s, int backward, float *scratch, unsigned threads, qm_parallel parallel) {
+EXPORT void qm_scan_run(int i, qm_scan *s, int backward, float *scratch, unsigned threads, const qm_team *team) {
     const qm_scan_functions *scan = VARIANTS[i].scan;
     scan_job job = {backward ? scan->backward : scan->forward, s, scratch, qm_scan_scratch(i, s), 0};
-    together(scan_worker, &job, threads, parallel);
+    together(scan_worker, &job, threads, team);
 }
 
 typedef struct {
@@ -94,7 +87,7 @@ static void gate_worker(void *data) {
     job->work(job->s, job->pass);
 }
 
-EXPORT void qm_gate_run(int i, qm_gate *s, int pass, unsigned threads, qm_parallel parallel) {
+EXPORT void qm_gate_run(int i, qm_gate *s, int pass, unsigned threads, const qm_team *team) {
     gate_job job = {*VARIANTS[i].gate, s, pass};
-    together(gate_worker, &job, threads, parallel);
+    together(gate_worker, &job, threads, team);
 }

@@ -130,7 +130,7 @@ static void task(const qm_scan *s, int64_t index, row *scratch, int backward) {
 static void work(qm_scan *s, float *scratch, int backward) {
     const int64_t tasks = s->image_groups * s->channel_groups * s->route_groups;
 #if defined(__SSE2__)
-    /* States that fade away become denormal numbers, which some processors are slow with: 0 does as well. */
+    /* States that fade away become denormal numbers, which some CPUs are slow with: 0 does as well. */
     const unsigned int mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);
 #endif

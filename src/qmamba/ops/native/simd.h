@@ -10,6 +10,8 @@
 #include <string.h>
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -36,7 +38,7 @@ INLINE vf v_load(const float *p) { return *(const vf_any *)p; }
 INLINE void v_store(float *p, vf v) { *(vf_any *)p = v; }
 INLINE vf v_set(float s) { return s - (vf){0}; }
 
-/* The larger and the smaller of two; where b is NaN, b (as x86 has it), so a NaN gets through a clamp. */
+/* The larger and the smaller of two; NaN where b is NaN, so that it gets through a clamp. */
 INLINE vf v_max(vf a, vf b) {
 #if VL == 16
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -44,6 +46,8 @@ INLINE vf v_max(vf a, vf b) {
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #elif defined(__SSE2__)
     return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#elif defined(__ARM_NEON)
+    return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
 #else
     vi above = a > b;
     return (vf)((above & (vi)a) | (~above & (vi)b));
@@ -57,6 +61,8 @@ INLINE vf v_min(vf a, vf b) {
     return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #elif defined(__SSE2__)
     return (vf)_mm_min_ps((__m128)a, (__m128)b);
+#elif defined(__ARM_NEON)
+    return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b);
 #else
     vi below = a < b;
     return (vf)((below & (vi)a) | (~below & (vi)b));

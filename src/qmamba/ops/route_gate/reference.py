@@ -1,4 +1,4 @@
-"""The route gate, written as its formula: what the other implementations are tested against."""
+"""The route gate as its formula; the other implementations are tested against it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GateWeights(NamedTuple):
 
 
 def gate_routes_reference(y: Tensor, gate: GateWeights) -> Tensor:
-    """Weigh each route by its gates and sum the routes, as :func:`qmamba.ops.gate_routes` does.
+    """Weight each route by its gates and sum the routes, as :func:`qmamba.ops.gate_routes` does.
 
     Args:
         y: (B, K, H, W, D) routes, on the grid.

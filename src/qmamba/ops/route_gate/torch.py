@@ -1,7 +1,7 @@
-"""LQMamba's route gate: weigh each route by channel gates drawn from its own mean, and sum the routes.
+"""LQMamba's route gate: weight each route by channel gates from its own mean, and sum the routes.
 
-The gate needs LayerNorm's mean over all positions of every route, and nothing else of it, so the normalised
-tensors (K times the features) are never made: forward and backward work block by block with a few sums.
+The gate needs only the mean of the normalised rows over all positions of a route, so the normalised tensors
+(K times the features) are never stored: forward and backward work block by block with a few sums.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .reference import EPS, GateWeights
 
 
 def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
-    """Σ_k y_k ⊙ g_k with ``g_k = sigmoid(expand(GELU(reduce(mean over positions of LN(y_k)))))``.
+    """Return Σ_k y_k ⊙ g_k with ``g_k = sigmoid(expand(GELU(reduce(mean over positions of LN(y_k)))))``.
 
     Args:
         y: (B, K, H, W, D) routes, on the grid.
         gate: the weights.
 
     Returns:
-        (B, H, W, D) in the dtype of ``y``; gates and sums are made in float32 at least.
+        (B, H, W, D) in the dtype of ``y``; gates and sums are computed in float32 at least.
     """
     if y.is_meta:
         return y[:, 0]
@@ -36,7 +36,7 @@ def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
 
 
 def route_gates(pooled: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """The gates g (…, D) from ``pooled`` (…, D), the mean over positions of LN(y) before its affine part."""
+    """Return the gates g (…, D) from ``pooled`` (…, D), the mean of LN(y) before its affine part."""
     norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias = weights
     mean = pooled * norm_weight + norm_bias  # an affine map commutes with the mean
     return F.linear(F.gelu(F.linear(mean, reduce_weight, reduce_bias)), expand_weight, expand_bias).sigmoid()
@@ -96,8 +96,10 @@ class GatedSum(torch.autograd.Function):
 def gates_backward(
     pooled: Tensor, weights: Sequence[Tensor], g_gates: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The gates (…, D) again, and the gradients of ``pooled`` and of the weights, step by step: within an
-    operator of torch's library nothing is recorded."""
+    """Return the gates (…, D), and the gradients of ``pooled`` and of the weights.
+
+    Without autograd, which records nothing within an operator of torch's library.
+    """
     norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias = (
         w.detach().to(pooled.dtype) for w in weights
     )

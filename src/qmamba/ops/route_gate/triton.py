@@ -1,7 +1,7 @@
 """The route gate's passes over all routes on a GPU, in Triton; the small network between them is torch's.
 
-They are what ``native/gate.py`` has for processors. Sums over positions are made in chunks of a fixed size
-and added up in a fixed order: same input, same bits.
+``native/gate.py`` has the same for CPUs. Sums over positions are computed in chunks of a fixed size and added
+in a fixed order: same input, same bits.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from torch import Tensor
 from ..scan.triton import power
 from .reference import EPS
 
-CHUNK = 128  # positions that a program goes through
-NUMBERS = 4096  # that it holds at once of a tensor
+CHUNK = 128  # positions of a program
+ELEMENTS = 4096  # of a tensor that a program holds at once
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and 1/σ over the channels (B, K, L) of routes (B, K, L, D), and the mean over positions of the
-    routes so normalised (B, K, D), all in float32."""
+    """Return LayerNorm's statistics of routes (B, K, L, D), in float32.
+
+    Mean and 1/σ over the channels, (B, K, L) each, and the normalised routes' mean over positions (B, K, D).
+    """
     from . import triton_kernels as kernels
 
     B, K, L, D = y.shape
@@ -31,7 +33,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gated_sum(y: Tensor, gates: Tensor, out: Tensor) -> None:
-    """Routes (B, K, L, D) times their gates (B, K, D), summed: written to out (B, L, D)."""
+    """Write the sum of routes (B, K, L, D) times their gates (B, K, D) to out (B, L, D)."""
     from . import triton_kernels as kernels
 
     B, K, L, D = y.shape
@@ -41,7 +43,7 @@ def gated_sum(y: Tensor, gates: Tensor, out: Tensor) -> None:
 
 
 def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
-    """(B, K, D): the products of routes (B, K, L, D) and cotangent (B, L, D), summed over positions."""
+    """Return routes (B, K, L, D) times cotangent (B, L, D), summed over positions: (B, K, D)."""
     from . import triton_kernels as kernels
 
     B, K, L, D = y.shape
@@ -55,8 +57,10 @@ def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
 def routes_gradient_(
     y: Tensor, mean: Tensor, rstd: Tensor, gates: Tensor, g_out: Tensor, g_norm: Tensor
 ) -> None:
-    """Write over the routes (B, K, L, D) their gradient, where the normalised row of every position of a
-    route has the same cotangent ``g_norm`` (B, K, D)."""
+    """Overwrite the routes (B, K, L, D) with their gradient.
+
+    The normalised rows of all positions of a route have the same cotangent ``g_norm`` (B, K, D).
+    """
     from . import triton_kernels as kernels
 
     B, K, L, D = y.shape
@@ -67,5 +71,5 @@ def routes_gradient_(
 
 
 def rows(D: int) -> int:
-    """Positions that fit in, with all their channels."""
-    return max(1, min(CHUNK, NUMBERS // power(D)))
+    """Return how many positions a program holds, with all their channels."""
+    return max(1, min(CHUNK, ELEMENTS // power(D)))

@@ -1,7 +1,7 @@
 """The route gate's passes over all routes as Triton kernels; ``triton.py`` launches them.
 
-Rows are positions, ROWS at a time and with all their channels; a program goes through CHUNK positions of one
-route. Numbers are read and written in their own types and computed with in float32.
+Rows are positions, ROWS at a time and with all their channels; a program walks CHUNK positions of one route.
+Tensors are read and written in their own dtypes; computation is in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _rows(v, position, valid, channel, D):
-    """Rows of a grid (L, D), float32, zero where there is none."""
+    """Load rows of a grid (L, D) as float32, zeros outside of it."""
     at = v + position[:, None] * D + channel[None, :]
     return tl.load(at, mask=valid[:, None] & (channel < D)[None, :], other=0.0).to(tl.float32)
 
@@ -21,7 +21,7 @@ def _rows(v, position, valid, channel, D):
 def moments_kernel(
     y, mean, rstd, sums, L, D, eps, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """Mean and 1/σ of the rows of routes (routes, L, D), and chunks' sums of the rows so normalised."""
+    """Compute mean and 1/σ of the rows of routes (routes, L, D), and chunks' sums of normalised rows."""
     route, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.arange(0, CHANNELS)
     y += route * L * D
@@ -41,7 +41,7 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=["L"])
 def sum_kernel(y, gates, out, L, D, K: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Σ_k y_k ⊙ g_k, (images, L, D), of routes (images, K, L, D) and gates (images, K, D)."""
+    """Compute Σ_k y_k ⊙ g_k, (images, L, D), of routes (images, K, L, D) and gates (images, K, D)."""
     image = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
     position = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -58,7 +58,7 @@ def sum_kernel(y, gates, out, L, D, K: tl.constexpr, ROWS: tl.constexpr, CHANNEL
 def gates_gradient_kernel(
     y, g_out, sums, L, D, K: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """Chunks' sums over positions of routes (images · K, L, D) times the cotangent (images, L, D)."""
+    """Sum routes (images · K, L, D) times the cotangent (images, L, D) over the positions of chunks."""
     route, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.arange(0, CHANNELS)
     total = tl.zeros((CHANNELS,), tl.float32)
@@ -75,8 +75,10 @@ def routes_gradient_kernel(
     y, mean, rstd, gates, g_out, g_norm, g_y, L, D,
     K: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """g_y of routes (images · K, L, D), through the sum and through LayerNorm, in which every position of a
-    route has the same cotangent g_norm (images · K, D), without its mean."""
+    """Compute g_y of routes (images · K, L, D), through the sum and through LayerNorm.
+
+    In LayerNorm every position of a route has the same cotangent g_norm (images · K, D), without its mean.
+    """
     route = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
     position = tl.program_id(1) * ROWS + tl.arange(0, ROWS)

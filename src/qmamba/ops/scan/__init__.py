@@ -1,4 +1,4 @@
-"""The selective scan over routes of a grid: one public function, several implementations behind it."""
+"""The selective scan over routes of a grid: one public function with several implementations."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def selective_scan(
         h_t = exp(Δ_t A_k) ⊙ h_{t-1} + (Δ_t ⊙ x_t) B_tᵀ,   h_0 = 0        (D, N)
         y_t = h_t C_t + D_k ⊙ x_t                                          (D,)
 
-    and every y is put back at the position it belongs to. (Mamba's recurrence over VMamba's and
-    LocalMamba's scan orders; QMamba, section 3.1.) Nothing is permuted by the caller: projections act on
-    one position at a time, so they are computed once on the grid.
+    and every y is written to its position. (Mamba's recurrence over VMamba's and LocalMamba's scan orders;
+    QMamba, section 3.1.) The caller permutes nothing: projections act on one position at a time, so they are
+    computed once on the grid.
 
     Args:
         x: (B, H, W, D) features.
@@ -57,17 +57,17 @@ def selective_scan(
         routes: K routes, see :mod:`qmamba.ops.routes`.
         merge: sum the routes' outputs; otherwise they are stacked.
         backend: ``"torch"`` (any device; a backward that recomputes the states), ``"native"`` (the same in
-            C, the fastest on a CPU; float64 goes to torch's), ``"triton"`` (the same on a GPU),
-            ``"reference"`` (a plain loop) or ``"auto"``: what the variable ``QMAMBA_BACKEND`` names, else
-            triton or native where they can be used and take these tensors, else torch's.
+            C, the fastest on a CPU; float64 runs in torch), ``"triton"`` (the same on a GPU),
+            ``"reference"`` (a plain loop) or ``"auto"``: the one that the variable ``QMAMBA_BACKEND`` names,
+            else triton or native where they take these tensors, else torch.
 
     Returns:
         (B, H, W, D), or (B, K, H, W, D) without ``merge``, in the dtype of ``x``. State and accumulation
         are float32 for half-precision input, also under autocast, and float64 for float64 input.
 
     Raises:
-        BackendError: the backend is not known, or it cannot be used here.
-        ValueError: shapes do not fit together.
+        BackendError: the backend is unknown, or cannot be used here.
+        ValueError: shapes do not match.
 
     >>> import torch
     >>> from qmamba.ops import Route, selective_scan
@@ -82,7 +82,7 @@ def selective_scan(
     name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
     if compiling() and name != "reference":
         return traced_scan((x, dt, B, C, dt_weight, dt_bias, A, D), routes, merge, backend)
-    if x.is_meta:  # shapes without data: what counting and planning need
+    if x.is_meta:  # shapes only, for counting
         return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
     return _BACKENDS[name](
         x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
@@ -95,7 +95,7 @@ def _check_shapes(
 ) -> None:  # fmt: skip
     if x.ndim != 4 or dt.ndim != 5 or B.ndim != 5 or A.ndim != 3:
         raise ValueError(
-            "selective_scan takes x (B,H,W,D), dt (B,H,W,K,R), B and C (B,H,W,K,N), A (K,D,N); "
+            "selective_scan needs x (B,H,W,D), dt (B,H,W,K,R), B and C (B,H,W,K,N), A (K,D,N); "
             f"got {tuple(x.shape)}, {tuple(dt.shape)}, {tuple(B.shape)}, {tuple(A.shape)}"
         )
     grid, D_, K, R, N = x.shape[:3], x.shape[3], len(routes), dt.shape[-1], B.shape[-1]

@@ -1,7 +1,7 @@
-"""The selective scan in C: the fastest on a CPU, where its library has been built.
+"""The selective scan in C: the fastest on a CPU, where the library has been built.
 
-Here are its arguments, as the library wants them, and the sums that are left over tasks. Results have the
-same bits in every run and for any number of threads: the tasks are fixed by the shapes.
+This module lays out the arguments of the library and adds up the partial sums of its tasks. Results have the
+same bits in every run and for any number of threads: the tasks depend on the shapes only.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..routes import Route
 from .torch import LOG2E, selective_scan_torch
 
 BLOCK = 64  # channels; QM_BLOCK in scan.h
-TASKS = 8  # that there should be, where the shapes allow it
-ALONE = 2**15  # elements (images, positions, channels, routes) that are not worth a second thread
+TASKS = 8  # wanted number of tasks, where the shapes allow it
+ALONE = 2**15  # elements (images · positions · channels · routes) that are not worth a second thread
 
 _NUMBERS = ("images", "length", "channels", "routes", "rank", "states", "merge", "image_groups",
             "channel_groups", "route_groups", "next", *(f"{v}_{s}" for v in ("dt", "B", "C")
@@ -57,7 +57,7 @@ def selective_scan_native(
     routes: Sequence[Route],
     merge: bool = True,
 ) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`; float64, and what is not plain CPU tensors, go to torch's."""
+    """See :func:`qmamba.ops.selective_scan`; float64 and other than plain CPU tensors run in torch."""
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D)
     native.load()
     if not x.numel() or not usable(tensors):
@@ -91,7 +91,7 @@ class NativeScan(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of the op, in float32 and with strides that the library takes."""
+    """The arguments of the operation, in float32 and with strides that the library takes."""
 
     x: Tensor  # (B, H, W, D), contiguous
     dt: Tensor  # (B, H, W, K, R)
@@ -119,13 +119,13 @@ class Problem:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """images, length, channels, routes, rank, states."""
+        """Return images, length, channels, routes, rank, states."""
         batch, height, width = self.grid
         K, R, D = self.dt_weight.shape
         return batch, height * width, D, K, R, self.B.shape[-1]
 
     def call(self, direction: str, **outputs: Tensor) -> None:
-        """Run ``"forward"`` or ``"backward"`` over all tasks, with its cotangent and what it writes to."""
+        """Run ``"forward"`` or ``"backward"`` over all tasks, given its cotangent and output tensors."""
         sizes = self.sizes
         groups = _backward_groups(*sizes) if direction == "backward" else _forward_groups(*sizes, self.merge)
         order = _orders(self.routes, *self.grid[1:])
@@ -149,7 +149,7 @@ class Problem:
         pool.run(work, tasks)
 
     def gradients(self, gy: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
+        """Return the gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
         batch, length, D, K, R, N = self.sizes
         images, channels, _ = _backward_groups(batch, length, D, K, R, N)
         grid = self.x.shape[:3]
@@ -167,16 +167,16 @@ class Problem:
 
 
 def rows(v: Tensor) -> Tensor:
-    """v (B, H, W, K, ·) with neighbouring last elements and positions one stride apart."""
-    tidy = v.stride(4) == 1 and v.stride(1) == v.stride(2) * v.shape[2]
-    return v if tidy else v.contiguous()
+    """Return v (B, H, W, K, ·) with a contiguous last dimension and positions one stride apart."""
+    fits = v.stride(4) == 1 and v.stride(1) == v.stride(2) * v.shape[2]
+    return v if fits else v.contiguous()
 
 
 @lru_cache(maxsize=256)
 def _forward_groups(
     images: int, length: int, channels: int, routes: int, rank: int, states: int, merge: bool
 ) -> tuple[int, int, int]:
-    """Into how many groups the images, the channels and the routes are divided to make tasks."""
+    """Return into how many groups images, channels and routes are divided to make tasks."""
     image_groups = min(images, TASKS)
     channel_groups = min(-(-channels // BLOCK), -(-TASKS // image_groups))
     route_groups = 1 if merge else min(routes, -(-TASKS // (image_groups * channel_groups)))
@@ -187,10 +187,10 @@ def _forward_groups(
 def _backward_groups(
     images: int, length: int, channels: int, routes: int, rank: int, states: int
 ) -> tuple[int, int, int]:
-    """The same for the backward, where a group of routes would write to another's gradient of x.
+    """Return the same for the backward, where groups of routes would share the gradient of x.
 
-    Of the divisions with enough tasks, the one whose partial sums are the smallest: every group of channels
-    has gradients of dt, B and C of its own, and every group of images those of the weights.
+    Of the divisions with enough tasks, this is the one with the smallest partial sums: every group of
+    channels has its own gradients of dt, B and C, and every group of images those of the weights.
     """
     blocks = -(-channels // BLOCK)
     enough = min(TASKS, images * blocks)
@@ -205,7 +205,7 @@ def _backward_groups(
 
 @lru_cache(maxsize=256)
 def _orders(routes: tuple[Route, ...], height: int, width: int) -> np.ndarray:
-    """(K, L) int32: the position that each route visits at each step."""
+    """Return the position that each route visits at each step, (K, L) int32."""
     orders = np.stack([route.visits(height, width) for route in routes]).astype(np.int32)
     orders.flags.writeable = False
     return orders

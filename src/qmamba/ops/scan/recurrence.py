@@ -9,7 +9,7 @@ wide ones:
     3. each segment adds the state it should have started from, times its running products.
 
 Products of decays exp(Δ A), A < 0, lie in [0, 1] and can only underflow to the right answer, 0; nothing is
-ever divided by one, and no positive sum is exponentiated.
+divided by one, and no positive sum is exponentiated.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ class Slots:
     last: int
 
     def active(self, t: int) -> int:
-        """How many segments have a step t."""
+        """Return how many segments have a step t."""
         return self.segments if t < self.last else self.segments - 1
 
 
 def slots_of(length: int) -> Slots:
-    """The layout of a route: about √L steps, fewer for long routes, whose segments' ends scan in turn."""
+    """Return the layout of a route: about √L steps, fewer for long routes, whose ends are a scan."""
     steps = round(math.sqrt(length) / 1.4) if length > 64 else math.isqrt(length)
     segments = -(-length // steps)
     return Slots(steps, segments, length - (segments - 1) * steps)
 
 
 def slot_index(route: Route, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Slot → position (T·S,) and position → slot (L,) of a forward route, where ``like`` is. Spare slots
-    repeat the last position."""
-    if like.device.type == "cpu" or type(like) is not Tensor:  # a tracer's stand-ins must not be kept
+    """Return slot → position (T·S,) and position → slot (L,) of a forward route, on the device of ``like``.
+
+    Spare slots repeat the last position.
+    """
+    if like.device.type == "cpu" or type(like) is not Tensor:  # fake tensors of a tracer must not be kept
         return _on_device(route, height, width, like.device)
     return _resident(route, height, width, like.device)
 
@@ -64,7 +66,7 @@ _resident = lru_cache(maxsize=256)(_on_device)
 
 @lru_cache(maxsize=256)
 def _slot_arrays(route: Route, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """In numpy for the reason that `Route.visits` gives."""
+    """Return the same as NumPy arrays, for the reason given in `Route.visits`."""
     length = height * width
     slots = slots_of(length)
     position = np.arange(slots.segments * slots.steps).reshape(slots.segments, slots.steps).T  # (T, S)
@@ -77,7 +79,7 @@ def _slot_arrays(route: Route, height: int, width: int) -> tuple[np.ndarray, np.
 
 
 def recur_(a: Tensor, h: Tensor, slots: Slots, reverse: bool) -> None:
-    """In place h_t ← a_t h_{t-1} + h_t along the slots; a and h are (G, T, S, D), and a is used up.
+    """Compute in place h_t ← a_t h_{t-1} + h_t along the slots; a and h are (G, T, S, D), a is overwritten.
 
     With ``reverse``, h_t ← a_t h_{t+1} + h_t. Spare slots are left as they are.
     """
@@ -108,7 +110,7 @@ def recur_(a: Tensor, h: Tensor, slots: Slots, reverse: bool) -> None:
 
 
 def _recur_flat(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
-    """h_t = a_t h_{t∓1} + b_t over dimension 1 of (G, L, D); the arguments are left alone."""
+    """Return h_t = a_t h_{t∓1} + b_t over dimension 1 of (G, L, D); the arguments are not changed."""
     length = b.shape[1]
     if length <= 24:
         a_t, h = a.unbind(1), list(b.unbind(1))

@@ -1,4 +1,4 @@
-"""The selective scan as a plain loop over the equations: slow, obvious, and the truth of every test."""
+"""The selective scan as a plain loop over the equations: slow, obvious, and the reference of the tests."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The selective scan in eager torch: fast on a CPU, right on any device, with a hand-written backward.
+"""The selective scan in eager torch, for any device, with a hand-written backward.
 
 The recurrence itself is in ``recurrence.py``: routes are laid out in slots that advance together. Each of
 the N states is a recurrence of its own that shares Δ, so N > 1 is a loop around the case N = 1. Images are
-worked through in tiles that fit a processor's cache, so scratch memory does not grow with the batch. The
-forward and reversed walk of a route share one layout of x and y: no route makes a copy for itself.
+processed in tiles that fit a CPU's cache, so scratch memory does not grow with the batch. The forward and the
+reversed walk of a route share one layout of x and y.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .recurrence import Slots, recur_, slot_index, slots_of
 
 LOG2E = math.log2(math.e)
 EXP2_LIMIT = 80.0  # exp of anything up to this is finite in float32
-TILE = 2**19  # elements of (images, positions, channels) that are worked on at once: 2 MB of float32
+TILE = 2**19  # elements (images · positions · channels) of a tile: 2 MB of float32
 
 
 def selective_scan_torch(
@@ -47,7 +47,7 @@ def selective_scan_torch(
 
 
 def _pairs(routes: Sequence[Route]) -> dict[Route, list[int]]:
-    """Forward route → the indices k of the routes that walk it, either way."""
+    """Map forward routes to the indices k of the routes that walk them, in either direction."""
     pairs: dict[Route, list[int]] = {}
     for k, route in enumerate(routes):
         pairs.setdefault(route.forward, []).append(k)
@@ -65,7 +65,7 @@ def _tiles(batch: int, elements: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What one route of one tile is computed from, in slots."""
+    """The arguments of one route of one tile, in slots."""
 
     slots: Slots
     reverse: bool
@@ -77,7 +77,7 @@ class _Walk:
     dt_weight: Tensor  # (D, R)
     dt_bias: Tensor  # (D,)
     A: Tensor  # (D, N)
-    tame: bool  # no step size leaves what float32 can hold as a power of 2
+    tame: bool  # every step size is small enough for a power of 2 in float32
 
     def grid(self, v: Tensor) -> Tensor:
         return v.view(v.shape[0], self.slots.steps, self.slots.segments, v.shape[-1])  # (G, T, S, ·)
@@ -86,8 +86,11 @@ class _Walk:
         return self.scratch(name, self.x.shape)
 
     def delta(self) -> Tensor:
-        """The step sizes Δ = softplus(dt_weight dt + dt_bias), (G, T·S, D), and in the buffer "pre" what
-        `slope_` needs. In powers of 2, which torch has a faster function for than for powers of e."""
+        """Return the step sizes Δ = softplus(dt_weight dt + dt_bias), (G, T·S, D).
+
+        The buffer "pre" then holds what `slope_` needs. In powers of 2, which torch computes faster than
+        powers of e.
+        """
         pre, scale = self.buffer("pre"), LOG2E if self.tame else 1.0
         rows = pre.view(-1, pre.shape[-1])
         torch.addmm(self.dt_bias * scale, self.dt.flatten(0, 1), self.dt_weight.T * scale, out=rows)
@@ -98,22 +101,22 @@ class _Walk:
         return result
 
     def slope_(self) -> Tensor:
-        """dΔ/d(dt_weight dt + dt_bias), the sigmoid, (G, T·S, D); uses up the buffer "pre"."""
+        """Return dΔ/d(dt_weight dt + dt_bias), the sigmoid, (G, T·S, D); overwrites the buffer "pre"."""
         pre = self.buffer("pre")
         return pre.div_(pre + 1) if self.tame else pre.sigmoid_()
 
     def decay(self, delta: Tensor, n: int) -> Tensor:
-        """exp(Δ A) of state n, (G, T·S, D)."""
+        """Return exp(Δ A) of state n, (G, T·S, D)."""
         return torch.mul(delta, self.A[:, n] * LOG2E, out=self.buffer("decay")).exp2_()
 
     def states(self, decay: Tensor, xd: Tensor, n: int) -> Tensor:
-        """h of state n, (G, T·S, D), from its decay, which is used up, and xd = Δ·x."""
+        """Return h of state n, (G, T·S, D), from its decay, which is overwritten, and xd = Δ·x."""
         h = torch.mul(xd, self.B[..., n, None], out=self.buffer("h"))
         recur_(self.grid(decay), self.grid(h), self.slots, self.reverse)
         return h
 
     def adjoint_(self, decay: Tensor, g: Tensor) -> None:
-        """In place g_t ← g_t + a_{next} g_{next}: the recurrence from the end of the walk to its start."""
+        """Compute in place g_t ← g_t + a_{next} g_{next}, from the end of the walk to its start."""
         T, S = self.slots.steps, self.slots.segments
         a, shifted = self.grid(decay), self.grid(self.buffer("consumed"))
         if self.reverse:  # the walk goes down, so its adjoint goes up: slot t needs the decay of slot t - 1
@@ -127,7 +130,7 @@ class _Walk:
         recur_(shifted, self.grid(g), self.slots, not self.reverse)
 
     def kept_(self, decay: Tensor, h: Tensor) -> Tensor:
-        """a_t h_{t-1}, what each state owes to the past, written over the decay."""
+        """Return a_t h_{t-1}, the part of each state that comes from the one before; overwrites the decay."""
         T, S = self.slots.steps, self.slots.segments
         a, h = self.grid(decay), self.grid(h)
         if self.reverse:
@@ -155,7 +158,7 @@ def _forward_walk(w: _Walk, y: Tensor, fresh: bool) -> None:
 
 @dataclass(frozen=True)
 class _WalkGrads:
-    """Gradients of a walk, with the shapes of what they belong to; x's is added to a shared buffer."""
+    """Gradients of a walk, in the shapes of its arguments; that of x is added to a shared buffer."""
 
     dt: Tensor
     B: Tensor
@@ -166,7 +169,7 @@ class _WalkGrads:
 
 
 def _backward_walk(w: _Walk, gy: Tensor, gx: Tensor) -> _WalkGrads:
-    """Gradients of a walk from gy (G, T·S, D), zero in spare slots; adds to gx. Recomputes the states.
+    """Return the gradients of a walk for gy (G, T·S, D), zero in spare slots; add that of x to gx.
 
     With g = ∂loss/∂h after the adjoint recurrence and kept = a_t h_{t-1}:
     ∂Δ = g·(A·kept + B x),  ∂A = Σ g·kept·Δ,  ∂B = Σ_d g·Δx,  ∂C = Σ_d ∂y·h,  ∂x = g·Δ·B.
@@ -228,7 +231,7 @@ class TorchScan(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Problem:
-    """The arguments of the op in the dtype it computes in, positions flattened to L = H·W."""
+    """The arguments of the operation in its computing dtype, positions flattened to L = H·W."""
 
     x: Tensor  # (B, L, D)
     dt: Tensor  # (B, L, K, R)
@@ -261,9 +264,9 @@ class _Problem:
 
 
 def _tame(dt: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether |dt_weight dt + dt_bias| stays small enough for its exponential, by a bound that costs little.
+    """Return whether |dt_weight dt + dt_bias| is small enough for its exponential, by a cheap bound.
 
-    The answer is a number that Python waits for, so it is not asked for where that hurts.
+    Python waits for the answer, so on other devices than a CPU it is False without a look.
     """
     if dt.device.type != "cpu" or torch.compiler.is_compiling() or type(dt) is not Tensor or not dt.numel():
         return False
@@ -273,7 +276,7 @@ def _tame(dt: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def _gather(v: Tensor, index: Tensor, scratch: Scratch, name: str) -> Tensor:
-    """v (G, n, D) at the positions (or slots) of an index, in a scratch buffer."""
+    """Gather v (G, n, D) at the positions (or slots) of an index, in a scratch buffer."""
     out = scratch(name, (v.shape[0], index.numel(), v.shape[2]))
     return torch.index_select(v, 1, index, out=out)
 
@@ -301,7 +304,7 @@ def _forward(p: _Problem, merge: bool) -> Tensor:
 
 
 def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
+    """Return the gradients of x, dt, B, C, dt_weight, dt_bias, A, D."""
     gy = gy.to(p.x.dtype).flatten(-3, -2)  # (B, L, D), or (B, K, L, D) without merge
     batch, length, channels = p.x.shape
     scratch = Scratch(p.x)
@@ -335,7 +338,7 @@ def _backward(p: _Problem, gy: Tensor, merge: bool) -> tuple[Tensor, ...]:
 
 
 def _cotangent(gy: Tensor, to_position: Tensor, length: int, scratch: Scratch) -> Tensor:
-    """gy (G, L, D) laid out in slots, with zeros in the spare ones."""
+    """Return gy (G, L, D) laid out in slots, with zeros in the spare ones."""
     laid = _gather(gy, to_position, scratch, "gy")
     slots = slots_of(length)
     if slots.last < slots.steps:

@@ -1,9 +1,9 @@
-"""The selective scan on a GPU: what its kernels in Triton are launched with, and the sums they leave.
+"""The selective scan on a GPU: the launches of its Triton kernels, and the sums over their results.
 
-Routes that visit the same positions in opposite orders are walked by one launch. A walk is cut into chunks,
-so that a single image fills the card and what a chunk reads is still near when it is read again; what enters
-each chunk is found first, from what every chunk does to a state of zero. Nothing here adds up in an order
-that varies: same input, same bits.
+One launch walks the routes that visit the same positions in opposite orders. A walk is cut into chunks, so
+that a single image fills the GPU and a chunk's inputs are still in the cache when they are read again. The
+states that enter the chunks come first, from what every chunk does to a state of zero. Sums are added in a
+fixed order: same input, same bits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..routes import Route
 from .native import rows
 from .torch import LOG2E
 
-TILE = 16  # steps that a thread works on together, as few as tensor cores take
-LANES = 64  # channels times states that a program works on together, two of a thread where it is one warp
-GROUP = 128  # channels whose sums a program adds up backwards, one block after the other
-CHUNK = 512  # steps, at most, that are walked one after the other
-SHORTEST = 64  # steps of a chunk, where a walk has so many
-PROGRAMS = 2048  # that a launch should have, where the shapes allow it
+TILE = 16  # steps that a thread computes together, the minimum of tensor cores
+LANES = 64  # channels · states of a program, two of a thread where it is one warp
+GROUP = 128  # channels whose sums one program of the backward adds, block after block
+CHUNK = 512  # maximum steps of a chunk
+SHORTEST = 64  # minimum steps of a chunk, where a walk has as many
+PROGRAMS = 2048  # wanted number of programs of a launch, where the shapes allow it
 CARRIES = (32, 64)  # chunks that a program carries states through together, and lanes
 
 
 class Pair(NamedTuple):
-    """The indices of two routes over one order of positions, forwards and reversed; -1 if there is none."""
+    """The indices of a forward and a reversed route over one order of positions; -1 if there is none."""
 
     forward: int
     reverse: int
@@ -40,23 +40,22 @@ class Pair(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What kernels are compiled for, beside routes."""
+    """The compile-time constants of the kernels, beside routes."""
 
     rank: int
     states: int
     exact: bool  # results are as precise as float32
     amd: bool = False
-    old: bool = False  # a card of NVIDIA's whose tensor cores don't take bfloat16
+    old: bool = False  # an NVIDIA GPU whose tensor cores lack bfloat16
 
     def channels(self, *, backward: bool = False) -> int:
-        """Channels that a program works on: fewer where the expansion of step sizes would take more registers
-        than there are."""
+        """Return the channels of a program: fewer where the step sizes would exceed the registers."""
         many = self.rank > (16 if self.exact else 32) and not backward
         return max(LANES // (1 + many) // (1 + self.old) // power(self.states), 16)
 
 
 def pairs(routes: Sequence[Route]) -> list[Pair]:
-    """All routes, two at a time.
+    """Return all routes, in pairs.
 
     >>> pairs([Route("row"), Route("column"), Route("row", reverse=True)])
     [Pair(forward=0, reverse=2, route=Route(axis='row', window=None, reverse=False)), \
@@ -103,7 +102,7 @@ class TritonScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # asked for once: under activation checkpointing they are made then
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them then
         tensors, kept = saved[:8], saved[8:]
         with torch.cuda.device_of(gy):  # type: ignore[no-untyped-call]
             problem = Problem.of(tensors, ctx.routes, ctx.merge)
@@ -113,7 +112,7 @@ class TritonScan(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of the op, laid out as the kernels take them."""
+    """The arguments of the operation, in the layout of the kernels."""
 
     x: Tensor  # (B, H, W, D), contiguous
     dt: Tensor  # (B, H, W, K, R), positions one stride apart
@@ -137,37 +136,37 @@ class Problem:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int, int]:
-        """images, height, width, channels, routes, rank, states."""
+        """Return images, height, width, channels, routes, rank, states."""
         batch, height, width, channels = self.x.shape
         return batch, height, width, channels, *self.weight.shape[:2], self.B.shape[-1]
 
     @property
     def reversed(self) -> int:
-        """A bit for each route, set if it is the reversed one of its pair."""
+        """Return one bit per route, set if it is the reversed one of its pair."""
         return sum(1 << pair.reverse for pair in self.pairs if pair.reverse >= 0)
 
     @property
     def chunk(self) -> int:
-        """Steps of a chunk, in whole tiles; forwards and backwards the same, since tiles start with it."""
+        """Return the steps of a chunk, in whole tiles; the same forwards and backwards."""
         batch, D = self.x.shape[0], self.x.shape[-1]
         others = max(1, batch * -(-D // self.kind.channels()))
         tiles = self.tiles // -(-PROGRAMS // others)
         return TILE * max(SHORTEST // TILE, min(CHUNK // TILE, tiles))
 
-    @cached_property  # it is asked for several times a launch
+    @cached_property  # read several times per launch
     def kind(self) -> Kind:
-        """What kernels are compiled for."""
+        """Return the compile-time constants of the kernels."""
         *_, R, N = self.sizes
         old = self.x.is_cuda and torch.cuda.get_device_capability(self.x.device) < (8, 0)
         return Kind(R, N, self.x.dtype == torch.float32, torch.version.hip is not None, old)
 
     @property
     def tiles(self) -> int:
-        """Tiles of a walk."""
+        """Return the number of tiles of a walk."""
         return -(-self.x.shape[1] * self.x.shape[2] // TILE)
 
     def forward(self, keep: bool = False) -> tuple[Tensor, Tensor | None]:
-        """y, and with ``keep`` the state that enters each tile, (B, K, tiles, D, N)."""
+        """Return y, and with ``keep`` the state that enters each tile, (B, K, tiles, D, N)."""
         batch, height, width, D, K, _, _ = self.sizes
         grid = (batch, height, width, D) if self.merge else (batch, K, height, width, D)
         y = self.x.new_empty(grid)
@@ -177,7 +176,7 @@ class Problem:
         return y, entering
 
     def entering(self) -> Tensor:
-        """The state that enters each tile, without the outputs."""
+        """Return the state that enters each tile, without computing the outputs."""
         entering = self._tiles()
         if self.x.numel():
             self._outputs(None, entering)
@@ -202,7 +201,7 @@ class Problem:
 
         _, height, width, D, K, _, _ = self.sizes
         carries = self._carries(None)
-        out = self.x if y is None else y  # without y nothing is written there
+        out = self.x if y is None else y  # not written to if y is None
         apart = self.merge and K > 1 and y is not None and y.dtype != torch.float32
         so_far = self._new(*self.x.shape) if apart else out
         for index, pair in enumerate(self.pairs):
@@ -219,7 +218,7 @@ class Problem:
         return self.D.sum(0, keepdim=True) if self.merge else self.D
 
     def _carries(self, gy: Tensor | None) -> Tensor:
-        """The state that enters each chunk, (B, K, chunks, D, N); of the adjoint recurrence with ``gy``."""
+        """Return the state that enters each chunk, (B, K, chunks, D, N); with ``gy`` the adjoint's."""
         from . import triton_kernels as kernels
 
         batch, height, width, D, K, _, N = self.sizes
@@ -243,7 +242,7 @@ class Problem:
         return entering
 
     def backward(self, gy: Tensor, entering: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x, dt, B, C, dt_weight, dt_bias, A, D, all but x's in float32."""
+        """Return the gradients of x, dt, B, C, dt_weight, dt_bias, A, D, all but that of x in float32."""
         from . import triton_kernels as kernels
 
         batch, height, width, D, K, R, N = self.sizes
@@ -271,24 +270,24 @@ class Problem:
 
 
 def _strides(v: Tensor) -> tuple[int, int]:
-    """From image to image and from route to route of v (B, K, H, W, D), or (B, H, W, D) of all routes."""
+    """Return the strides of images and routes of v (B, K, H, W, D), or (B, H, W, D) for all routes."""
     return v.stride(0), v.stride(1) if v.ndim == 5 else 0
 
 
 def _walked(v: Tensor) -> tuple[Tensor, int, int, int]:
-    """v (B, H, W, K, ·) and its strides from image to image, position to position, route to route."""
+    """Return v (B, H, W, K, ·) and its strides of images, positions and routes."""
     return v, v.stride(0), v.stride(2), v.stride(3)
 
 
 def power(n: int) -> int:
-    """The next power of 2, at least n."""
+    """Return the smallest power of 2 that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def constants(pair: Pair, K: int, kind: Kind, *, backward: bool) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+    """Return the compile-time constants of a kernel."""
     channels = kind.channels(backward=backward)
-    warps = min(8, max(1, channels * power(kind.states) // 64))  # with one state one, which waits for none
+    warps = min(8, max(1, channels * power(kind.states) // 64))  # one, for one state
     return {
         "K": K,
         "FORWARD_ROUTE": pair.forward,
@@ -297,17 +296,13 @@ def constants(pair: Pair, K: int, kind: Kind, *, backward: bool) -> dict[str, An
         "WINDOW": pair.route.window or 0,
         "RANK": kind.rank,
         "RANK_": max(16, power(kind.rank)),
-        "PARTS": 1
-        if kind.old
-        else 3
-        if kind.exact
-        else 2,  # of bfloat16, that tensor cores take of a float32
+        "PARTS": 1 if kind.old else 3 if kind.exact else 2,  # of bfloat16, into which a float32 is split
         "STATES": kind.states,
         "STATES_": power(kind.states),
         "T": TILE,
         "CHANNELS": channels,
-        "num_stages": 1,  # loads go ahead as it is, and more of them would take registers until some spill
-        # Warps have 64 threads on AMD's cards. For NVIDIA's the assembler is told to take all registers: left
-        # alone it spills some for the sake of more warps.
+        "num_stages": 1,  # loads are early enough as it is, and more stages would spill registers
+        # Warps have 64 threads on AMD GPUs. NVIDIA's assembler is told to use all registers: left alone it
+        # spills some for the sake of more warps.
         **({"num_warps": min(4, warps)} if kind.amd else {"num_warps": warps, "maxnreg": 255}),
     }

@@ -1,15 +1,15 @@
 """The kernels of the selective scan on a GPU, in Triton; ``triton.py`` launches them.
 
-A program works on one chunk of a route's steps and a block of channels, some steps (a tile) at a time. What a
-step has are lanes: channel d and state n together, lane = d · STATES + n, so that one recurrence serves any
-number of states. Step sizes come as tiles from tensor cores, features as tiles from memory; both are taken
-apart into rows, one for each step, whose lanes every thread has for itself, and the recurrence is written as
-it stands in ``reference.py``. (Its gradients are in ``torch.py``.) Each route reads the grid in its own order
-by index arithmetic, and the walk back along the same route shares the program: nothing is permuted in memory.
-Steps past the end, which only the last tile has, have B and C of zero, and Δ where something goes on after.
+A program computes one chunk of a route's steps for a block of channels, a few steps (a tile) at a time. The
+elements of a step are lanes: channel d and state n together, lane = d · STATES + n, so that one recurrence
+serves any number of states. Step sizes come as tiles from tensor cores, features as tiles from memory; both
+are split into rows, one per step, whose lanes belong to one thread each, and the recurrence reads as in
+``reference.py``. (Its gradients are in ``torch.py``.) Each route reads the grid in its own order by index
+arithmetic, and the reversed walk along the same route shares the program: nothing is permuted in memory.
+Steps past the end, in the last tile only, have B and C of zero, and Δ too where a state is passed on.
 
-Powers and logarithms are to the base 2, which the card has instructions for: what Δ is expanded with comes
-times log2 e, Δ is in units of ln 2, and B is multiplied by ln 2, so that Δ B is what it should be.
+Powers and logarithms are to the base 2, for which a GPU has instructions: the weights of Δ are multiplied by
+log2 e, Δ is in units of ln 2, and B is multiplied by ln 2, so that Δ B is right.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def chunks_kernel(
     WINDOW: tl.constexpr, RANK: tl.constexpr, RANK_: tl.constexpr, PARTS: tl.constexpr, STATES: tl.constexpr,
     STATES_: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Per chunk, the product of its decays and the state that it ends with when it starts from zero, each
-    (images, K, chunks, D, STATES); of the adjoint recurrence with ADJOINT, which walks the other way."""
+    """Compute per chunk the product of its decays and its last state when it starts from zero.
+
+    Each is (images, K, chunks, D, STATES). With ADJOINT they are those of the adjoint, which walks the other
+    way.
+    """
     for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
         _chunk(
             x, gy, gy_image, gy_route, dt, dt_image, dt_position, dt_route, B, B_image, B_position,
@@ -115,8 +118,10 @@ def carries_kernel(
     decays, ends, entering, chunks, lanes,
     REVERSED: tl.constexpr, K: tl.constexpr, T: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The state that enters each chunk, from those that chunks end with when they start from zero. Routes
-    whose bit is set in REVERSED go from the last chunk to the first."""
+    """Compute the state that enters each chunk, from the last states of chunks that start from zero.
+
+    Routes whose bit is set in REVERSED go from the last chunk to the first.
+    """
     route = tl.program_id(0) % K
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     base = tl.program_id(0).to(tl.int64) * chunks * lanes
@@ -149,10 +154,12 @@ def forward_kernel(
     STATES_: tl.constexpr, MERGE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     OUTPUT: tl.constexpr, KEEP: tl.constexpr, T: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y of the routes FORWARD_ROUTE and REVERSE_ROUTE (-1: there is none), which visit the same positions in
-    opposite orders. With MERGE all routes are added up in ``so_far``, and the LAST of them writes y instead.
-    With KEEP the state that enters each tile is written to ``entering`` (images, K, tiles, D, STATES);
-    without OUTPUT nothing else is."""
+    """Compute y of the routes FORWARD_ROUTE and REVERSE_ROUTE (-1: none), over one order of positions.
+
+    With MERGE all routes are summed in ``so_far``, and the LAST of them writes y instead. With KEEP the state
+    that enters each tile is written to ``entering`` (images, K, tiles, D, STATES); without OUTPUT nothing
+    else is written.
+    """
     for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
         _walk(
             x, dt, dt_image, dt_position, dt_route, B, B_image, B_position, B_route, C, C_image, C_position,
@@ -162,7 +169,7 @@ def forward_kernel(
             not MERGE or (LAST and (direction == 1 or REVERSE_ROUTE < 0)),
             K, COLUMN, WINDOW, RANK, RANK_, PARTS, STATES, STATES_, MERGE, OUTPUT, KEEP, T, CHANNELS,
         )  # fmt: skip
-        tl.debug_barrier()  # the walk back reads what other threads have written
+        tl.debug_barrier()  # the walk back reads values that other threads have written
 
 
 @triton.jit
@@ -243,9 +250,12 @@ def backward_kernel(
     STATES_: tl.constexpr, MERGE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, T: tl.constexpr,
     CHANNELS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients through the routes FORWARD_ROUTE and REVERSE_ROUTE. Those of x are added up in ``so_far``
-    over all routes, and the LAST writes g_x instead. Sums over channels (g_dt, g_B, g_C) are left in parts,
-    one for each GROUP of channels, and sums over positions (the weights') in one for each chunk and image."""
+    """Compute gradients through the routes FORWARD_ROUTE and REVERSE_ROUTE.
+
+    Those of x are summed in ``so_far``, and the last route writes g_x instead. Sums over channels (of dt, B
+    and C) are written in one part per GROUP of channels, and sums over positions (of the weights) in one part
+    per chunk and image.
+    """
     start = tl.program_id(1) * GROUP
     for channels in range(start, tl.minimum(start + GROUP, D), CHANNELS):
         for direction in range(0 if FORWARD_ROUTE >= 0 else 1, 2 if REVERSE_ROUTE >= 0 else 1):
@@ -270,7 +280,7 @@ def _walk_back(
     PARTS: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr, MERGE: tl.constexpr, T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of a walk from its end to its start, and each from its last step to its first.
+    """Process the tiles of a walk from its end to its start, and each from its last step to its first.
 
     With g = ∂loss/∂h and what is carried to the step before, q_t = a_t g_t: g_t = C_t ∂y_t + q_{t+1}.
     """
@@ -311,7 +321,7 @@ def _walk_back(
     of_skip = tl.load(skip + channel, mask=channel < D, other=0.0)
     r = tl.arange(0, RANK_)
     owed = tl.load(carries + ((walk * tl.num_programs(0) + c) * D + d) * STATES + n, mask=known, other=0.0)
-    more = tl.full((1,), start, tl.int32) > group  # some channels' sums are there already
+    more = tl.full((1,), start, tl.int32) > group  # the sums of some channels exist already
     sum_weight = tl.zeros((RANK_, CHANNELS), tl.float32)
     sum_bias, sum_D = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     sum_A = tl.zeros((LANES,), tl.float32)
@@ -328,7 +338,7 @@ def _walk_back(
         Bs = of_states(B, position, valid, B_position, n, LN2, STATES, STATES_)
         Cs = of_states(C, position, valid, C_position, n, 1.0, STATES, STATES_)
 
-        # the states once more, from the one that entered the tile
+        # recompute the states from the one that entered the tile
         at = ((walk * tiles + c * (chunk // T) + tile) * D + d) * STATES + n
         state = tl.load(entering + at, mask=known, other=0.0)
         kept = ()  # of each state, a_t h_{t-1}
@@ -338,8 +348,8 @@ def _walk_back(
             kept = kept + (remains,)
             state = remains + driven * Bs[t]
 
-        # g of every step, from the last to the first. Features and A are asked for in another way, lest the
-        # compiler keeps those from above and all decays, for which there are no registers.
+        # g of every step, from the last to the first. Features and A are loaded in another way, so that the
+        # compiler does not keep those from above and all decays, for which there are no registers.
         feature = of_channels(x, position, channel, D, "evict_first")
         cotangent = of_channels(gy, position, channel, D, "")
         features, cotangents = rows_of(feature), rows_of(cotangent)

@@ -1,4 +1,4 @@
-"""What the kernels of the selective scan are made of, in Triton: where a route goes, what a step does."""
+"""Parts of the selective scan's Triton kernels: positions along a route, and the arithmetic of a step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def reciprocal(d):
-    """What `divided` by d multiplies by: 2³² / d, rounded up, in 32 bits (0 for d = 1)."""
+    """Return the factor that `divided` multiplies by: 2³² / d, rounded up, in 32 bits (0 for d = 1)."""
     return 0xFFFFFFFF // d.to(tl.uint32) + 1
 
 
 @triton.jit
 def divided(n, d, reciprocal_of_d):
-    """n // d and n % d of n ≥ 0. The card divides in twenty instructions and multiplies in one; the product
-    is the quotient, or one more."""
+    """Return n // d and n % d for n ≥ 0.
+
+    A GPU divides in twenty instructions and multiplies in one; the product is the quotient, or one more.
+    """
     q = tl.umulhi(n.to(tl.uint32), reciprocal_of_d).to(tl.int32)
     q = tl.where(d == 1, n, q)
     rest = n - q * d
@@ -29,7 +31,7 @@ def divided(n, d, reciprocal_of_d):
 
 @triton.jit
 def position_of(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
-    """The row-major position on the grid (H, W) that a forward route visits at a step."""
+    """Return the row-major position on the grid (H, W) that a forward route visits at a step."""
     height, width = H, W
     if COLUMN:  # the row route of the transposed grid
         height, width = W, H
@@ -55,14 +57,16 @@ def position_of(step, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
 
 @triton.jit
 def steps_of(first, last, taken, down, H, W, COLUMN: tl.constexpr, WINDOW: tl.constexpr):
-    """Of steps counted along a walk over [first, last), from its end if ``down`` is 1: their positions, and
-    whether there are such."""
+    """Return the positions of steps along a walk over [first, last), and whether they exist.
+
+    Steps count from the end if ``down`` is 1.
+    """
     valid = taken < last - first
     counted = tl.where(valid, taken, 0)
     step = first + counted + down * (last - 1 - first - 2 * counted)
     position = position_of(step, H, W, COLUMN, WINDOW)
-    # Gathering changes nothing but this: a position is found once, by one thread, and handed to the others.
-    # Else the compiler has every thread find those of all steps that the thread has a part in.
+    # The gather makes one thread compute a position and hand it to the others. Without it the compiler has
+    # every thread compute the positions of all its steps.
     return tl.gather(position, tl.arange(0, taken.shape[0]), 0), valid
 
 
@@ -71,9 +75,11 @@ def steps_of(first, last, taken, down, H, W, COLUMN: tl.constexpr, WINDOW: tl.co
 
 @triton.jit
 def softplus(pre, EXACT: tl.constexpr):
-    """log2(1 + 2^pre), which is softplus to the base 2. log2(1 + e) of e in [0, 1] is a polynomial, since the
-    card's own logarithm is absolute in its error, and small step sizes would be off by 1e-4. With EXACT it is
-    off by 2e-7, else by 9e-6, which is below what 16 bits tell apart."""
+    """Return log2(1 + 2^pre), softplus to the base 2.
+
+    log2(1 + e) of e in [0, 1] is a polynomial, since the logarithm of a GPU has an absolute error, and small
+    step sizes would be off by 1e-4. With EXACT the error is 2e-7, else 9e-6, below the resolution of 16 bits.
+    """
     e = tl.exp2(-tl.abs(pre))
     if EXACT:
         p = e * 0.00754918205 - 0.0425670594
@@ -95,7 +101,7 @@ def softplus(pre, EXACT: tl.constexpr):
 
 @triton.jit
 def low_rank(dt, position, dt_position, RANK: tl.constexpr, RANK_: tl.constexpr):
-    """The step sizes before their expansion, (T, RANK_), as they are stored."""
+    """Load the step sizes before their expansion, (T, RANK_), in their own dtype."""
     r = tl.arange(0, RANK_)
     at = dt + position[:, None] * dt_position + r[None, :]
     return tl.load(at, mask=(r < RANK)[None, :], other=0.0)
@@ -103,7 +109,7 @@ def low_rank(dt, position, dt_position, RANK: tl.constexpr, RANK_: tl.constexpr)
 
 @triton.jit
 def expansion(weight, d, D, RANK: tl.constexpr, RANK_: tl.constexpr):
-    """Columns d of a weight (RANK, D), with rows of zeros up to RANK_."""
+    """Load columns d of a weight (RANK, D), with rows of zeros up to RANK_."""
     r = tl.arange(0, RANK_)
     return tl.load(
         weight + r[:, None] * D + d[None, :], mask=(r < RANK)[:, None] & (d < D)[None, :], other=0.0
@@ -112,7 +118,7 @@ def expansion(weight, d, D, RANK: tl.constexpr, RANK_: tl.constexpr):
 
 @triton.jit
 def of_channels(v, position, d, D, EVICT: tl.constexpr):
-    """A grid's features at some positions, (T, channels), as they are stored."""
+    """Load a grid's features at given positions, (T, channels), in their own dtype."""
     return tl.load(
         v + position[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0, eviction_policy=EVICT
     )
@@ -120,7 +126,7 @@ def of_channels(v, position, d, D, EVICT: tl.constexpr):
 
 @triton.jit
 def over_states(v, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """Lanes (CHANNELS · STATES_,) summed over their states, (CHANNELS,)."""
+    """Sum lanes (CHANNELS · STATES_,) over their states, (CHANNELS,)."""
     if STATES_ == 1:
         return v
     else:
@@ -129,7 +135,7 @@ def over_states(v, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
 
 @triton.jit
 def to_lanes(v, CHANNELS: tl.constexpr, STATES_: tl.constexpr):
-    """(CHANNELS,) → (CHANNELS · STATES_,), each channel as often as it has states."""
+    """Repeat each channel for its states, (CHANNELS,) → (CHANNELS · STATES_,)."""
     if STATES_ == 1:
         return v
     else:
@@ -143,18 +149,18 @@ def compose(decay_1, state_1, decay_2, state_2):
 
 @triton.jit
 def row_of(v, i, T: tl.constexpr):
-    """Row i of a tile (T, lanes)."""
+    """Return row i of a tile (T, lanes)."""
     return tl.sum(tl.where((tl.arange(0, T) == i)[:, None], v, 0.0), 0)
 
 
 # --- tiles and their rows ----------------------------------------------------------------------------------
-# A tile comes from tensor cores with its rows over threads. Taken apart, each thread has all rows of its
-# channels: a scan along them is a multiplication and an addition a step, and no thread asks another.
+# A tile comes from tensor cores with its rows spread over threads. Split, each thread has all rows of its
+# channels: a scan along them is a multiplication and an addition per step, without exchange between threads.
 
 
 @triton.jit
 def rows_of(v):
-    """The rows of a tile (T, lanes), each (lanes,); T is a power of 2, up to 16."""
+    """Split a tile (T, lanes) into rows (lanes,); T is a power of 2, up to 16."""
     tiles = (v,)
     for _ in tl.static_range(4):
         if tiles[0].shape[0] > 1:
@@ -172,7 +178,7 @@ def rows_of(v):
 
 @triton.jit
 def tile_of(rows):
-    """Rows (lanes,) put together, (T, lanes); T is a power of 2, up to 32."""
+    """Join rows (lanes,) to a tile (T, lanes); T is a power of 2, up to 32."""
     tiles = ()
     for i in tl.static_range(len(rows)):
         tiles = tiles + (tl.reshape(rows[i], (1, rows[0].shape[0])),)
@@ -190,12 +196,12 @@ def tile_of(rows):
 def of_states(
     v, position, valid, v_position, n, UNIT: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr
 ):
-    """Rows of B or C in some unit, of the lanes with states n; each (1,) where there is one state."""
+    """Return rows of B or C times a unit, for the lanes with states n; each (1,) where there is one state."""
     if STATES_ == 1:
         found = tl.load(v + position * v_position, mask=valid, other=0.0).to(tl.float32) * UNIT
         rows = ()
         for t in tl.static_range(position.shape[0]):
-            # Gathered, it is asked for once, and handed from thread to thread.
+            # The gather loads it once and hands it from thread to thread.
             rows = rows + (tl.gather(found, tl.full((1,), t, tl.int32), 0),)
         return rows
     else:
@@ -210,8 +216,10 @@ def of_states(
 
 @triton.jit
 def upper(v):
-    """The bits of float32 v that bfloat16 has, as bfloat16, and the rest of v. Cut off, not rounded: the card
-    does this four times faster, and three such parts have all 24 bits of v."""
+    """Return the leading bits of float32 v as bfloat16, and the rest of v.
+
+    Truncated, not rounded: a GPU does this four times faster, and three such parts have all 24 bits of v.
+    """
     bits = v.to(tl.uint32, bitcast=True)
     cut = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), v - cut
@@ -219,7 +227,7 @@ def upper(v):
 
 @triton.jit
 def parts(v, N: tl.constexpr):
-    """v in N of bfloat16, whose sum has 8 N bits of it, or in one if v is bfloat16; with N = 1 in float32."""
+    """Split v into N of bfloat16, whose sum has 8 N bits of it; one if v is bfloat16, float32 if N is 1."""
     if N == 1:
         return (v.to(tl.float32),)
     elif v.dtype == tl.bfloat16:
@@ -234,7 +242,7 @@ def parts(v, N: tl.constexpr):
 
 @triton.jit
 def product(a, b, c):
-    """a @ b + c of matrices in parts, but for products of parts that are below the precision of either."""
+    """Return a @ b + c of matrices in parts, without the products of parts below the precision of either."""
     most: tl.constexpr = (len(a) if len(a) > len(b) else len(b)) - 1
     for order in tl.static_range(most, -1, -1):
         for i in tl.static_range(order + 1):
@@ -245,7 +253,7 @@ def product(a, b, c):
 
 @triton.jit
 def turned(v):
-    """Matrices in parts, transposed."""
+    """Transpose matrices in parts."""
     parts_ = ()
     for i in tl.static_range(len(v)):
         parts_ = parts_ + (tl.trans(v[i]),)
@@ -257,7 +265,7 @@ def turned(v):
 
 @triton.jit
 def summed_together(a, b, bit: tl.constexpr):
-    """Of vectors (lanes,), sums over pairs of lanes that differ in a bit: a's where it is 0, else b's."""
+    """Sum vectors (lanes,) over pairs of lanes that differ in a bit: of a where it is 0, else of b."""
     lane = tl.arange(0, a.shape[0])
     is_b = (lane & bit) != 0
     return tl.where(is_b, b, a) + tl.gather(tl.where(is_b, a, b), lane ^ bit, 0)
@@ -267,10 +275,11 @@ def summed_together(a, b, bit: tl.constexpr):
 def with_sum(
     pending, lanes, count: tl.constexpr, CHANNELS: tl.constexpr, STATES_: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """Sums over channels of vectors that come one after the other, ``count`` before this one, LAST in all.
-    With one state they are added up in a tree, as digits of a binary counter are: what is left in the end is
-    one vector, whose lane i is the sum of the i-th. So a thread asks another once for each vector, not five
-    times."""
+    """Sum vectors that come one after the other over their channels, ``count`` before this one, LAST in all.
+
+    With one state they are added in a tree, like the digits of a binary counter: what remains is one vector,
+    whose lane i is the sum of the i-th. So threads exchange values once per vector, not five times.
+    """
     if STATES_ == 1:
         pending = pending + (tl.sum(tl.reshape(lanes, (LAST, CHANNELS // LAST)), 1),)
         for level in tl.static_range(5):
@@ -288,8 +297,10 @@ def add_states(
     g_B, g_C, sums, position, valid, more, K: tl.constexpr, STATES: tl.constexpr, STATES_: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """Write sums over channels, of B ln 2 and C in turn from the last step to the first, to the gradients of
-    B and C; if ``more``, add them."""
+    """Write sums over channels to the gradients of B and C, or add them if ``more``.
+
+    They come for B ln 2 and C in turn, from the last step to the first.
+    """
     i = tl.arange(0, 2 * T)
     t = T - 1 - i // 2
     at = tl.where(i % 2 == 0, g_B, g_C) + tl.gather(position, t, 0) * K * STATES

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..processes import is_first
 from .recipe import PaperRecipe, Transfer, list_paper_recipes
 from .rows import do_row
 from .runs import Workshop
 
-__all__ = ["PaperRecipe", "Transfer", "Workshop", "do_row", "list_paper_recipes"]
+__all__ = ["PaperRecipe", "Transfer", "Workshop", "do_row", "is_first", "list_paper_recipes"]

@@ -6,18 +6,18 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from .trainer import LOG
+from ..state import LOG
 
-POINTS = 300  # of the loss: means over equal stretches of steps
+POINTS = 300  # of the loss curve: means over equal stretches of steps
 
 
 def draw_curve(folder: Path, path: Path, title: str) -> bool:
-    """Draw loss and learning rate over the steps, and SRCC on the fold "val" where it was watched, as a PNG.
+    """Draw the loss, and SRCC on the fold "val" or else the learning rate, over the steps, as a PNG.
 
     Args:
         folder: of a run, with its log.
         path: of the PNG.
-        title: of the picture.
+        title: of the figure.
 
     Returns:
         False where there is no log, or matplotlib is not installed (the extra ``train`` has it).

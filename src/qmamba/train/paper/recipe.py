@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from ...data.splitting import CONVENTIONS
 from ...errors import RecipeError
+from ..recipe import Optimisation, check_values, one_of
+from ..schedule import step_decay
 
 TASKS = ("single", "universal", "transfer")
 LOSSES = ("smooth-l1", "plcc", "ranking")
 SCHEDULES = ("deiqt", "steps")
-PRECISIONS = ("float32", "bfloat16", "float16")
 OWN = "own"  # in place of a convention: the folds that come with the data
 AVERAGE = "average"  # in place of a set: what a paper prints in that column
 NO_TUNING = "none"  # in place of an adapter's method
@@ -32,7 +32,7 @@ Printed = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Transfer:
-    """From some sets to others: the base learns all ``sources``, an adapter each one of the ``targets``."""
+    """Transfer from some sets to others: the base learns all ``sources``, an adapter each of ``targets``."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -40,7 +40,7 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperRecipe:
+class PaperRecipe(Optimisation):
     """A row of a published table, or an experiment of the same kind on other data.
 
     Attributes:
@@ -49,32 +49,28 @@ class PaperRecipe:
         name: of the networks that come out: letters, digits, ``.``, ``_``, ``-``.
         arch: architecture, as ``create_model`` takes it; ``overrides`` are its keyword arguments.
         data: names of sets, see :func:`qmamba.train.paper.sets.read_set`. None for a transfer.
-        transfers: for a transfer, from where to where.
+        transfers: the sources and targets of a transfer.
         weights: how often a set's images are seen, 1 unless given: 2 is twice in each epoch.
-        sizes: to which images of a set are brought before they are cut, in place of those that are common:
-            the shorter side, or height and width; 0 for as they are.
-        init_from: weights to start from, see :func:`qmamba.train.paper.start.start`; "" for random ones.
+        sizes: size that images of a set are resized to before they are cropped, in place of the common one:
+            the shorter side, or height and width; 0 for their own size.
+        init_from: weights to start from, see :func:`qmamba.train.start.start`; "" for random ones.
         convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with a set, and
-            as by "deiqt" for sets that have none.
-        splits: how many; where folds come with a set they are the same in all, and the seed is another.
-        epochs, crops: an epoch is so many random crops of every image of the training folds.
+            as by "deiqt" for sets without folds.
+        splits: number of splits; folds that come with a set are the same in all, with another seed.
+        epochs, crops: an epoch has this many random crops of every image of the training folds.
         crop: side of a crop, in training and in testing.
         test_crops: random crops of an image in testing, whose mean is its score.
-        batch: crops a step; by default 32 for up to 5,000 training images and 128 for more.
-        accumulate: parts that a batch is computed in, one after the other, to need less memory.
-        lr: peak learning rate of AdamW; ``weight_decay`` is none on norms, biases, A_log and D.
+        batch: crops per step; by default 32 for up to 5,000 training images and 128 for more.
+        lr: peak learning rate.
         schedule: "deiqt" or "steps", see :meth:`lr_at`.
         decay_epochs: epochs after which the learning rate is divided by ten.
-        warmup: for "steps", part of all steps that the learning rate rises in.
-        clip: largest norm of the gradient.
-        losses: weights of the losses by name: "smooth-l1", "plcc", "ranking". The last two look at the crops
+        warmup: for "steps", the share of all steps in which the learning rate rises.
+        losses: weights of the losses by name: "smooth-l1", "plcc", "ranking". The last two compare the crops
             that one process computes at once.
         beta: of the smooth-L1 loss, on labels in [0, 1].
-        precision: "float32", "bfloat16" or "float16" in training; testing is in float32.
         adapter: for a transfer, a method of :mod:`qmamba.adapters`, or "none" for no tuning;
             ``adapter_options`` are its own, ``adapter_lr`` is the method's own by default.
-        seed: of everything random but the splits; split i adds i to it.
-        save_every: steps between two states that a run can go on from.
+        seed: random seed of everything but the splits; split i adds i to it.
         title: of the row; ``paper`` has the numbers that it is compared with.
         licence: of the weights, for the model card.
     """
@@ -95,73 +91,63 @@ class PaperRecipe:
     crop: int = 224
     test_crops: int = 10
     batch: int | None = None
-    accumulate: int = 1
     lr: float = 2e-4
-    weight_decay: float = 0.05
     schedule: str = "deiqt"
     decay_epochs: int = 3
     warmup: float = 0.05
     clip: float = 5.0
     losses: dict[str, float] = field(default_factory=lambda: {"smooth-l1": 1.0})
     beta: float = 0.1
-    precision: str = "float32"
     adapter: str = ""
     adapter_options: dict[str, Any] = field(default_factory=dict)
     adapter_lr: float | None = None
-    seed: int = 0
     save_every: int = 200
     title: str = ""
     paper: Printed = field(default_factory=dict)
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
-        _one_of(self.task, TASKS, "task")
-        _one_of(self.schedule, SCHEDULES, "schedule")
-        _one_of(self.precision, PRECISIONS, "precision")
-        _one_of(self.convention, (*CONVENTIONS, OWN), "convention")
-        whole = ("splits", "epochs", "crops", "test_crops", "accumulate", "decay_epochs", "save_every")
-        least = {**dict.fromkeys(whole, 1), "crop": 32, "seed": 0}
+        super().__post_init__()
+        one_of(self.task, TASKS, "task")
+        one_of(self.schedule, SCHEDULES, "schedule")
+        one_of(self.convention, (*CONVENTIONS, OWN), "convention")
+        self.at_least(splits=1, epochs=1, crops=1, test_crops=1, decay_epochs=1, crop=32, beta=0, warmup=0)
+        self.above_zero("lr")
         if self.batch is not None:
-            least["batch"] = 2 * self.accumulate
-        for key, low in least.items():
-            if getattr(self, key) < low:
-                raise RecipeError(f"a recipe's {key} is at least {low}, not {getattr(self, key)}")
-        if self.batch is not None and self.batch % self.accumulate:
-            raise RecipeError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
-        for key in ("lr", "clip"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise RecipeError(f"a recipe's {key} is above 0, not {getattr(self, key)}")
-        if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf or not 0 <= self.beta < math.inf:
-            raise RecipeError("warmup is below 1, and warmup, weight_decay and beta are at least 0")
+            self.at_least(batch=2 * self.accumulate)
+            if self.batch % self.accumulate:
+                raise RecipeError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        if not self.warmup < 1:
+            raise RecipeError(f"warmup must be below 1, got {self.warmup}")
         self._check_losses()
         self._check_sets()
 
     def _check_losses(self) -> None:
         for name, weight in self.losses.items():
-            _one_of(name, LOSSES, "a loss")
+            one_of(name, LOSSES, "a loss")
             if not 0 <= weight < math.inf:
-                raise RecipeError(f"the weight of the loss {name!r} is at least 0, not {weight}")
+                raise RecipeError(f"the weight of the loss {name!r} must be at least 0, got {weight}")
         if not sum(self.losses.values()) > 0:
-            raise RecipeError("a recipe needs at least one loss with a weight above 0")
+            raise RecipeError("losses must have at least one with a weight above 0")
 
     def _check_sets(self) -> None:
         if self.task == "transfer":
             if not self.transfers or self.data or not self.adapter:
                 raise RecipeError(
-                    "a transfer has [[transfers]] with from and to, and an adapter ('none' for no tuning), "
+                    "a transfer must have [[transfers]] with from and to, an adapter ('none' for no tuning), "
                     "and no data"
                 )
         elif not self.data or self.transfers or self.adapter:
-            raise RecipeError(f"the task {self.task!r} has data, and neither [[transfers]] nor an adapter")
+            raise RecipeError(f"task {self.task!r} must have data, and neither [[transfers]] nor an adapter")
         known = set(self.sets)
         for key in ("weights", "sizes"):
-            if strange := sorted(getattr(self, key).keys() - known):
-                raise RecipeError(f"{key} has {strange[0]!r}, which is not among the recipe's sets")
+            if unknown := sorted(getattr(self, key).keys() - known):
+                raise RecipeError(f"{key} has {unknown[0]!r}, which is not among the recipe's sets")
         for paper, sets in ((self.paper, known), *((t.paper, set(t.targets)) for t in self.transfers)):
-            if strange := sorted(paper.keys() - sets - {AVERAGE}):
-                raise RecipeError(f"paper has {strange[0]!r}, which is not among the sets that are tested")
+            if unknown := sorted(paper.keys() - sets - {AVERAGE}):
+                raise RecipeError(f"paper has {unknown[0]!r}, which is not among the sets that are tested")
         if any(not 0 < weight < math.inf for weight in self.weights.values()):
-            raise RecipeError(f"weights of sets are above 0: {self.weights}")
+            raise RecipeError(f"weights of sets must be above 0, got {self.weights}")
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -170,30 +156,20 @@ class PaperRecipe:
         return tuple(dict.fromkeys((*self.data, *moved)))
 
     def lr_at(self, step: int, epoch_steps: int, peak: float) -> float:
-        """Learning rate of a step, counted from 0.
+        """Return the learning rate of a zero-based step.
 
         * ``steps``: the peak, divided by ten after each ``decay_epochs`` epochs, with a linear warm-up over
-          the first ``warmup`` of all steps. So the QMamba paper describes it.
-        * ``deiqt``: as DEIQT's own scheduler: a linear warm-up over ``decay_epochs`` epochs, and after it the
-          steps of ``steps``, which are by then at a tenth of the peak.
+          the first ``warmup`` of all steps, as the QMamba paper describes it.
+        * ``deiqt``: the scheduler of DEIQT's code: a linear warm-up over ``decay_epochs`` epochs, and after
+          it the steps of ``steps``, which are by then at a tenth of the peak.
 
         >>> recipe = PaperRecipe(task="single", name="a", arch="lqmamba-n", data=("livec",), warmup=0.0)
         >>> [f"{recipe.lr_at(epoch, 1, 2e-4):.1e}" for epoch in range(9)]
         ['6.7e-05', '1.3e-04', '2.0e-04', '2.0e-05', '2.0e-05', '2.0e-05', '2.0e-06', '2.0e-06', '2.0e-06']
         """
-        length = self.decay_epochs * epoch_steps
-        if self.schedule == "deiqt":
-            rising = float(min(length, self.epochs * epoch_steps))
-        else:
-            rising = self.warmup * self.epochs * epoch_steps
-        if step < rising:
-            return peak * min(1.0, (step + 1) / rising)
-        return peak * 0.1 ** (step // length)
-
-
-def _one_of(value: str, known: tuple[str, ...], what: str) -> None:
-    if value not in known:
-        raise RecipeError(f"{what} is one of {', '.join(known)}, not {value!r}")
+        steps, decay_steps = self.epochs * epoch_steps, self.decay_epochs * epoch_steps
+        warmup = self.warmup * steps if self.schedule == "steps" else float(min(decay_steps, steps))
+        return step_decay(step, peak, warmup, decay_steps)
 
 
 def _folder() -> Path:
@@ -201,57 +177,48 @@ def _folder() -> Path:
 
 
 def list_paper_recipes() -> list[str]:
-    """Names of the recipes that come with the library, ``table1/lqmamba-t`` say: a table and a row of it.
+    """Return the names of the paper's recipes that come with the library: ``table1/lqmamba-t`` and so on.
 
     >>> "table1/lqmamba-t" in list_paper_recipes()
     True
     """
-    found = sorted((path.parent.name, _place(path.stem), path.stem) for path in _folder().glob("*/*.toml"))
+    found = sorted(
+        (path.parent.name, _row_number(path.stem), path.stem) for path in _folder().glob("*/*.toml")
+    )
     return [f"{table}/{row}" for table, _, row in found]
 
 
-def _place(row: str) -> int:
+def _row_number(row: str) -> int:
     return _ORDER.index(row) if row in _ORDER else len(_ORDER)
 
 
 def shipped_text(name: str) -> str | None:
-    """The TOML of a recipe of :func:`list_paper_recipes`, None for another name."""
+    """Return the TOML of a recipe of :func:`list_paper_recipes`, None for another name."""
     if name not in list_paper_recipes():
         return None
     return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def parse_paper_recipe(values: Mapping[str, Any], where: str) -> PaperRecipe:
-    """A recipe from the values of its TOML; unknown keys and wrong types are refused.
+    """Return a recipe from the values of its TOML; unknown keys and wrong types are refused.
 
     Raises:
         RecipeError: one line that says what is wrong.
     """
+    check_values(PaperRecipe, values, where, {"name", "arch"})
     values = dict(values)
-    known = {f.name for f in dataclasses.fields(PaperRecipe)}
-    unknown, missing = sorted(values.keys() - known), sorted({"name", "arch"} - values.keys())
-    if unknown or missing:
-        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise RecipeError(f"{where} {what}; the keys of such a recipe are {', '.join(sorted(known))}")
-    hints = get_type_hints(PaperRecipe)
-    for key, value in values.items():
-        wanted = {"batch": int, "adapter_lr": float}.get(key, get_origin(hints[key]) or hints[key])
-        wanted = list if wanted is tuple else wanted
-        fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
-        if not fits or isinstance(value, bool):
-            raise RecipeError(f"{where}: {key} should be of type {wanted.__name__}, not {value!r}")
     values["data"] = _names(values.get("data", []), f"{where}: data")
     values["paper"] = _printed(values.get("paper", {}), where)
     values["transfers"] = tuple(_transfer(entry, where) for entry in values.get("transfers", []))
     for key in ("weights", "losses"):
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values.get(key, {}).values()):
-            raise RecipeError(f"{where}: {key} has numbers by name, not {values[key]!r}")
+            raise RecipeError(f"{where}: {key} must have numbers by name, got {values[key]!r}")
     return PaperRecipe(**values)
 
 
 def _names(value: Any, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or any(not isinstance(name, str) or not name for name in value):
-        raise RecipeError(f"{what} is a list of names of sets, not {value!r}")
+        raise RecipeError(f"{what} must be a list of names of sets, got {value!r}")
     if len(set(value)) != len(value):
         raise RecipeError(f"{what} names a set twice: {value}")
     return tuple(value)
@@ -259,10 +226,12 @@ def _names(value: Any, what: str) -> tuple[str, ...]:
 
 def _transfer(entry: Any, where: str) -> Transfer:
     if not isinstance(entry, dict) or not {"from", "to"} <= entry.keys() <= {"from", "to", "paper"}:
-        raise RecipeError(f"{where}: each of [[transfers]] has from and to, and perhaps paper: {entry!r}")
+        raise RecipeError(
+            f"{where}: each of [[transfers]] must have from and to, and may have paper, got {entry!r}"
+        )
     sources, targets = (_names(entry[key], f"{where}: {key} of a transfer") for key in ("from", "to"))
     if not sources or not targets:
-        raise RecipeError(f"{where}: a transfer has a set at both ends: {entry!r}")
+        raise RecipeError(f"{where}: a transfer must have a set at both ends, got {entry!r}")
     return Transfer(sources, targets, _printed(entry.get("paper", {}), where))
 
 
@@ -270,5 +239,5 @@ def _printed(value: Any, where: str) -> Printed:
     pairs = value.items() if isinstance(value, dict) else [("", value)]
     for name, pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or any(not isinstance(v, float) for v in pair):
-            raise RecipeError(f"{where}: paper has [PLCC, SRCC] by set, not {name!r} = {pair!r}")
+            raise RecipeError(f"{where}: paper must have [PLCC, SRCC] by set, got {name!r} = {pair!r}")
     return {name: (pair[0], pair[1]) for name, pair in pairs}

@@ -1,4 +1,4 @@
-"""Rows of tables beside the paper's, as text for a terminal and as a page of the documentation."""
+"""Measured rows beside the paper's, as text for a terminal and as a page of the documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {
     "table5": "Table 5: task-specific, generated images",
     "table6": "Table 6: universal, set by set",
     "table7": "Table 7: transfer from generated images, LQMamba-B",
-    "public": "Not in the paper: sets that anyone can have",
+    "public": "Not in the paper: sets that anyone can download",
 }
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
@@ -22,13 +22,12 @@ Line = tuple[str, ...]
 
 
 def lines_of(row: Mapping[str, Any]) -> list[Line]:
-    """The cells of a row as :data:`HEADER` names them, and their average; what is absent says so.
+    """Return the cells of a row, as :data:`HEADER` names them, and their average.
 
     Args:
-        row: what :func:`qmamba.train.paper.rows.do_row` gives; or the same with nothing done yet.
+        row: what :func:`qmamba.train.paper.rows.do_row` returns, or the same with nothing done yet.
 
-    PLCC is the one after the logistic fit. The average is over all cells, and there is none while one is
-    absent.
+    PLCC is the one after the logistic fit. The average is over all cells, and missing while one is absent.
     """
     found, lines = [], []
     for cell in row["cells"]:
@@ -70,7 +69,7 @@ def _numbers(ours: Any, paper: Any) -> list[str]:
 
 
 def row_text(name: str, row: Mapping[str, Any]) -> str:
-    """A row as a table for a terminal; each absent cell has a line that says what is lacking."""
+    """Return a row as a table for a terminal, with a line on what each absent cell lacks."""
     lines = [HEADER, *lines_of(row)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     text = [_title(name, row)]
@@ -92,7 +91,7 @@ def _title(name: str, row: Mapping[str, Any]) -> str:
 
 
 def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/results.md, from rows by name, as ``table1/lqmamba-t``; those with nothing done say absent."""
+    """Return docs/results.md from rows by name, ``table1/lqmamba-t`` and so on."""
     text = [
         "# Results",
         "",

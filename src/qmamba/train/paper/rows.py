@@ -1,4 +1,4 @@
-"""A row of a table: all runs of a recipe, medians over splits, and the paper's numbers beside them."""
+"""A row of a table: all runs of a recipe, medians over splits, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.safetensors_file import replace_file
+from ..processes import is_first
+from ..start import no_start
 from .recipe import PaperRecipe, Printed
-from .runs import Run, Workshop, each_run
+from .runs import Run, Workshop
 from .sets import missing
-from .start import no_start
-from .trainer import is_first
+from .task import each_run
 
 METRICS = ("srcc", "plcc", "plcc_fitted")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of a row: what was learnt, what was measured, and what the paper prints there.
+    """A cell of a row: what was learnt, what was measured, and what the paper prints there.
 
     Attributes:
         sources: sets that the network learnt.
-        test: the set that it was measured on.
-        paper: PLCC and SRCC, None where it prints none.
+        test: set that it was measured on.
+        paper: printed PLCC and SRCC, None where there are none.
     """
 
     sources: tuple[str, ...]
@@ -35,7 +36,7 @@ class Cell:
 
 
 def cells_of(recipe: PaperRecipe) -> list[Cell]:
-    """The places of a row, in the order of the table."""
+    """Return the cells of a row, in the order of the table."""
 
     def cells(sources: tuple[str, ...], tests: tuple[str, ...], paper: Printed) -> list[Cell]:
         return [Cell(sources, name, paper.get(name)) for name in tests]
@@ -48,13 +49,13 @@ def cells_of(recipe: PaperRecipe) -> list[Cell]:
 
 
 def empty_row(recipe: PaperRecipe) -> dict[str, Any]:
-    """What :func:`do_row` gives, with nothing done yet."""
+    """Return what :func:`do_row` returns, with nothing done yet."""
     cells = [{**asdict(cell), "absent": None, "splits": []} for cell in cells_of(recipe)]
     return {"recipe": asdict(recipe), "dry_run": False, "cells": cells}
 
 
 def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
-    """Do all runs of a recipe whose data are there, and write the results file, anew after each run.
+    """Do all runs of a recipe whose data exist, and rewrite the results file after each run.
 
     Args:
         shop: where and with what.
@@ -65,7 +66,7 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
         ``absent`` (what is lacking, or None), ``splits`` (the numbers of each) and ``median`` over them.
 
     Raises:
-        QMambaError: whatever is wrong with data that are there.
+        QMambaError: existing data or weights that cannot be used.
     """
 
     def absent(run: Run) -> str | None:
@@ -93,7 +94,7 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
 
 
 def median(splits: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Of each metric over the splits in which it is defined.
+    """Return the median of each metric over the splits in which it is defined.
 
     >>> median([{"srcc": 0.5}, {"srcc": 0.75}, {"srcc": None}])["srcc"]
     0.625

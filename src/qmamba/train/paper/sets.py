@@ -1,4 +1,4 @@
-"""Data sets under one root, as experiments see them: one scale and direction, folds, random crops."""
+"""Data sets under one root, as experiments use them: one scale and direction, folds, random crops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,17 @@ from ...errors import DataSetError, RecipeError
 from ...images import as_bytes, decode
 from ...protocol import resize
 from ..batches import random_crop
+from ..sampling import mixed_epoch
 from .recipe import OWN, PaperRecipe
 
 SIZES: dict[str, Any] = {"koniq10k": [384, 512], "flive": 384, "spaq": 384}
-"""What images of a set are brought to in common practice: height and width, or the shorter side."""
+"""Size that images of a set are resized to in common practice: height and width, or the shorter side."""
 
 SMALL = 5000  # training images up to which a batch has 32 crops, and 128 beyond
 
 
 def missing(name: str, root: Path) -> str | None:
-    """What a set lacks below the root, None where it is there.
+    """Return what a set lacks below the root, None where it is complete.
 
     A set of ``qmamba data list`` is the folder of its name; a file of that name with ``.csv`` beside it
     stands in for its label files. Any other name is that of a manifest, ``name.csv``.
@@ -42,10 +42,10 @@ def missing(name: str, root: Path) -> str | None:
 
 
 def read_set(name: str, root: Path) -> list[Rated]:
-    """The rated images of a set, see :func:`missing` for where they lie.
+    """Read the rated images of a set; :func:`missing` says where they lie.
 
     Raises:
-        DataSetError: it is not there, or not laid out as expected.
+        DataSetError: it is absent, or not laid out as expected.
     """
     if lack := missing(name, root):
         raise DataSetError(f"the set {name!r} is absent: {lack}; make a folder or a link of that name")
@@ -61,11 +61,11 @@ class RatedSet:
 
     Attributes:
         name: of the set.
-        split: of the split, ``deiqt-0-03`` say.
-        folds: images by fold, "train", "test" and perhaps "val"; MOS brought to [0, 1], higher is better.
-        size: what images are brought to before they are cut: the shorter side, or height and width; 0 for as
-            they are.
-        cache: a folder that images are kept in once they have been brought to that size; None for none.
+        split: name of the split, such as ``deiqt-0-03``.
+        folds: images by fold, "train", "test" and perhaps "val"; MOS scaled to [0, 1], higher is better.
+        size: size that images are resized to before they are cropped: the shorter side, or height and width;
+            0 for their own size.
+        cache: folder for resized images; None for none.
     """
 
     name: str
@@ -75,11 +75,11 @@ class RatedSet:
     cache: Path | None = None
 
     def pixels(self, rated: Rated) -> Tensor:
-        """One of its images as (3, H, W) uint8, brought to its size.
+        """Return one of its images, resized, (3, H, W) uint8.
 
         Raises:
             ImageError: it cannot be decoded.
-            RecipeError: the size is none.
+            RecipeError: the size is not a size.
         """
         if self.cache is None or self.size == 0:
             return sized(rated.path, self.size)
@@ -91,7 +91,7 @@ class RatedSet:
             np.save(buffer, sized(rated.path, self.size).numpy())
             self.cache.mkdir(parents=True, exist_ok=True)
             replace_file(place, buffer.getvalue())
-        return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads no more than its part
+        return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads its part only
 
 
 def split_set(
@@ -103,12 +103,12 @@ def split_set(
     dry: bool = False,
     cache: Path | None = None,
 ) -> RatedSet:
-    """A set in one of a recipe's splits.
+    """Return a set in one of a recipe's splits.
 
     Args:
-        ratings: what :func:`read_set` gave.
-        index: of the split, from 0.
-        dry: two images and no more, in both folds.
+        ratings: what :func:`read_set` returned.
+        index: of the split, zero-based.
+        dry: use only two images, in both folds.
         cache: see :class:`RatedSet`.
 
     Raises:
@@ -134,7 +134,7 @@ def split_set(
 
 
 def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Rated]:
-    """MOS brought to [0, 1] by the set's nominal scale, or else by the training images' own ends."""
+    """Scale MOS to [0, 1] by the set's nominal scale, or else by the range of the training images."""
     scale = train[0].scale or (min(r.mos for r in train), max(r.mos for r in train))
     low, high = scale
     if not low < high:
@@ -143,11 +143,11 @@ def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Ra
 
 
 def sized(path: Path, size: Any) -> Tensor:
-    """An image file as (3, H, W) uint8, brought to a size: the shorter side, or height and width.
+    """Decode an image and resize it to a shorter side, or to a height and width: (3, H, W) uint8.
 
     Raises:
         ImageError: it cannot be decoded.
-        RecipeError: the size is none.
+        RecipeError: the size is not a size.
     """
     image = decode(path)
     height, width = image.shape[1:]
@@ -157,24 +157,24 @@ def sized(path: Path, size: Any) -> Tensor:
         shorter = min(height, width)
         height, width = (max(1, round(side * size / shorter)) for side in (height, width))
     elif size != 0 or type(size) is not int:
-        raise RecipeError(f"sizes has the shorter side, or [height, width], of each set, not {size!r}")
+        raise RecipeError(f"sizes must have the shorter side, or [height, width], of each set, got {size!r}")
     return as_bytes(resize(image, height, width))
 
 
 class Crops(Dataset[tuple[Tensor, float]]):
-    """All crops of a training, in the order that they are learnt in; each depends on its place alone.
+    """All crops of a training, in the order in which they are learnt; each depends on its index alone.
 
-    An epoch is a shuffle of so many crops of every image, as often as its set's weight says, less what fills
-    no batch. Images of a weight that is no whole number take turns over the epochs.
+    An epoch has ``crops`` crops of every image, times the weight of its set, shuffled, except for what fills
+    no batch. Where a weight is not a whole number, images take turns over the epochs.
 
     Args:
-        sets: whose training folds they come from.
+        sets: sets whose training folds are learnt.
         recipe: crops, weights, batch, epochs.
-        seed: of order, places and flips.
+        seed: of order, positions and flips.
 
     Attributes:
-        batch: crops a step.
-        epoch_steps: steps an epoch.
+        batch: crops per step.
+        epoch_steps: steps per epoch.
         steps: of the whole training.
     """
 
@@ -198,30 +198,11 @@ class Crops(Dataset[tuple[Tensor, float]]):
     def __len__(self) -> int:
         return self.steps * self.batch
 
-    def __getitem__(self, place: int) -> tuple[Tensor, float]:
-        """A crop (3, S, S) uint8 and its image's MOS in [0, 1]."""
-        epoch, within = divmod(place, self.epoch_steps * self.batch)
-        which, image = _order(tuple(map(len, self.images)), tuple(self.counts), self.seed, epoch)[within]
-        rated = self.images[which][image]
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
-        pixels = self.sets[which].pixels(rated)
-        return random_crop(pixels, self.recipe.crop, (), g), rated.mos
-
-
-@lru_cache(maxsize=2)
-def _order(images: tuple[int, ...], counts: tuple[int, ...], seed: int, epoch: int) -> list[tuple[int, int]]:
-    """The set and the image of each crop of an epoch, shuffled."""
-    g = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    chosen = []
-    for which, (total, count) in enumerate(zip(images, counts, strict=True)):
-        places = range(epoch * count, (epoch + 1) * count)
-        chosen += [(which, _turn(total, seed, place // total)[place % total]) for place in places]
-    return [chosen[i] for i in torch.randperm(len(chosen), generator=g).tolist()]
-
-
-@lru_cache(maxsize=16)
-def _turn(total: int, seed: int, turn: int) -> list[int]:
-    order: list[int] = torch.randperm(
-        total, generator=torch.Generator().manual_seed(seed * 7919 + turn)
-    ).tolist()
-    return order
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        """Return a crop (3, S, S) uint8 and its image's MOS in [0, 1]."""
+        epoch, within = divmod(index, self.epoch_steps * self.batch)
+        sizes = tuple(map(len, self.images))
+        which, item = mixed_epoch(sizes, tuple(self.counts), self.seed, epoch)[within]
+        rated = self.images[which][item]
+        g = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return random_crop(self.sets[which].pixels(rated), self.recipe.crop, (), g), rated.mos

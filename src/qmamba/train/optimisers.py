@@ -1,0 +1,80 @@
+"""Parameter groups and optimisers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from .recipe import Optimisation
+
+
+def undecayed(module: nn.Module) -> set[str]:
+    """Return names of the parameters that weight decay leaves alone.
+
+    The module names them itself where it can; otherwise they are its vectors and scalars (norms, biases).
+    """
+    names = getattr(module, "no_weight_decay", None)
+    if names is not None:
+        return set(names())
+    return {name for name, p in module.named_parameters() if p.ndim <= 1}
+
+
+def parameter_groups(
+    network: nn.Module, heads: nn.Module, weight_decay: float, leave_out: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Return what trains, as groups for an optimiser: decayed, not decayed, and heads (not decayed).
+
+    Args:
+        network: what is trained and kept. Its parameters without ``requires_grad`` stay as they are.
+        heads: what trains along and is not kept.
+        weight_decay: of the first group.
+        leave_out: names of the network's parameters that another optimiser has.
+    """
+    still = undecayed(network)
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad and n not in leave_out]
+    groups = [
+        {"params": [p for n, p in named if n not in still], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n in still], "weight_decay": 0.0},
+        {"params": [p for p in heads.parameters() if p.requires_grad], "weight_decay": 0.0},
+    ]
+    return groups
+
+
+def make_optimisers(
+    network: nn.Module, heads: nn.Module, recipe: Optimisation
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW for everything, or Muon for the matrices inside the network and AdamW for the rest.
+
+    The learning rate is set before every step; here it is 0. Nothing to train gives no optimiser.
+
+    Raises:
+        RecipeError: Muon is asked for and this torch has none.
+    """
+    matrices = _matrices(network) if recipe.optimiser == "muon" else {}
+    groups = parameter_groups(network, heads, recipe.weight_decay, frozenset(matrices))
+    optimisers: list[torch.optim.Optimizer] = []
+    if any(group["params"] for group in groups):
+        optimisers.append(torch.optim.AdamW(groups, lr=0.0))
+    if matrices:
+        optimisers.append(
+            torch.optim.Muon(
+                matrices.values(), lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimisers
+
+
+def _matrices(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of linear layers by name, those of the head left out."""
+    if not hasattr(torch.optim, "Muon"):
+        raise RecipeError(
+            f"optimiser 'muon' needs torch 2.9 or later, got {torch.__version__}; use 'adamw' or update torch"
+        )
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith("head.") and module.weight.requires_grad
+    }
