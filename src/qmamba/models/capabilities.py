@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -78,6 +78,20 @@ class TakesPrompts(Protocol):
         head: nn.Module | None = None,
     ) -> Tensor:
         """Return raw quality (B, 1) from what :meth:`forward_until` returned."""
+        ...
+
+
+class AdapterHost(TakesPrompts, Positions, Protocol):
+    """A network for adapters, as type checkers see it: a module with prompts, positions and parameters."""
+
+    training: bool
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the parameters, as ``nn.Module`` does."""
+        ...
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield names and parameters, as ``nn.Module`` does."""
         ...
 
 
