@@ -144,7 +144,7 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
         "--out",
         str(tmp_path / "run"),
         "--teacher",
-        str(tmp_path),
+        f"biq2021={tmp_path}",
     ]
     codes = []
     while not codes or codes[-1] == 3:

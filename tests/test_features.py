@@ -179,14 +179,15 @@ def test_commands(scorer: Scorer, manifest: Path, tmp_path: Path) -> None:
         pytest.importorskip(module, reason=f"{module} is not installed")
     drawn = []
     for options in ((), ("--stage", "2"), ("--stage", "4")):
-        result = run("plot", "tsne", out, "--out", tmp_path / "a.png", *options)
+        result = run("plot", "tsne", out, "--out", tmp_path / "a.png", "--force", *options)
         assert result.exit_code == 0 and (tmp_path / "a.png").stat().st_size > 5000, result.output
         drawn.append((tmp_path / "a.png").read_bytes())
     assert drawn[0] == drawn[2] != drawn[1]  # the last stage unless told otherwise
     for arguments, says in (
-        (("plot", "tsne", out, "--out", tmp_path / "a.png", "--stage", "5"), "has 4 stages, and no stage 5"),
+        (("plot", "tsne", out, "--out", tmp_path / "b.png", "--stage", "5"), "has 4 stages, got --stage 5"),
         (("features", "--data", manifest, "--out", tmp_path / "a.csv"), ".npz or .parquet"),
-        (("features", "--data", manifest, "--set", "konik", "--out", out), "no data set is called 'konik'"),
+        (("features", "--data", f"konik={tmp_path}", "--out", tmp_path / "b.npz"), "near names: koniq10k"),
+        (("features", "--data", manifest, "--out", out), "exists already"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1

@@ -195,14 +195,13 @@ class Adaptation(Task[AdaptBatch]):
             self.lr = recipe.lr or create(method, self.base, **self.options).lr
         self.epoch_steps = max(1, len(folds["train"]) * recipe.crops // recipe.batch)
         self.steps = recipe.epochs * self.epoch_steps
-        self.best_srcc, self.best_step, self.waited = -math.inf, 0, -1
-        self.best: dict[str, Tensor] = {}
-        self.banks: dict[str, Bank] = {}
 
     def setup(self, processes: Processes) -> None:
         self.network = create(self.method, self.base, **self.options).to(processes.device)
         self.heads = nn.ModuleList()
-        self.best = _copied(self.network)
+        self.best, self.best_srcc, self.best_step = _copied(self.network), -math.inf, 0
+        self.waited = -1  # validations since the best one
+        self.banks: dict[str, Bank] = {}
 
     def fingerprint(self) -> dict[str, Any]:
         values = {name: value for name, value in asdict(self.recipe).items() if name != "save_every"}

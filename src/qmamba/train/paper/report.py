@@ -27,21 +27,23 @@ def lines_of(row: Mapping[str, Any]) -> list[Line]:
     Args:
         row: what :func:`qmamba.train.paper.rows.do_row` returns, or the same with nothing done yet.
 
-    PLCC is the one after the logistic fit. The average is over all cells, and missing while one is absent.
+    PLCC is the one after the logistic fit. The average is over all cells, and missing while one is absent. A
+    dry run, whose numbers mean nothing, has no differences.
     """
     found, lines = [], []
+    compared = not row["dry_run"]
     for cell in row["cells"]:
         ours = _ours(cell)
         paper = cell["paper"] and (cell["paper"][1], cell["paper"][0])  # SRCC first
         found.append((ours, paper))
         learnt = "+".join(cell["sources"]) if [*cell["sources"]] != [cell["test"]] else "the same"
         splits = str(len(cell["splits"])) if ours else ABSENT
-        lines.append((learnt, cell["test"], splits, *_numbers(ours, paper)))
+        lines.append((learnt, cell["test"], splits, *_numbers(ours, paper, compared)))
     if len(found) > 1:
         ours = _mean([each for each, _ in found])
         printed = dict(row["recipe"]["paper"]).get(AVERAGE)
         paper = (printed[1], printed[0]) if printed else _mean([each for _, each in found])
-        lines.append(("", AVERAGE, "", *_numbers(ours, paper)))
+        lines.append(("", AVERAGE, "", *_numbers(ours, paper, compared)))
     return lines
 
 
@@ -58,13 +60,16 @@ def _mean(pairs: Sequence[Any]) -> tuple[float, float] | None:
     return first, second
 
 
-def _numbers(ours: Any, paper: Any) -> list[str]:
+def _numbers(ours: Any, paper: Any, compared: bool) -> list[str]:
     cells = []
     for i in range(2):
         mine, theirs = (None if pair is None else pair[i] for pair in (ours, paper))
         cells.append("-" if mine is None else f"{mine:.3f}")
         cells.append("-" if theirs is None else f"{theirs:.3f}")
-        cells.append("-" if mine is None or theirs is None else f"{mine - theirs:+.3f}")
+        if mine is None or theirs is None or not compared:
+            cells.append("-")
+        else:
+            cells.append(f"{mine - theirs:+.3f}")
     return cells
 
 
