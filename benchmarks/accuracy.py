@@ -2,7 +2,7 @@ r"""How well scores agree with people: our model beside its peers, on the same i
 
     pip install "qmamba[train,distil,benchmarks]" brisque scikit-video
     python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json \
-        --teacher runs/teacher/teacher.safetensors
+        --teacher runs/teacher/checkpoint
 
 Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
 bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", action="append", default=[], help="name, folder or Hub id; may be repeated"
     )
     parser.add_argument("--without", action="append", default=[], metavar="PEER")
-    parser.add_argument("--teacher", type=Path, help="teacher.safetensors, to measure it as well")
+    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher, to measure it as well")
     parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
     parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
     parser.add_argument("--kept", type=Path, help="folder for the scores, to go on from")

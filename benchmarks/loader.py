@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 
 from qmamba.models import create_model
 from qmamba.train.losses import smooth_l1
+from qmamba.train.networks import interface_of
+from qmamba.train.optimisers import parameter_groups
 from qmamba.train.paper import PaperRecipe
-from qmamba.train.paper.rater import Rater
 from qmamba.train.paper.sets import Crops, read_set, split_set
 
 
@@ -47,8 +48,9 @@ def loading(crops: Crops, workers: int, batches: int) -> float:
 def learning(arch: str, batch: int, size: int, steps: int, device: str) -> float:
     """Crops a second of whole steps, after one to warm up."""
     torch.manual_seed(0)
-    rater = Rater(create_model(arch)).to(device).train()
-    optimiser = torch.optim.AdamW(rater.groups(0.05), lr=1e-4)
+    network = create_model(arch).to(device).train()
+    interface = interface_of(arch)
+    optimiser = torch.optim.AdamW(parameter_groups(network, torch.nn.ModuleList(), 0.05), lr=1e-4)
     pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     mos = torch.rand(batch, device=device)
     began = 0.0
@@ -57,7 +59,7 @@ def learning(arch: str, batch: int, size: int, steps: int, device: str) -> float
             _wait(device)
             began = time.perf_counter()
         optimiser.zero_grad()
-        smooth_l1(rater(pixels), mos).backward()
+        smooth_l1(interface.see(network, pixels).raw, mos).backward()
         optimiser.step()
     _wait(device)
     return steps * batch / (time.perf_counter() - began)

@@ -11,6 +11,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from qmamba import Scorer
-from qmamba.checkpoints import ModelConfig
+import qmamba
 from qmamba.data import Rated
 
 Peer = Callable[[Sequence[Path]], np.ndarray]
@@ -107,14 +107,8 @@ def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Pe
 
 def lite0_tuned(weights: Path) -> Peer:
     """EfficientNet-Lite0 fine-tuned by ``qmamba train teacher``, with the protocol of its recipe."""
-    from qmamba.train import load_recipe
-    from qmamba.train.teacher import Trainee
-    from qmamba.train.trainer import protocol_of
-
-    config = ModelConfig(
-        name="lite0-tuned", arch="efficientnet-lite0", protocol=protocol_of(load_recipe("teacher"))
-    )
-    scorer = Scorer(Trainee(weights).eval(), config)
+    import_module("qmamba.train.teacher")  # registers the architecture
+    scorer = qmamba.load(weights)
     return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
 
 

@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {
     "image_size": 64, "width": 96, "depth": 2, "heads": 3, "cnn_channels": [2, 3, 4, 5],
     "cnn_depths": [1, 1, 1, 1], "latent": 16, "grid": 2, "cross_heads": 2,
 }  # fmt: skip
+State = dict[str, torch.Tensor]
 PARTS = {"down": "down_proj", "attention": "cross_attn", "up": "up_proj"}  # of an injector, ours and public
 
 
@@ -43,18 +44,19 @@ def write_published(path: Path, **overrides: Any) -> Path:
     return path
 
 
-def write_bases(cache: Path, **overrides: Any) -> dict[str, torch.Tensor]:
+def write_bases(cache: Path, state: State | None = None, **overrides: Any) -> State:
     """Put base models into a Hub cache, with heads that LoDa does without; return their tensors."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        state = create_model("loda", **overrides).state_dict()
+    if state is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            state = create_model("loda", **overrides).state_dict()
     for base, head in zip(get_architecture("loda").bases, ("head", "fc"), strict=True):
         tensors = {n.removeprefix(base.prefix): t for n, t in state.items() if n.startswith(base.prefix)}
         tensors |= {f"{head}.weight": torch.zeros(10, 96), f"{head}.bias": torch.zeros(10)}
         commit = hashlib.sha1(base.repo.encode()).hexdigest()
         folder = cache / f"models--{base.repo.replace('/', '--')}"
-        (folder / "snapshots" / commit).mkdir(parents=True)
-        (folder / "refs").mkdir()
+        (folder / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (folder / "refs").mkdir(exist_ok=True)
         (folder / "refs" / "main").write_text(commit)
         save_file(tensors, folder / "snapshots" / commit / "model.safetensors")
     return state

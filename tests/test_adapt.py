@@ -16,7 +16,6 @@ from qmamba import create_model
 from qmamba.adapters import read_adapter_config
 from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
-from qmamba.cli.adapt import Method
 from qmamba.data import Rated, read_manifest
 from qmamba.errors import AdapterError, RecipeError
 from qmamba.metrics import bootstrap_interval, srcc
@@ -140,10 +139,11 @@ def test_a_bank_gives_what_the_whole_network_gives(ratings: list[Rated]) -> None
     limit = len(some) * 3 * 3 * 64 * 64
     pixels = Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit, **options)
     assert kept.keeps_features and not pixels.keeps_features
-    assert kept.features(slice(0, 9)).shape == (9, 8, 8, 64)
+    assert [part.shape for part in kept.features(slice(0, 9))] == [(9, 8, 8, 64)]
     assert torch.allclose(kept.rate(adapter, 4), pixels.rate(adapter, 9), atol=1e-5)
     again = Bank(some, scorer.base(), adapter, scorer.protocol, **options)
-    assert torch.equal(again.features(slice(0, 9)), kept.features(slice(0, 9)))
+    (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, again))
+    assert torch.equal(first, second)
     with pytest.raises(RecipeError, match="fewer crops"):
         Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit - 1, **options)
 
@@ -243,7 +243,7 @@ def run(*arguments: str | Path) -> Result:
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
 
-    common = ("--base", folder / "base", "--data", folder / "ratings.csv", "--epochs", "3", "--crops", "2")
+    common = ("--model", folder / "base", "--data", folder / "ratings.csv", "--epochs", "3", "--crops", "2")
     more = ("--lr", "0.003", "--option", "prompts=3", "--out", tmp_path / "run")
     result = run(*common, *more, "--progress")
     assert result.exit_code == 0, result.output
@@ -264,7 +264,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 def test_time_is_up(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    common = ("--base", folder / "base", "--data", folder / "ratings.csv", "--out", out, "--epochs", "2")
+    common = ("--model", folder / "base", "--data", folder / "ratings.csv", "--out", out, "--epochs", "2")
     result = run(*common, "--lr", "0.003", "--minutes", "0")
     assert result.exit_code == 3 and "time is up at step 1 of 2" in result.stderr, result.output
     result = run(*common, "--lr", "0.003")
@@ -275,10 +275,12 @@ def test_errors_of_the_command_are_one_line(folder: Path, tmp_path: Path) -> Non
     common = ("--data", folder / "ratings.csv", "--out", tmp_path / "run")
     for arguments, says in (
         (("--data", tmp_path / "no.csv", "--out", tmp_path / "run"), "no manifest at"),
-        ((*common, "--base", "nothing"), "no model and no folder"),
-        ((*common, "--base", folder / "base", "--option", "prompts"), "NAME=VALUE"),
-        ((*common, "--base", folder / "base", "--option", "n=1"), "no option 'n'"),
-        ((*common, "--base", folder / "base", "--device", "warp"), "'warp' cannot be used"),
+        ((*common, "--model", "nothing"), "no model and no folder"),
+        ((*common, "--model", folder / "base", "--option", "prompts"), "NAME=VALUE"),
+        ((*common, "--model", folder / "base", "--option", "n=1"), "no option 'n'"),
+        ((*common, "--model", folder / "base", "--device", "warp"), "'warp' cannot be used"),
+        ((*common, "--model", folder / "base", "--method", "lore"), "near names: lora"),
+        (("--data", folder / "photos", "--out", tmp_path / "run"), "a folder; give NAME="),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and says in result.stderr, result.output
@@ -287,4 +289,4 @@ def test_errors_of_the_command_are_one_line(folder: Path, tmp_path: Path) -> Non
 
 
 def test_the_command_knows_every_method() -> None:
-    assert sorted(method.value for method in Method) == qmamba.adapters.list_methods()
+    assert run("--list").stdout.split() == qmamba.adapters.list_methods()

@@ -144,7 +144,7 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path, scorer: Scorer) -> None:
 def test_damage_is_refused(folder: Path, scorer: Scorer) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1])
-    refused(folder, scorer, "bytes where .* are due")
+    refused(folder, scorer, "must have .* bytes, got")
     (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused(folder, scorer, "sha256")
     (folder / WEIGHTS).unlink()
@@ -167,7 +167,7 @@ def test_damage_is_refused(folder: Path, scorer: Scorer) -> None:
         ({"options": {"n": 1}}, "no option 'n'"),
         ({"options": {"prompts": 7}}, "not the weights of a style-prompt"),
         ({"options": {"width": 65_000}}, "not the weights of a style-prompt"),  # and no memory is taken
-        ({"options": {"width": 2**60}}, "width is a whole number"),
+        ({"options": {"width": 2**60}}, "width must be an integer"),
         ({"options": []}, "'options' must be an object"),
         ({"calibration": {"slope": -1, "offset": 0}}, "slope must be above 0"),
         ({"trained_on": "stills"}, "'trained_on' must be a list"),
@@ -192,7 +192,7 @@ def test_no_adapter_here(tmp_path: Path, scorer: Scorer) -> None:
 
 def test_what_cannot_be_saved(tmp_path: Path, scorer: Scorer) -> None:
     adapter = made(scorer)
-    with pytest.raises(CheckpointError, match="stored as"):
+    with pytest.raises(CheckpointError, match="dtype of stored weights must be"):
         save_adapter(tmp_path / "a", adapter, config_for(scorer), dtype=torch.float64)
     with torch.no_grad():
         adapter.get_parameter("prompts.0.beta.bias").fill_(1e6)

@@ -278,12 +278,12 @@ def test_without_peft_lora_says_so(monkeypatch, network):
         ("style-promt", {}, "near names: style-prompt"),
         ("style-prompt", {"n": 6}, "no option 'n'; its options are prompts, size, width"),
         ("full", {"n": 6}, "its options are none"),
-        ("style-prompt", {"prompts": 0}, "prompts is a whole number of at least 1"),
-        ("style-prompt", {"width": 2.5}, "width is a whole number"),
-        ("style-prompt", {"size": (0, 1)}, "size is"),
-        ("style-prompt", {"size": "large"}, "size is"),
-        ("ssf", {"grid": True}, "grid is"),
-        ("crossattn-prompt", {"width": 10}, "must divide by heads"),
+        ("style-prompt", {"prompts": 0}, "prompts must be an integer of at least 1, got 0"),
+        ("style-prompt", {"width": 2.5}, "width must be an integer"),
+        ("style-prompt", {"size": (0, 1)}, "size must be"),
+        ("style-prompt", {"size": "large"}, "size must be"),
+        ("ssf", {"grid": True}, "grid must be"),
+        ("crossattn-prompt", {"width": 10}, "width must be a multiple of heads"),
     ],
 )
 def test_mistakes_are_one_line(method, options, says, network):

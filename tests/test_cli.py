@@ -23,7 +23,8 @@ from qmamba.calibration import Calibration
 from qmamba.checkpoints import ModelConfig, save_checkpoint
 from qmamba.cli import _shared as shared
 from qmamba.cli import app
-from qmamba.cli._rows import Format, Row, footer, header, render
+from qmamba.cli._options import Format
+from qmamba.cli._rows import Row, footer, header, render
 from qmamba.cli.score import score
 from qmamba.images.find import IMAGE_SUFFIXES, find_images, natural
 from qmamba.images.pillow import FORMATS

@@ -43,10 +43,10 @@ def test_list() -> None:
 
 def test_check_of_a_whole_set(tmp_path: Path) -> None:
     TREES["live"](tmp_path)
-    result = run("check", "live", tmp_path, "--workers", 2)
+    result = run("check", f"live={tmp_path}", "--workers", 2)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("LIVE: 779 of 779 images\n")
-    assert "on a scale of 0 to 100, turned DMOS" in result.stdout
+    assert "on a scale of 0 to 100, inverted DMOS" in result.stdout
     assert "references   29\ndistortions  5\n" in result.stdout and "problem" not in result.stdout
 
 
@@ -57,7 +57,7 @@ def test_check_counts_and_opens(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:60])
     labels = tmp_path / "dmos.csv"
     labels.write_text(labels.read_text() + "I01_01_03.png,I01.png,2,0.5\n")
-    result = run("check", "kadid10k", tmp_path)
+    result = run("check", f"kadid10k={tmp_path}")
     assert (result.exit_code, result.stderr) == (1, "")
     problems = [
         line.removeprefix("problem").strip() for line in result.stdout.splitlines() if "problem" in line
@@ -66,7 +66,7 @@ def test_check_counts_and_opens(tmp_path: Path) -> None:
     assert problems[1] == "2 references, expected 81"
     assert problems[2] == f"{tmp_path / 'images' / 'I01_01_03.png'}: named 2 times"
     assert "I01_09_03.png" in problems[3] and "I81_25_03.png" in problems[4] and len(problems) == 5
-    found = json.loads(run("check", "kadid10k", tmp_path, "--format", "json").stdout)
+    found = json.loads(run("check", f"kadid10k={tmp_path}", "--format", "json").stdout)
     assert (found["images"], found["expected"], found["with_std"]) == (9, 10125, 9)
     assert [p.split(":")[0] for p in found["problems"]] == [p.split(":")[0] for p in problems]
 
@@ -78,22 +78,22 @@ def test_check_shows_its_progress(tmp_path: Path) -> None:
     report = check_dataset(rated, workers=3, done=lambda: steps.append(1))
     assert len(steps) == 5 and report.problems == ()
     assert report.mos == (61.25, 65.25)
-    result = run("check", "koniq10k", tmp_path, "--progress")
-    assert "0/5" in result.stderr and run("check", "koniq10k", tmp_path).stderr == ""
+    result = run("check", f"koniq10k={tmp_path}", "--progress")
+    assert "0/5" in result.stderr and run("check", f"koniq10k={tmp_path}").stderr == ""
 
 
 def test_check_of_own_ratings(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
     (tmp_path / "ratings.csv").write_text("image,mos\na.png,3\n")
-    result = run("check", "manifest", tmp_path / "ratings.csv")
+    result = run("check", tmp_path / "ratings.csv")
     assert result.exit_code == 0 and result.stdout.startswith("ratings.csv: 1 images\n")
-    result = run("check", "spaq", tmp_path, "--manifest", tmp_path / "ratings.csv")
+    result = run("check", f"spaq={tmp_path}", "--manifest", tmp_path / "ratings.csv")
     assert result.exit_code == 1 and "1 rated images, expected 11,125" in result.stdout
 
 
 def test_check_refuses(tmp_path: Path) -> None:
-    assert "labels_image.csv is missing; layout unverified" in refused("check", "flive", tmp_path)
-    assert "near names: live, livec" in refused("check", "livecc", tmp_path)
+    assert "labels_image.csv is missing; layout unverified" in refused("check", f"flive={tmp_path}")
+    assert "near names: live, livec" in refused("check", f"livecc={tmp_path}")
 
 
 # splits
@@ -103,7 +103,7 @@ def test_splits(tmp_path: Path) -> None:
     root, out = tmp_path / "kadid", tmp_path / "new" / "splits"
     root.mkdir()
     TREES["kadid10k"](root)
-    result = run("splits", "KADID-10k", root, "--convention", "loda", "--out", out)
+    result = run("splits", f"KADID-10k={root}", "--convention", "loda", "--out", out)
     assert result.exit_code == 0, result.stderr
     names = [str(out / f"kadid10k-loda-3407-{i:02d}.csv") for i in range(10)]
     assert result.stdout.splitlines() == names
@@ -112,9 +112,9 @@ def test_splits(tmp_path: Path) -> None:
         {("I01", "train"), ("I81", "test")},
         {("I81", "train"), ("I01", "test")},
     )
-    assert run("splits", "kadid10k", root, "--convention", "loda", "-o", out).exit_code == 0
+    assert run("splits", f"kadid10k={root}", "--convention", "loda", "-o", out).exit_code == 0
     Path(names[0]).write_text("image,fold\n")
-    assert "holds another split" in refused("splits", "kadid10k", root, "-c", "loda", "-o", out)
+    assert "holds another split" in refused("splits", f"kadid10k={root}", "-c", "loda", "-o", out)
 
 
 def test_splits_of_own_ratings(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_splits_of_own_ratings(tmp_path: Path) -> None:
         put(tmp_path / "photos" / f"{i}.png", i)
     labels = tmp_path / "mine.csv"
     labels.write_text("image,mos\n" + "".join(f"photos/{i}.png,{i}\n" for i in range(5)))
-    result = run("splits", "manifest", labels, "-o", tmp_path, "-n", 1, "--seed", 4)
+    result = run("splits", labels, "-o", tmp_path, "-n", 1, "--seed", 4)
     assert result.stdout == f"{tmp_path / 'mine-deiqt-4-00.csv'}\n"
     with (tmp_path / "mine-deiqt-4-00.csv").open() as file:
         folds = {row["image"]: row["fold"] for row in csv.DictReader(file)}
@@ -160,7 +160,7 @@ def pairs(result: Result) -> set[tuple[str, str]]:
 
 
 def test_duplicates(alike: Path) -> None:
-    result = run("duplicates", "manifest", alike)
+    result = run("duplicates", alike)
     assert result.exit_code == 1
     assert pairs(result) == {("0.png", "0 again.jpg"), ("1.png", "1 again.png")}
     assert result.stderr == "qmamba: 2 pairs of 6 images look alike\n"
@@ -171,10 +171,10 @@ def test_duplicates_across_the_folds_of_a_split(alike: Path, tmp_path: Path) -> 
     rows = [f"{name},{torn.get(name, 'train')}\n" for name in (*torn, "2.png", "3.png")]
     split = tmp_path / "split.csv"
     split.write_text("image,fold\n" + "".join(rows))
-    result = run("duplicates", "manifest", alike, "--split", split)
+    result = run("duplicates", alike, "--split", split)
     assert (result.exit_code, pairs(result)) == (1, {("0.png", "0 again.jpg")})
     split.write_text(split.read_text().replace("0.png,train", "0.png,test"))
-    result = run("duplicates", "manifest", alike, "--split", split)
+    result = run("duplicates", alike, "--split", split)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "distance,first,second\n", "")
 
 
@@ -186,13 +186,13 @@ def test_images_of_one_reference_look_alike_by_design(alike: Path) -> None:
 
 def test_duplicates_of_what_cannot_be_opened(alike: Path) -> None:
     (alike.parent / "2.png").write_bytes(b"no picture")
-    assert "2.png cannot be opened: `qmamba data check`" in refused("duplicates", "manifest", alike)
+    assert "2.png cannot be opened: `qmamba data check`" in refused("duplicates", alike)
 
 
 def test_duplicates_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     TREES["koniq10k"](tmp_path)
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    assert 'pip install "qmamba[data]"' in refused("duplicates", "koniq10k", tmp_path)
+    assert 'pip install "qmamba[data]"' in refused("duplicates", f"koniq10k={tmp_path}")
 
 
 def test_near_pairs_are_those_of_plain_counting() -> None:

@@ -58,7 +58,7 @@ def test_all(photo: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         pixels(folder / "jitter-2.png"), np.asarray(qmamba.distort(photo, "jitter", 2))
     )
-    assert "gaussian_blur-2.png: there already" in refused(photo, "--all", "--level", 2, "-o", folder)
+    assert "gaussian_blur-2.png: exists already" in refused(photo, "--all", "--level", 2, "-o", folder)
     assert run(photo, "--all", "--level", 2, "-o", folder, "--force").exit_code == 0
 
 
@@ -86,11 +86,11 @@ def test_refusals(photo: Path, tmp_path: Path) -> None:
     assert "either the NAME" in refused(photo, "-o", out)
     assert "either the NAME" in refused(photo, "jpeg", "--all", "-o", out)
     assert "none.png: no such file" in refused(tmp_path / "none.png", "jpeg", "-o", out)
-    assert "no image is written as .txt" in refused(photo, "jpeg", "-o", tmp_path / "out.txt")
+    assert "images cannot be written as .txt" in refused(photo, "jpeg", "-o", tmp_path / "out.txt")
     assert "no extension" in refused(photo, "jpeg", "-o", tmp_path / "out")
     assert "a folder; give the name" in refused(photo, "jpeg", "-o", tmp_path)
     assert "no such folder" in refused(photo, "jpeg", "-o", tmp_path / "none" / "out.png")
-    assert "there already; give --force" in refused(photo, "jpeg", "-o", photo)
+    assert "exists already; give --force" in refused(photo, "jpeg", "-o", photo)
     assert list(tmp_path.iterdir()) == [photo], "nothing was written"
 
 

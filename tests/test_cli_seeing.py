@@ -71,7 +71,7 @@ def test_a_title_is_no_formula(model, tmp_path) -> None:
 def test_maps_that_cannot_be_drawn(model, photos, tmp_path, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
     for image, out, reason in (
-        (photos[0], tmp_path / "map.xyz", "no picture is written as .xyz"),
+        (photos[0], tmp_path / "map.xyz", "got .xyz"),
         (photos[0], photos[0], "--force"),
         (photos[0], tmp_path, "a folder"),
         (photos[0], tmp_path / "no" / "map.png", "no such folder"),

@@ -132,7 +132,7 @@ def test_ctrl_c_loses_no_step(folder: Path, processes: int) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == ""
     last = json.loads(log.read_text().splitlines()[-1])["step"]
-    assert f"give the same command again to go on from step {last}\n" in err
+    assert f"give the same command again to resume from step {last}\n" in err
     assert "Traceback" not in err
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "loss" in line]
     assert steps == list(range(1, last + 1))  # the second of these runs has gone on from the first
@@ -239,30 +239,32 @@ def test_failing_images_are_named_and_left_out(folder: Path, tmp_path: Path) -> 
         row = list(csv.DictReader(file))[5]
     assert row["score"] == "" and "bad.png" in row["error"]
     data = write_manifest(tmp_path / "ratings.csv", [rated[5], Rated(rated[0].path, 0.5)])
-    result = evaluate(folder, "--data", data)
+    result = evaluate(folder, "--data", data, "--out", out)
+    assert result.exit_code == 2 and "scores.csv: exists already" in result.stderr
+    result = evaluate(folder, "--data", data, "--out", out, "--force")
     assert result.exit_code == 2 and "1 of 2 images could be scored" in result.stderr
 
 
 def test_folds(folder: Path, tmp_path: Path) -> None:
     data = write_manifest(tmp_path / "ratings.csv", ratings(folder))  # has train and val, and no test
     result = evaluate(folder, "--data", data)
-    assert result.exit_code == 2 and "choose --fold from train, val, all" in result.stderr
+    assert result.exit_code == 2 and "--fold must be one of train, val, all" in result.stderr
     tested = [Rated(r.path, 100 * r.mos, r.fold.replace("val", "test")) for r in ratings(folder)]
     result = evaluate(folder, "--data", write_manifest(data, tested), "--format", "json")
     assert result.exit_code == 0
     report = json.loads(result.stdout)
     assert report["fold"] == "test" and report["results"]["n"] == 4
-    assert "RMSE says nothing before the fit" in result.stderr
+    assert "RMSE is meaningful only after the fit" in result.stderr
 
 
 def test_evaluate_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
     data = folder / "ratings.csv"
     cases: tuple[tuple[list[Any], str], ...] = (
-        ([], "either --data with a manifest, or --biq2021"),
-        (["--data", data, "--biq2021", tmp_path], "either --data with a manifest, or --biq2021"),
-        (["--biq2021", tmp_path], "no BIQ2021 at"),
+        (["--data", tmp_path], "a folder; give NAME="),
+        (["--data", f"biq2021={tmp_path}"], "no BIQ2021 at"),
+        (["--data", f"biq2022={tmp_path}"], "near names: biq2021"),
         (["--data", data, "--fold", "all", "--model", "lqmamba-x"], "lqmamba-x"),
-        (["--data", data, "--fold", "all", "--out", tmp_path / "no" / "scores.csv"], "cannot be written"),
+        (["--data", data, "--fold", "all", "--out", tmp_path / "no" / "scores.csv"], "no such folder"),
     )
     for arguments, says in cases:
         result = evaluate(folder, *arguments)

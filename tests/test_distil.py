@@ -16,6 +16,7 @@ from qmamba.images import Preprocessing
 from qmamba.models import create_model
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.distil import Distiller
+from qmamba.train.networks import Interface
 from qmamba.train.teacher import LITE0, Teacher, load_teacher, start_lite0
 from rated_photos import RECIPE, rated_photos
 
@@ -67,7 +68,7 @@ def test_the_network_learns_from_it():
 
 def test_the_teachers_features_have_the_networks_strides(extra):
     teacher = load_teacher()
-    features, scores = teacher(255 * torch.rand(1, 3, 64, 96))
+    features, scores = teacher(torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8))
     assert scores is None
     assert [(stage["num_chs"], stage["reduction"]) for stage in teacher.feature_info] == [
         *zip(WIDTHS, (4, 8, 16, 32), strict=True)
@@ -105,7 +106,7 @@ def test_a_teacher_is_taught_to_rate_and_then_teaches_scores(extra, tmp_path):
     rates = train(lesson, photos, tmp_path / "teacher")
     assert train(lesson, photos, tmp_path / "teacher") == rates
     plain, tuned = load_teacher(), load_teacher(rates)
-    images = 255 * torch.rand(2, 3, 64, 64)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     assert plain(images).scores is None and tuned(images).scores.shape == (2,)
     before = {n: p.half().float() for n, p in plain.network.named_parameters()}  # as a checkpoint stores it
     changed = {n for n, p in tuned.network.named_parameters() if not torch.equal(p, before[n])}
@@ -123,7 +124,7 @@ def test_a_teacher_is_taught_to_rate_and_then_teaches_scores(extra, tmp_path):
     with pytest.raises(CheckpointError):
         load_teacher(tmp_path)
     with pytest.raises(CapabilityError, match="does not give features"):
-        Teacher(torch.nn.Identity(), Preprocessing(), rates=False)
+        Teacher(torch.nn.Identity(), Interface(Preprocessing()), rates=False)
 
 
 def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
         "--out",
         str(tmp_path / "run"),
         "--teacher",
-        str(tmp_path),
+        f"biq2021={tmp_path}",
     ]
     codes = []
     while not codes or codes[-1] == 3:

@@ -327,7 +327,7 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(MissingImageError):
         qmamba.distort(tmp_path / "none.png", "jpeg", 1)
     with pytest.raises(ImageError):
-        qmamba.distort(np.zeros((4, 4, 2), np.uint8), "jpeg", 1)
+        qmamba.distort(np.zeros((4, 4, 5), np.uint8), "jpeg", 1)
     for pixels in (np.zeros((4, 4)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), "photo.png"):
         with pytest.raises(DistortionError, match=r"^jpeg: takes "):
             DISTORTIONS["jpeg"](pixels, 1)  # type: ignore[arg-type]

@@ -138,7 +138,7 @@ def test_tsne_keeps_groups_apart() -> None:
     for i in range(45):
         near = np.argsort(((points - points[i]) ** 2).sum(axis=1))[1:6]
         assert (group[near] == group[i]).all()
-    with pytest.raises(FeaturesError, match="4 photographs or more, and here are 3"):
+    with pytest.raises(FeaturesError, match="at least 4 photographs, got 3"):
         tsne(values[:3])
 
 
@@ -152,7 +152,7 @@ def test_picture(tmp_path: Path) -> None:
     assert {tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in COLOURS} <= seen
     draw_points(points, kinds, tmp_path / "a.svg")
     assert "kind 24" in (tmp_path / "a.svg").read_text() or (tmp_path / "a.svg").stat().st_size > 10_000
-    with pytest.raises(FeaturesError, match=r"use \.png, \.svg or \.pdf"):
+    with pytest.raises(FeaturesError, match=r"must be \.png, \.svg or \.pdf"):
         draw_points(points, kinds, tmp_path / "a.doc")
 
 
@@ -179,14 +179,15 @@ def test_commands(scorer: Scorer, manifest: Path, tmp_path: Path) -> None:
         pytest.importorskip(module, reason=f"{module} is not installed")
     drawn = []
     for options in ((), ("--stage", "2"), ("--stage", "4")):
-        result = run("plot", "tsne", out, "--out", tmp_path / "a.png", *options)
+        result = run("plot", "tsne", out, "--out", tmp_path / "a.png", "--force", *options)
         assert result.exit_code == 0 and (tmp_path / "a.png").stat().st_size > 5000, result.output
         drawn.append((tmp_path / "a.png").read_bytes())
     assert drawn[0] == drawn[2] != drawn[1]  # the last stage unless told otherwise
     for arguments, says in (
-        (("plot", "tsne", out, "--out", tmp_path / "a.png", "--stage", "5"), "has 4 stages, and no stage 5"),
+        (("plot", "tsne", out, "--out", tmp_path / "b.png", "--stage", "5"), "has 4 stages, got --stage 5"),
         (("features", "--data", manifest, "--out", tmp_path / "a.csv"), ".npz or .parquet"),
-        (("features", "--data", manifest, "--set", "konik", "--out", out), "no data set is called 'konik'"),
+        (("features", "--data", f"konik={tmp_path}", "--out", tmp_path / "b.npz"), "near names: koniq10k"),
+        (("features", "--data", manifest, "--out", out), "exists already"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1

@@ -32,6 +32,7 @@ PARTS = {
     "norm2": "stages.0.blocks.0.norm2",
     "drop_path": "stages.0.blocks.0.drop_path",
     "block": "stages.1.blocks.0",
+    "blocks": "stages.1.blocks",
     "stem": "stem",
     "stem.conv1": "stem.conv1",
     "stem.norm1": "stem.norm1",
@@ -213,6 +214,20 @@ def test_a_part_of_the_same_class_may_be_of_another_shape(network, part, make):
     want = plain(network, images()).detach()
     for gradients in (True, False):
         torch.testing.assert_close(scores(network, gradients), want, rtol=1e-4, atol=1e-4)
+
+
+@both_modes
+def test_the_modules_of_feature_info_are_called(network, gradients):
+    seen = []
+    for stage, info in zip(network.stages, network.feature_info, strict=True):
+        module = network.get_submodule(info["module"])
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output.permute(0, 3, 1, 2)))
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(output[0].permute(0, 3, 1, 2)))
+    with torch.set_grad_enabled(gradients):
+        features = network.forward_features(images())
+    assert len(seen) == 8
+    for feature, *pair in zip(features, seen[::2], seen[1::2], strict=True):
+        assert all(torch.equal(feature, got) for got in pair)
 
 
 @both_modes

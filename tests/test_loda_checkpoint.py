@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import qmamba
 from published_loda import SMALL, write_bases, write_published
 from qmamba.checkpoints import load_checkpoint
+from qmamba.checkpoints.bases import load_bases
 from qmamba.cli import app
 from qmamba.convert import from_loda
 from qmamba.errors import CheckpointError, HubError
+from qmamba.models import create_model, get_architecture
 from qmamba.models.loda import is_stored
 
 
@@ -125,6 +127,30 @@ def test_a_base_that_cannot_be_is_one_line(tmp_path, file, base):
     result = CliRunner().invoke(app, [*words, *overrides])
     assert result.exit_code == 2 and "--base" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_starts_from_the_bases_and_their_statistics(cache):
+    bases = write_bases(cache, **SMALL)
+    bases["cnn.bn1.running_mean"] += 1  # in the file, too
+    write_bases(cache, state=bases, **SMALL)
+    torch.manual_seed(2)
+    network = create_model("loda", **SMALL)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pinned = load_bases(network, get_architecture("loda").bases)
+    assert {base.sha256 for base in pinned} == digests(cache)
+    for name, tensor in network.state_dict().items():
+        from_base = name.startswith(("vit.", "cnn."))
+        assert torch.equal(tensor, bases[name] if from_base else before[name]), name
+    assert all(p.requires_grad is is_stored(n) for n, p in network.named_parameters())
+
+
+def test_a_training_without_its_bases_is_one_line_and_loads_nothing(cache):
+    network = create_model("loda", **SMALL)
+    before = network.vit.cls_token.clone()
+    with pytest.raises(HubError, match=r"base weights: .*timm/vit_base") as caught:
+        load_bases(network, get_architecture("loda").bases)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(network.vit.cls_token, before)
 
 
 def test_an_onnx_file_has_one_size_of_image(tmp_path, cache, file):

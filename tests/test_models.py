@@ -177,10 +177,10 @@ def test_what_should_not_decay():
         ("qmamba-x", {}, UnknownModelError, "near names: qmamba-"),
         ("resnet50", {}, UnknownModelError, "lqmamba-n"),
         ("qmamba-t", {"width": (1, 2)}, ValueError, "width"),
-        ("qmamba-t", {"widths": (8, 16)}, ValueError, "one entry a stage"),
+        ("qmamba-t", {"widths": (8, 16)}, ValueError, "one entry per stage"),
         ("qmamba-t", {"widths": (6, 16, 32, 64)}, ValueError, "multiples of 4"),
         ("qmamba-t", {"depths": (1, 1, 0, 1)}, ValueError, "positive"),
-        ("qmamba-t", {"windows": (2, 2)}, ValueError, "one entry a stage"),
+        ("qmamba-t", {"windows": (2, 2)}, ValueError, "one entry per stage"),
         ("qmamba-t", {"drop_path": 1.0}, ValueError, "drop_path"),
     ],
 )
@@ -199,14 +199,14 @@ def test_images_of_wrong_shape_are_refused(shape):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"drop_path": None}, "drop_path is a number"),
-        ({"mlp_ratio": 0}, "mlp_ratio is between"),
-        ({"mlp_ratio": -1}, "mlp_ratio is between"),
-        ({"mlp_ratio": float("inf")}, "mlp_ratio is between"),
-        ({"windows": 7}, "one entry a stage"),
-        ({"widths": "abcd"}, "one entry a stage"),
-        ({"depths": (10**9, 1, 1, 1)}, "no more than 1000 blocks"),
-        ({"widths": (10**12,) * 4}, "nor widths above"),
+        ({"drop_path": None}, "drop_path must be a number"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be between"),
+        ({"mlp_ratio": -1}, "mlp_ratio must be between"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio must be between"),
+        ({"windows": 7}, "one entry per stage"),
+        ({"widths": "abcd"}, "one entry per stage"),
+        ({"depths": (10**9, 1, 1, 1)}, "at most 1000"),
+        ({"widths": (10**12,) * 4}, "at most 65536"),
     ],
 )
 def test_overrides_that_make_no_network_are_one_line(overrides, line):

@@ -24,8 +24,9 @@ from qmamba.data import Rated
 from qmamba.errors import DataSetError, RecipeError
 from qmamba.train import engine, tracking
 from qmamba.train.paper import PaperRecipe, Transfer, Workshop, do_row
-from qmamba.train.paper.runs import do_run, folder_of, runs_of
+from qmamba.train.paper.runs import folder_of, runs_of
 from qmamba.train.paper.sets import Crops, RatedSet, read_set, sized, split_set
+from qmamba.train.paper.task import do_run
 from qmamba.train.sampling import mixed_epoch
 from rated_photos import rated_photos
 
@@ -215,7 +216,7 @@ def test_it_learns(root: Path, tmp_path: Path) -> None:
 def test_what_has_been_done_is_not_done_again(
     whole: Done, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qmamba.train.paper.runs.fit", lambda *a, **k: pytest.fail("again"))
+    monkeypatch.setattr("qmamba.train.paper.task.fit", lambda *a, **k: pytest.fail("again"))
     assert only(TINY, root, whole[1].parents[1])[0] == whole[0]
 
 

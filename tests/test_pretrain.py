@@ -18,7 +18,7 @@ import qmamba
 from qmamba.data.distortions import DISTORTIONS
 from qmamba.data.photos import CROP, Shards
 from qmamba.errors import CheckpointError, RecipeError
-from qmamba.train import Phase, PretrainRecipe, load_recipe, pretrain, train
+from qmamba.train import Phase, PretrainRecipe, checkpoint_task, load_recipe, pretrain, train
 from qmamba.train.start import start
 from qmamba.train.teacher import Lesson
 from rated_photos import RECIPE, rated_photos
@@ -49,7 +49,7 @@ class ColourTeacher(nn.Module):
 
 @pytest.fixture(autouse=True)
 def teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_teacher", ColourTeacher)
+    monkeypatch.setattr(checkpoint_task, "load_teacher", ColourTeacher)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = ("reproduce", "table9", "-d", tables, "--splits", "2", "--out", out, "--cpu")
+    command = ("reproduce", "table9", "--data-root", tables, "--splits", "2", "--out", out, "--cpu")
     result = run(*command)
     assert result.exit_code == 1, result.output  # a set is absent
     assert "table9/tiny  Tiny, from random weights\n" in result.stdout
@@ -78,8 +78,8 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
 
 def test_unknown_tables_and_rows(tables: Path) -> None:
     for arguments, says in (
-        (("table4",), "no table is called 'table4': choose from table9"),
-        (("table9", "--rows", "huge"), "table9 has no row 'huge': its rows are tiny"),
+        (("table4",), "TABLE must be one of table9, got 'table4'"),
+        (("table9", "--rows", "huge"), "--rows must be of table9: tiny; got 'huge'"),
     ):
         result = run("reproduce", *arguments, "--data-root", tables)
         assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1
@@ -94,9 +94,10 @@ def test_list() -> None:
 def test_nothing_to_start_from(tmp_path: Path) -> None:
     """The paper's rows start from ImageNet weights: without them nothing is run, unless asked for."""
     TREES["koniq10k"](tmp_path / "koniq10k")
-    result = run("reproduce", "table1", "-d", tmp_path, "-r", "qmamba-t", "-o", tmp_path / "out")
+    result = run("reproduce", "table1", "--data-root", tmp_path, "--rows", "qmamba-t", "-o", tmp_path / "out")
     assert result.exit_code == 1 and not (tmp_path / "out" / "runs").exists()
-    assert f"koniq10k absent: nothing to start from: no {tmp_path / 'vmamba-t.pth'}" in result.stdout
+    start = tmp_path / "vmamba-t.pth"
+    assert f"koniq10k absent: nothing to start from: {start} does not exist" in result.stdout
     assert f"spaq absent: no {tmp_path / 'spaq'}" in result.stdout
 
 
@@ -104,8 +105,8 @@ def test_train_with_such_a_recipe(tables: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(ROW.replace(', "koniq10k"', "").partition("koniq10k = ")[0])
     command = ["train", tmp_path / "mine.toml", "--data", tables, "--out", tmp_path / "run"]
     for more, says in (
-        (["--processes", "2"], "those of `accelerate launch`"),
-        (["--device", "cuda:1"], "choose devices by `accelerate launch`"),
+        (["--processes", "2"], "by `accelerate launch`"),
+        (["--device", "cuda:1"], "choose GPUs by `accelerate launch`"),
     ):
         result = run(*command, *more)
         assert result.exit_code == 2 and says in result.stderr
@@ -128,9 +129,19 @@ def test_paper_options_are_for_such_recipes(tmp_path: Path) -> None:
 
 
 def test_minutes_end_a_run_that_goes_on(tables: Path, tmp_path: Path) -> None:
-    command = ("reproduce", "table9", "-d", tables, "--splits", "1", "--out", tmp_path / "out", "--cpu")
+    command = (
+        "reproduce",
+        "table9",
+        "--data-root",
+        tables,
+        "--splits",
+        "1",
+        "--out",
+        tmp_path / "out",
+        "--cpu",
+    )
     result = run(*command, "--minutes", "0")
-    assert result.exit_code == 3 and "give the same command again to go on" in result.stderr
+    assert result.exit_code == 3 and "give the same command again to resume" in result.stderr
     assert run(*command).exit_code == 1
 
 
@@ -148,6 +159,29 @@ def test_what_was_not_run_is_absent() -> None:
     assert len(cells) == 10 and all("| absent | - |" in line for line in cells)  # eight sets, and two more
     assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
     assert not re.search(r"\| [+-]\d", page)  # no difference to anything
+
+
+def test_a_dry_run_is_not_compared_with_the_paper() -> None:
+    row = row_of("table1/lqmamba-t")
+    for cell in row["cells"]:
+        cell["splits"], cell["median"] = (
+            [{"split": "dry run"}],
+            {"srcc": 0.5, "plcc": 0.5, "plcc_fitted": 0.5},
+        )
+    assert any(line[5] != "-" for line in lines_of(row))
+    for line in lines_of({**row, "dry_run": True}):
+        assert line[5] == line[8] == "-" and line[3] == line[6] == "0.500"
+    assert "the numbers mean nothing" in row_text("table1/lqmamba-t", {**row, "dry_run": True})
+
+
+def test_the_data_root_is_explained(tmp_path: Path) -> None:
+    for options, says in (
+        ((), "--data-root is missing; give the folder that holds the data sets"),
+        (("--data-root", tmp_path / "none"), "is not a folder"),
+    ):
+        result = run("reproduce", "table1", *options, "--dry-run")
+        assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1
+        assert "koniq10k" in result.stderr and "docs/reproducing.md" in result.stderr
 
 
 def test_average_needs_all_cells() -> None:

@@ -85,7 +85,7 @@ def test_the_same_command_goes_on(
     first = rows_of(out)
     assert len(list(out.iterdir())) == 3 and len(first) == 6
     again = run(*arguments)
-    assert again.exit_code == 1 and "going on after 6 rows" in again.stderr
+    assert again.exit_code == 1 and "resuming after 6 rows" in again.stderr
     assert rows_of(out) == first, "nothing is scored twice"
     min(out.iterdir()).unlink()
     Image.fromarray(photo(50, 50, 9)).save(photos / "new.png")

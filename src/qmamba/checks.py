@@ -1,4 +1,4 @@
-"""Checks of what a config file says: JSON from strangers, one line for whatever is wrong with it."""
+"""Checks of config files: JSON from strangers, with one line for each kind of error."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fail(key: str, expected: str, value: object) -> CheckpointError:
-    """The error for a value of a config that is not what it should be."""
+    """Return the error for a wrong value in a config."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return CheckpointError(f"config: {key!r} must be {expected}, got {shown}")
 
 
 def text(value: object, key: str) -> str:
-    """A string."""
+    """Return a string, or refuse another value."""
     if not isinstance(value, str):
         raise fail(key, "a string", value)
     return value
 
 
 def number(value: object, key: str) -> float:
-    """A finite number."""
-    # bool is an int to Python, and `true` as a mean or a slope is a mistake worth reporting.
+    """Return a finite number as a float, or refuse another value."""
+    # bool is an int to Python, but `true` as a mean or a slope is a mistake.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise fail(key, "a finite number", value)
     return float(value)
 
 
 def numbers(value: object, key: str, count: int) -> tuple[float, ...]:
-    """A list of so many finite numbers."""
+    """Return a list of `count` finite numbers as a tuple, or refuse another value."""
     if not isinstance(value, (list, tuple)) or len(value) != count:
         raise fail(key, f"a list of {count} numbers", value)
     return tuple(number(item, key) for item in value)
 
 
 def json_object(value: object, key: str) -> dict[str, Any]:
-    """A deep copy of a JSON object; what JSON cannot hold is refused now rather than when it is saved."""
+    """Return a deep copy of a JSON object; refuse now what could not be saved later."""
     if not isinstance(value, Mapping):
         raise fail(key, "an object", value)
     try:
@@ -58,7 +58,7 @@ def json_object(value: object, key: str) -> dict[str, Any]:
 
 
 def same_keys(data: Mapping[str, Any], expected: set[str], where: str = "") -> None:
-    """Refuse an object that lacks a key or has another."""
+    """Refuse an object with a missing or an unknown key."""
     prefix = f"{where}." if where else ""
     if missing := sorted(expected - data.keys()):
         raise CheckpointError(f"config: missing {', '.join(repr(prefix + key) for key in missing)}")
@@ -69,23 +69,23 @@ def same_keys(data: Mapping[str, Any], expected: set[str], where: str = "") -> N
 
 
 def sha256(value: object, key: str) -> str:
-    """A digest, or an empty string where there is none yet."""
+    """Return a SHA-256 digest or an empty string, or refuse another value."""
     if text(value, key) and not _SHA256.fullmatch(str(value)):
         raise fail(key, "64 lower-case hexadecimal digits", value)
     return str(value)
 
 
 def check_weights(digest: object, size: object, dtype: object) -> None:
-    """What a config says of the file of its weights."""
+    """Check the values of a config that describe its file of weights."""
     sha256(digest, "weights_sha256")
     if type(size) is not int or size < 0:
-        raise fail("weights_bytes", "a whole number", size)
+        raise fail("weights_bytes", "an integer of at least 0", size)
     if dtype not in DTYPES:
         raise fail("dtype", f"one of {', '.join(DTYPES)}", dtype)
 
 
 def parse_json(data: str | bytes) -> Any:
-    """The value in a JSON text, without NaN and infinities."""
+    """Return the value in a JSON text; NaN and infinities are refused."""
     try:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Weights in published formats, converted to this library's.
+"""Convert weights from published formats to this library's.
 
 The published tensor names are in :mod:`qmamba.models.qmamba.vmamba` and :mod:`qmamba.models.loda.published`.
 """

@@ -1,4 +1,4 @@
-"""The errors that qmamba raises on purpose. Each message is one line: what is wrong, and how to mend it."""
+"""The errors that qmamba raises. Each message is one line: what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class QMambaError(Exception):
-    """Base of every error raised on purpose by this library."""
+    """Base of every error that this library raises on purpose."""
 
 
 class ImageError(QMambaError, ValueError):
-    """An input that cannot be scored: not an image, damaged, too large, of a wrong shape or range.
+    """An input that cannot be scored: not an image, damaged, too large, or of a wrong shape or range.
 
     Attributes:
-        index: place of the input in the sequence that was scored; ``None`` for a single image.
-        scores: (n,) float32 scores computed before it, NaN for the rest; ``None`` for a single image.
+        index: zero-based index of the input in the sequence that was scored; ``None`` for a single image.
+        scores: (n,) float32, the scores computed before it, NaN for the rest; ``None`` for a single image.
     """
 
     index: int | None = None
@@ -25,19 +25,19 @@ class ImageError(QMambaError, ValueError):
 
 
 class MissingImageError(ImageError, FileNotFoundError):
-    """A path that names no file."""
+    """A path of a file that does not exist."""
 
 
 class CheckpointError(QMambaError, ValueError):
-    """A checkpoint folder that is incomplete, damaged, or not the one that its config describes."""
+    """A checkpoint folder that is incomplete, damaged, or differs from its config."""
 
 
 class AdapterError(CheckpointError):
-    """An adapter that nothing answers to, has options it cannot have, or was made for another base."""
+    """An adapter that does not exist, has invalid options, or was made for another base."""
 
 
 class UnknownModelError(QMambaError, ValueError):
-    """A model or architecture name that nothing answers to; the message lists near names."""
+    """A name of no model or architecture; the message lists near names."""
 
 
 class CapabilityError(QMambaError):
@@ -49,31 +49,31 @@ class ArgumentError(QMambaError, ValueError):
 
 
 class HubError(QMambaError, OSError):
-    """A Hub repository that cannot be reached, is not there, or is not in the local cache."""
+    """A Hub repository that cannot be reached, does not exist, or is not in the local cache."""
 
 
 class DistortionError(QMambaError, ValueError):
-    """A distortion that nothing is called, a level out of range, or pixels that it does not take."""
+    """A name of no distortion, a level out of range, or pixels of a wrong type."""
 
 
 class RecipeError(QMambaError, ValueError):
-    """A training recipe or a data set that does not fit what the trainer expects."""
+    """A training recipe or a data set that the trainer cannot use."""
 
 
 class DataSetError(RecipeError):
-    """A data set whose files are not there, cannot be read, or are not laid out as its reader expects."""
+    """A data set whose files are missing, unreadable, or laid out in another way than its reader expects."""
 
 
 class FeaturesError(QMambaError, ValueError):
-    """Features of photographs that cannot be had, kept, read or drawn."""
+    """Features of photographs that cannot be computed, saved, read or drawn."""
 
 
 class ScoresError(QMambaError, ValueError):
-    """A folder of scores that cannot be written, or whose run cannot be gone on with."""
+    """A folder of scores that cannot be written, or a run that cannot be resumed."""
 
 
 class BackendError(QMambaError, RuntimeError):
-    """A scan backend that was asked for by name and cannot be used here; the message says why."""
+    """A backend, device or package that cannot be used here; the message says why."""
 
 
 def near_names(name: object, known: Iterable[str]) -> str:

@@ -1,10 +1,10 @@
-"""How well predictions agree with mean opinion scores: SRCC, PLCC, KRCC, RMSE, and the logistic fit.
+"""Agreement of predictions with mean opinion scores: SRCC, PLCC, KRCC, RMSE, and the logistic fit.
 
 Every function takes predictions and mean opinion scores as two sequences of the same length n ≥ 2: lists,
 tuples, numpy arrays, pandas columns or tensors (any device, any dtype), of shape (n,) or (n, 1). They are
 computed in float64. NaN, infinities and unequal lengths raise `MetricError`. A correlation is undefined when
-one side is constant and then is `nan`, without a warning: a network that has not learnt anything yet must not
-stop an evaluation. Only the logistic fit needs scipy (`pip install scipy`, or the `train` extra).
+one side is constant and then is `nan`, without a warning: an untrained network must not stop an evaluation.
+Only the logistic fit needs scipy (`pip install scipy`, or the `train` extra).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MetricError(QMambaError, ValueError):
 
 def _column(values: Any, name: str) -> Array:
     if isinstance(values, torch.Tensor):
-        # numpy has no bfloat16, hence the change of type on torch's side.
+        # Converted by torch, since numpy has no bfloat16.
         values = values.detach().to("cpu", torch.float64).numpy()
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -64,14 +64,14 @@ def _pearson(x: Array, y: Array) -> float:
 
 
 def _ranks(x: Array) -> Array:
-    """1-based ranks; equal values share the mean of their ranks."""
+    """Return one-based ranks; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[inverse.reshape(-1)]
     return ranks
 
 
 def srcc(pred: Any, mos: Any) -> float:
-    """Spearman's rank correlation, in [-1, 1]; ties get average ranks; nan when one side is constant.
+    """Return Spearman's rank correlation, in [-1, 1]; ties get average ranks; nan when one side is constant.
 
     >>> round(srcc([1, 2, 3, 4], [10, 20, 40, 30]), 6)
     0.8
@@ -81,7 +81,7 @@ def srcc(pred: Any, mos: Any) -> float:
 
 
 def plcc(pred: Any, mos: Any) -> float:
-    """Pearson's linear correlation of the raw values, in [-1, 1]; nan when one side is constant.
+    """Return Pearson's linear correlation of the raw values, in [-1, 1]; nan when one side is constant.
 
     >>> plcc([0, 1, 2], [5, 7, 9])
     1.0
@@ -90,7 +90,7 @@ def plcc(pred: Any, mos: Any) -> float:
 
 
 def krcc(pred: Any, mos: Any) -> float:
-    """Kendall's rank correlation, the tau-b that allows for ties, in [-1, 1]; nan when one side is constant.
+    """Return Kendall's rank correlation (tau-b), in [-1, 1]; nan when one side is constant.
 
     Counts discordant pairs by their ranks' bits: O(n log² n) time, O(n) memory.
 
@@ -117,7 +117,7 @@ def _tied_pairs(ranks: npt.NDArray[np.intp]) -> int:
 
 
 def _inversions(ranks: npt.NDArray[np.intp]) -> int:
-    """Pairs i < j with ranks[i] > ranks[j]. Counted by the first bit that differs."""
+    """Count pairs i < j with ranks[i] > ranks[j], by the first bit that differs."""
     total = 0
     for bit in range(int(ranks.max()).bit_length()):
         order = np.argsort(ranks >> (bit + 1), kind="stable")
@@ -130,7 +130,7 @@ def _inversions(ranks: npt.NDArray[np.intp]) -> int:
 
 
 def rmse(pred: Any, mos: Any) -> float:
-    """Root of the mean squared difference, in the units of `mos`; only meaningful on one and the same scale.
+    """Return the root mean squared difference, in the units of `mos`; both must be on the same scale.
 
     >>> rmse([1, 2, 3], [1, 2, 6])
     1.7320508075688772
@@ -140,7 +140,7 @@ def rmse(pred: Any, mos: Any) -> float:
 
 
 def logistic4(x: Any, params: Sequence[float] | Array) -> Array:
-    """The four-parameter logistic β2 + (β1 - β2) / (1 + exp(-(x - β3) / |β4|)), elementwise, float64.
+    """Return the four-parameter logistic β2 + (β1 - β2) / (1 + exp(-(x - β3) / |β4|)), elementwise, float64.
 
     >>> logistic4([0.0], (4.0, 2.0, 0.0, 1.0)).tolist()
     [3.0]
@@ -155,7 +155,7 @@ def logistic4(x: Any, params: Sequence[float] | Array) -> Array:
 
 
 def fit_logistic4(pred: Any, mos: Any) -> tuple[float, float, float, float]:
-    """Least-squares β1, β2, β3, β4 of `logistic4` from `pred` to `mos`; needs scipy and n ≥ 4.
+    """Fit β1, β2, β3, β4 of `logistic4` from `pred` to `mos` by least squares; needs scipy and n ≥ 4.
 
     As published results are made: MINPACK from (max mos, min mos, mean pred, 0.5). A width of 0.5 is far too
     narrow for predictions in [0, 100], say. A logistic can follow any straight line, so a fit that is worse
@@ -206,13 +206,13 @@ def _least_squares(x: Array, y: Array, start: Array) -> tuple[Array, float]:
 
 
 def plcc_fitted(pred: Any, mos: Any) -> float:
-    """Pearson's correlation of `mos` with the predictions after the fitted `logistic4`; nan when constant."""
+    """Return Pearson's correlation of `mos` with predictions behind the fitted `logistic4`; nan if flat."""
     x, y = _pair(pred, mos)
     return _pearson(logistic4(x, fit_logistic4(x, y)), y)
 
 
 def rmse_fitted(pred: Any, mos: Any) -> float:
-    """Root mean squared error after the fitted `logistic4`, in the units of `mos`."""
+    """Return the root mean squared error behind the fitted `logistic4`, in the units of `mos`."""
     x, y = _pair(pred, mos)
     return rmse(logistic4(x, fit_logistic4(x, y)), y)
 
@@ -236,9 +236,9 @@ def evaluate(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, float]:
-    """All metrics in one flat dict, the form that a checkpoint's `results` take.
+    """Return all metrics in one flat dict, the form of a checkpoint's `results`.
 
-    With `resamples` > 0 each metric `m` gets its bootstrap interval too, as `m_low` and `m_high`. `n` is the
+    With `resamples` > 0 there is a bootstrap interval of each metric `m`, as `m_low` and `m_high`. `n` is the
     number of images.
 
     >>> evaluate([1, 2, 3, 4], [1, 2, 3, 4], metrics=["srcc", "krcc"])
@@ -259,10 +259,10 @@ def evaluate(
 def bootstrap_interval(
     metric: Metric, pred: Any, mos: Any, n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a metric: pairs are drawn again with replacement, `n` times.
+    """Return the percentile bootstrap interval of a metric, from `n` resamples of the pairs with replacement.
 
-    Deterministic for a seed; has a generator of its own. Draws in which the metric is undefined are left out;
-    (nan, nan) when all are.
+    Deterministic for a seed, from a generator of its own. Resamples in which the metric is undefined are left
+    out; (nan, nan) if all are.
 
     >>> low, high = bootstrap_interval(srcc, range(50), range(50), n=20)
     >>> (low, high)

@@ -1,4 +1,4 @@
-"""TOML: Python's own reader from 3.11 on, tomli before."""
+"""Read TOML, with Python's own reader from 3.11 on and tomli before."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .errors import RecipeError
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The values of a TOML text.
+    """Return the values of a TOML text.
 
     Raises:
         ValueError: the text is not TOML.
-        RecipeError: nothing can read TOML here.
+        RecipeError: tomli is not installed on Python 3.10.
     """
     for name in ("tomllib", "tomli"):  # the first comes with Python 3.11
         with suppress(ModuleNotFoundError):

@@ -1,4 +1,4 @@
-"""What all adapters have in common: how they act on a network, what of them is kept, and their registry."""
+"""The base class of adapters: how they act on a network, and which of their tensors are stored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models.qmamba import QMamba, undecayed
+from ..models.capabilities import AdapterHost
 
-PAPER_WIDTH = 192  # of the first stage's output in the smallest of the paper's networks
+PAPER_WIDTH = 192  # channels of the first stage's output in the smallest of the paper's networks
 
 
 class Size(NamedTuple):
-    """Numbers in an adapter: those that train, and those that a file of it holds."""
+    """Number of elements in an adapter: those that train, and those in its file."""
 
     trained: int
     stored: int
@@ -24,28 +24,29 @@ class Size(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Of an adapter that has none."""
+    """The options of a method that has none."""
 
 
 class Adapter(nn.Module):
-    """What trains while a network stays as it is. Its parameters are exactly those that train.
+    """Trainable modules beside a frozen network. Its parameters are exactly those that train.
 
-    An adapter is not built into a network: ``adapter(network, images)`` is the adapted network and
-    ``network(images)`` the plain one. So one network serves any number of adapters and threads, and there is
-    nothing to undo.
+    An adapter is never merged into the network: ``adapter(network, images)`` is the adapted network and
+    ``network(images)`` the plain one. One network therefore serves any number of adapters and threads, and
+    there is nothing to undo.
 
-    A subclass gives ``prompts``, or ``head``, or both; where neither is enough it overrides :meth:`forward`
-    and :meth:`positions`, and sets :attr:`start` to None.
+    A subclass passes ``prompts``, ``head``, or both. Where neither is enough, it overrides :meth:`forward`
+    and :meth:`positions` and sets :attr:`start` to None.
 
     Args:
-        options: what it was made with, a frozen dataclass whose fields JSON can hold.
-        prompts: one module a stage, on its output (B, H, W, C) after the downsample; same shape out.
-        head: in place of the network's: (B, H, W, C) → (B, 1).
+        options: the method's options, a frozen dataclass with fields that JSON can hold.
+        prompts: one module per stage, applied to its output (B, H, W, C) after the downsample; it keeps the
+            shape.
+        head: replaces the network's head: (B, H, W, C) → (B, 1).
 
     Attributes:
-        method: the name that it is registered under.
-        lr: a learning rate that suits it.
-        start: the stage before whose prompt (or head) nothing is adapted; None where all of it may be.
+        method: registered name.
+        lr: recommended learning rate.
+        start: the first adapted stage: nothing before its prompt (or head) changes; None where anything may.
     """
 
     method: ClassVar[str] = ""
@@ -61,16 +62,16 @@ class Adapter(nn.Module):
         self.head = None if head is None else head.requires_grad_(True)
         self.start = None if prompts is None and head is None else 0 if prompts is not None else -1
 
-    def forward(self, network: QMamba, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → raw quality (B, 1) of the adapted network."""
+    def forward(self, network: AdapterHost, images: Tensor) -> Tensor:
+        """Return raw quality (B, 1) of the adapted network for normalised images (B, 3, H, W)."""
         raw: Tensor = network(images, self.prompts, self.head)
         return raw
 
-    def positions(self, network: QMamba, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` gives, and what each position adds; see :meth:`QMamba.forward_positions`."""
+    def positions(self, network: AdapterHost, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the result of :meth:`forward`, and the values of positions (B, h, w), whose mean it is."""
         return network.forward_positions(images, self.prompts, self.head)
 
-    def before(self, network: QMamba, images: Tensor) -> tuple[Tensor, ...]:
+    def before(self, network: AdapterHost, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the part of :meth:`forward` that does not depend on the adapter's parameters.
 
         The tensors may be kept. The first dimension of each is that of the images.
@@ -79,19 +80,19 @@ class Adapter(nn.Module):
             return (images,)
         return network.forward_until(images, self.start % len(network.stages))
 
-    def after(self, network: QMamba, kept: Sequence[Tensor]) -> Tensor:
+    def after(self, network: AdapterHost, kept: Sequence[Tensor]) -> Tensor:
         """Compute the rest: ``after(network, before(network, images))`` is ``forward(network, images)``."""
         if self.start is None:
             return self(network, *kept)  # type: ignore[no-any-return]
         return network.forward_after(kept, self.start % len(network.stages), self.prompts, self.head)
 
     def stored(self) -> dict[str, Tensor]:
-        """The tensors that a file holds: the parameters, less what can never act."""
+        """Return the tensors to store: the parameters, without elements that can never act."""
         return {name: value.detach() for name, value in self.state_dict().items()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take what :meth:`stored` gave, of any floating type.
+        """Load the tensors that :meth:`stored` returned, in any floating type.
 
         Raises:
             AdapterError: a tensor is missing, unknown, or of another shape.
@@ -100,7 +101,7 @@ class Adapter(nn.Module):
         self._take(tensors)
 
     def check(self, found: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse shapes of tensors that are not those of :meth:`stored`.
+        """Refuse tensor shapes that differ from those of :meth:`stored`.
 
         Raises:
             AdapterError: a tensor is missing, unknown, or of another shape.
@@ -109,8 +110,8 @@ class Adapter(nn.Module):
         if expected != found:
             wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
             raise AdapterError(
-                f"not the weights of a {self.method} with {self.options}: {wrong!r} is "
-                f"{found.get(wrong, 'missing')} where {expected.get(wrong, 'nothing')} is due"
+                f"not the weights of a {self.method} with {self.options}: {wrong!r} must be "
+                f"{expected.get(wrong, 'absent')}, got {found.get(wrong, 'nothing')}"
             )
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -118,23 +119,27 @@ class Adapter(nn.Module):
 
     @property
     def size(self) -> Size:
-        """How many numbers train, and how many are stored."""
+        """Number of elements that train, and that are stored."""
         stored = sum(value.numel() for value in self.stored().values())
         return Size(sum(p.numel() for p in self.parameters()), stored)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that an optimiser should not decay, as a network has them."""
-        return undecayed(self)
+        """Return the names of the parameters that an optimiser should not decay: norms and biases."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
 
-def check_at_least(options: Any, **least: int) -> None:
-    """Refuse options that are no whole numbers of at least so much; None stands for a default."""
-    for name, low in least.items():
+def check_at_least(options: Any, **minima: int) -> None:
+    """Refuse options that are not integers of at least their minimum; None stands for a default.
+
+    Raises:
+        AdapterError: an option is of another type, too small, or 65,536 or more.
+    """
+    for name, minimum in minima.items():
         value = getattr(options, name)
-        if value is not None and (type(value) is not int or not low <= value < 2**16):
-            raise AdapterError(f"{name} is a whole number of at least {low}, not {value!r}")
+        if value is not None and (type(value) is not int or not minimum <= value < 2**16):
+            raise AdapterError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
-def is_paper_sized(network: QMamba) -> bool:
-    """Whether a network is at least as wide as the smallest in the paper: then the paper's numbers fit."""
+def is_paper_sized(network: AdapterHost) -> bool:
+    """Return whether a network is as wide as the paper's smallest or wider, so that the paper's sizes fit."""
     return network.out_widths[0] >= PAPER_WIDTH

@@ -1,4 +1,4 @@
-"""The README.md that lies beside an adapter's weights, made from its config."""
+"""Render an adapter's README.md from its config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def render_adapter_card(config: AdapterConfig) -> str:
-    """Hugging Face front matter, then Markdown. A pure function of ``config``.
+    """Return the card: Hugging Face front matter, then Markdown.
 
     >>> from qmamba.adapters import AdapterConfig
     >>> card = render_adapter_card(AdapterConfig("style-prompt", "lqmamba-n", "0" * 64, licence="MIT"))
@@ -30,7 +30,7 @@ def render_adapter_card(config: AdapterConfig) -> str:
     base = config.base if config.revision is None else f"{config.base} at {config.revision}"
     opening = (
         f"# {config.method} for {inline(config.base)}\n\n"
-        "Carries a model of image quality over to another kind of images. Made for "
+        "Adapts an image quality model to another domain. Made for "
         f"`{inline(base)}` with weights {config.base_sha256[:8]}…; another base refuses it.\n\n"
         "```python\nimport qmamba\n\n"
         f'scorer = qmamba.load("{inline(config.base)}", adapter="PATH_OR_HUB_ID_OF_THIS_FOLDER")\n'

@@ -1,7 +1,7 @@
-"""Conv_Prompt: prompt and feature side by side through a convolution (QMamba, Table 8).
+"""Conv_Prompt: prompt and feature, concatenated, go through a convolution (QMamba, Table 8).
 
-Recovered from the paper's count: StylePrompt's generation without its convolution, then a 3×3 convolution of
-both, without bias: 28,334,616 on lqmamba-b.
+Recovered from the paper's parameter count: StylePrompt's generator without its convolution, then a 3×3
+convolution of both without bias: 28,334,616 parameters on lqmamba-b.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models.qmamba import QMamba
-from ..models.qmamba.layers import conv_nhwc
+from ..models.capabilities import AdapterHost
 from .base import Adapter, check_at_least
-from .prompts import PromptMixture, prompt_width
+from .prompts import PromptMixture, conv_nhwc, prompt_width
 from .registry import register
 
 
@@ -23,8 +22,8 @@ class ConvPromptOptions:
     """Options of Conv_Prompt.
 
     Attributes:
-        prompts: N, prompts a stage.
-        width: of a prompt, by default as StylePrompt's.
+        prompts: N, prompts per stage.
+        width: channels of a prompt; by default as StylePrompt's.
     """
 
     prompts: int = 6
@@ -35,10 +34,10 @@ class ConvPromptOptions:
 
 
 class ConvStage(nn.Module):
-    """``F' = Conv3×3([P_f, F])``, with the kernel held as its difference from the identity.
+    """``F' = Conv3×3([P_f, F])``, with the kernel stored as its difference from the identity.
 
-    That is the paper's kernel less a Dirac one on the feature's channels: it starts at zero, and a
-    convolution by zero gives exactly zero on every device, where one by a Dirac kernel may round.
+    That is the paper's kernel minus a Dirac kernel on the feature's channels. It starts at zero, and a
+    convolution with zeros is exactly zero on every device, where one with a Dirac kernel may round.
     """
 
     def __init__(self, channels: int, prompts: int, width: int) -> None:
@@ -57,7 +56,7 @@ class ConvStage(nn.Module):
 class ConvPrompt(Adapter):
     """One :class:`ConvStage` after each stage."""
 
-    def __init__(self, network: QMamba, options: ConvPromptOptions) -> None:
+    def __init__(self, network: AdapterHost, options: ConvPromptOptions) -> None:
         width = prompt_width(network, options.width)
         parts = [ConvStage(channels, options.prompts, width) for channels in network.out_widths]
         super().__init__(options, prompts=nn.ModuleList(parts))

@@ -1,8 +1,8 @@
 """Crossattn_Prompt: features attend to prompts (QMamba, section 4.4.3 and Table 8).
 
-The paper prints 12.17 M parameters and gives no layout. This one has 12,172,056 on lqmamba-b, and prints the
-same; others may too. N prompts as wide as the feature, weighted as StylePrompt weighs them, go through a
-Linear; then attention with the feature's positions as queries and the prompts as keys and values.
+The paper prints 12.17 M parameters but no layout. This one has 12,172,056 on lqmamba-b, which prints the
+same; other layouts may too. N prompts as wide as the feature, weighted as in StylePrompt, go through a
+Linear; then the feature's positions attend, as queries, to the prompts as keys and values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models.qmamba import QMamba
+from ..models.capabilities import AdapterHost
 from .base import Adapter, check_at_least, is_paper_sized
 from .prompts import PromptMixture
 from .registry import register
@@ -24,11 +24,11 @@ class CrossAttentionOptions:
     """Options of Crossattn_Prompt.
 
     Attributes:
-        prompts: N, prompts a stage.
-        width: of prompts and attention; by default each stage's own, and on networks narrower than the
-            paper's twice that of the first stage's output, 128 for lqmamba-n: 386,904 parameters, 11 % of it
-            (the paper's is 13 %).
-        heads: of the attention.
+        prompts: N, prompts per stage.
+        width: channels of prompts and attention; by default each stage's own, and on networks narrower than
+            the paper's twice that of the first stage's output: 128 on lqmamba-n, 386,904 parameters or 11 %
+            of the network (the paper's share is 13 %).
+        heads: attention heads.
     """
 
     prompts: int = 6
@@ -40,12 +40,12 @@ class CrossAttentionOptions:
 
 
 class CrossAttentionStage(nn.Module):
-    """``F + Linear(Attention(F, prompts))``; the last Linear starts at zero."""
+    """``F + Linear(Attention(F, prompts))``; the last Linear is initialised to zero."""
 
     def __init__(self, channels: int, prompts: int, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise AdapterError(f"width ({width}) must divide by heads ({heads})")
+            raise AdapterError(f"width must be a multiple of heads ({heads}), got {width}")
         self.heads = heads
         self.mixture = PromptMixture(channels, prompts, width)
         self.align = nn.Linear(width, width)
@@ -73,7 +73,7 @@ class CrossAttentionStage(nn.Module):
 class CrossAttentionPrompt(Adapter):
     """One :class:`CrossAttentionStage` after each stage."""
 
-    def __init__(self, network: QMamba, options: CrossAttentionOptions) -> None:
+    def __init__(self, network: AdapterHost, options: CrossAttentionOptions) -> None:
         narrow = None if is_paper_sized(network) else 2 * network.out_widths[0]
         parts = [
             CrossAttentionStage(channels, options.prompts, options.width or narrow or channels, options.heads)

@@ -1,4 +1,4 @@
-"""Adapter folders, as peft lays them out: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Adapter folders in peft's layout: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..calibration import Calibration
 from ..checkpoints.file_names import ADAPTER_FILES, CARD_FILE
 from ..checkpoints.safetensors_file import read_tensors, read_weights, serialise, shapes_in, write_files
 from ..checks import DTYPES, check_weights, fail, json_object, parse_json, same_keys, sha256, text
 from ..errors import AdapterError, CheckpointError
-from ..models.qmamba import QMamba
 from .base import Adapter
 from .card import render_adapter_card
 from .registry import build, create
@@ -29,25 +29,25 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Everything about an adapter but its weights.
+    """Everything about an adapter except its weights.
 
-    In the file ``method`` is written ``peft_type``, in capitals with underscores, and ``base``
-    ``base_model_name_or_path``, where peft's readers look for them.
+    The file writes ``method`` as ``peft_type``, in capitals with underscores, and ``base`` as
+    ``base_model_name_or_path``, where readers of peft files expect them.
 
     Args:
-        method: as :func:`qmamba.adapters.create` takes it.
-        base: name of the model that it was made for, as :func:`qmamba.load` takes it.
-        base_sha256: of that model's weights; an adapter is refused by any other.
+        method: name for :func:`qmamba.adapters.create`.
+        base: name of the model that it was made for, for :func:`qmamba.load`.
+        base_sha256: digest of that model's weights; any other model refuses the adapter.
         revision: commit of the base, if it came from the Hub.
-        options: of the method; sequences are kept as lists.
+        options: options of the method; sequences become lists.
         calibration: maps the adapted raw output of a crop to [0, 1].
         trained_on: names of the data sets that the adapter has seen.
         training: how it was trained; any JSON object.
         results: measured values, as in a checkpoint's config.
-        licence: of the adapter's weights.
-        limits: what it is not good for, for the card.
-        weights_sha256, weights_bytes: of the file of weights; "" and 0 until saved.
-        dtype: type that the weights are stored in: float32, float16 or bfloat16.
+        licence: licence of the adapter's weights.
+        limits: where not to use it, for the card.
+        weights_sha256, weights_bytes: digest and size of the weights file; "" and 0 until saved.
+        dtype: stored type of the weights: float32, float16 or bfloat16.
         format_version: 1.
 
     Raises:
@@ -97,11 +97,11 @@ class AdapterConfig:
         check_weights(self.weights_sha256, self.weights_bytes, self.dtype)
 
     def replace(self, **changes: Any) -> AdapterConfig:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with changed fields, validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The object in the file, with peft's names first."""
+        """Return the JSON object of the file, with peft's names first."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         named = {
             "peft_type": fields.pop("method").upper().replace("-", "_"),
@@ -114,14 +114,14 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, data: Any) -> AdapterConfig:
-        """The inverse of :meth:`to_dict`; every key must be there, and no other.
+        """Return the config of a JSON object; every key is required, and no other is allowed.
 
         Raises:
             CheckpointError: a missing or unknown key, or a value of a wrong type.
         """
         if not isinstance(data, Mapping):
             raise fail("(whole file)", "an object", data)
-        data = {"limits": "", **data}  # adapters of the first days say nothing of them
+        data = {"limits": "", **data}  # early files lack this key
         names = {field.name for field in dataclasses.fields(cls)} - {"method", "base"}
         same_keys(data, names | {"peft_type", "base_model_name_or_path"})
         values = dict(data)
@@ -133,10 +133,10 @@ class AdapterConfig:
 
 
 def read_adapter_config(folder: str | os.PathLike[str]) -> AdapterConfig:
-    """The config of an adapter's folder. Reads `adapter_config.json` only.
+    """Read the config in an adapter folder, `adapter_config.json` only.
 
     Raises:
-        AdapterError: no such folder or file, or not the config of an adapter of ours; one line.
+        AdapterError: the file is missing, or is not the config of a qmamba adapter.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
@@ -159,13 +159,13 @@ def save_adapter(
 ) -> AdapterConfig:
     """Write `adapter_model.safetensors`, `adapter_config.json` and a card, `README.md`, into a folder.
 
-    Equal weights give equal bytes. What never acts is not written, see :meth:`Adapter.stored`.
+    Equal weights give equal bytes. Elements that never act are not written, see :meth:`Adapter.stored`.
 
     Args:
-        folder: where to, made if need be; files of the same names are replaced.
+        folder: created if missing; files of the same names are replaced.
         adapter: from :func:`qmamba.adapters.create`.
-        config: what to write; method, options, sha256, size and type of the weights are filled in.
-        dtype: float32, float16 or bfloat16 for the stored weights; the config's by default.
+        config: to write; method, options, and digest, size and type of the weights are filled in.
+        dtype: of the stored weights: float32, float16 or bfloat16; by default the config's.
 
     Returns:
         The config as written.
@@ -176,7 +176,7 @@ def save_adapter(
     """
     name = config.dtype if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise CheckpointError(f"weights are stored as {', '.join(DTYPES)}, not {name}")
+        raise CheckpointError(f"dtype of stored weights must be one of {', '.join(DTYPES)}, got {name}")
     data = serialise(adapter.stored(), getattr(torch, name))
     config = config.replace(
         method=adapter.method, options=dataclasses.asdict(adapter.options),
@@ -191,32 +191,31 @@ def save_adapter(
 
 
 def load_adapter(
-    folder: str | os.PathLike[str], network: QMamba, base_sha256: str
+    folder: str | os.PathLike[str], network: nn.Module, base_sha256: str
 ) -> tuple[Adapter, AdapterConfig]:
-    """The adapter in a folder, for the network that it was made for, on its device and in its type.
+    """Load an adapter for the network that it was made for, on its device and in its type.
 
-    The global random state is left as it was.
+    The global random state is left untouched.
 
     Args:
-        folder: as :func:`save_adapter` writes it.
+        folder: written by :func:`save_adapter`.
         network: the base.
-        base_sha256: of the base's weights.
+        base_sha256: digest of the base's weights.
 
     Raises:
-        AdapterError: no adapter, one that was made for another base, or one that its config does not
-            describe.
+        AdapterError: no adapter is there, it was made for another base, or its config does not match.
         CheckpointError: a file is missing, damaged or truncated.
     """
     folder = Path(folder)
     config, path = read_adapter_config(folder), folder / WEIGHTS_FILE
     if config.base_sha256 != base_sha256:
         raise AdapterError(
-            f"{folder}: made for {config.base!r} with weights {config.base_sha256[:8]}…, and this base has "
-            f"{base_sha256[:8]}…: load that base, or adapt this one"
+            f"{folder}: made for {config.base!r} with weights {config.base_sha256[:8]}…, but this base has "
+            f"{base_sha256[:8]}…; load that base, or adapt this one"
         )
     data = read_weights(path, config.weights_sha256, config.weights_bytes, CONFIG_FILE)
     try:
-        with torch.device("meta"):  # absurd options must cost nothing before the weights are compared
+        with torch.device("meta"):  # absurd options must cost nothing before shapes are compared
             shapes = shapes_in(path, data)
             build(config.method, network, **config.options).check({n: s for n, (_, s) in shapes.items()})
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What a scorer does with adapters, by the verbs of peft: load, set, disable, delete."""
+"""A scorer's methods for adapters, named as in peft: load, set, disable, delete."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _disabled: ContextVar[tuple[int, ...]] = ContextVar("qmamba_disabled", default=(
 
 
 class Loaded(nn.Module):
-    """An adapter that a scorer holds, and its config."""
+    """An adapter held by a scorer, and its config."""
 
     def __init__(self, adapter: Adapter, config: AdapterConfig) -> None:
         super().__init__()
@@ -43,12 +43,13 @@ class Loaded(nn.Module):
 
 
 class AdapterVerbs(nn.Module):
-    """The part of a scorer that keeps adapters: any number of them beside one network, of which one may be
-    active. An adapter is never built into the network, so to change it is to change a name.
+    """The part of a scorer that holds adapters: any number beside one network, at most one of them active.
+
+    An adapter is never merged into the network, so that switching is only a change of name.
 
     Args:
         network: the base.
-        config: the base's.
+        config: the base's config.
     """
 
     def __init__(self, network: nn.Module, config: ModelConfig) -> None:
@@ -68,7 +69,7 @@ class AdapterVerbs(nn.Module):
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
     ) -> AdapterConfig:
-        """Read an adapter and keep it under a name. It is not active before `set_adapter`.
+        """Load an adapter under a name. It becomes active with `set_adapter`.
 
         Args:
             path: a name from `qmamba.list_adapters()`, a folder, or a Hub id "user/repository". Only a Hub id
@@ -80,9 +81,9 @@ class AdapterVerbs(nn.Module):
             The adapter's config.
 
         Raises:
-            AdapterError: there is none, it was made for another base, or the name cannot be one.
+            AdapterError: no adapter is there, it was made for another base, or the name is invalid.
             CheckpointError: its files are damaged.
-            HubError: when a Hub repository cannot be had.
+            HubError: the Hub repository cannot be downloaded.
         """
         from qmamba.checkpoints.locate import resolve_adapter
 
@@ -95,15 +96,15 @@ class AdapterVerbs(nn.Module):
         return config
 
     def add_adapter(self, name: str, adapter: Adapter, config: AdapterConfig | None = None) -> None:
-        """Keep an adapter that was made here, from `qmamba.adapters.create`; it is frozen in place.
+        """Hold an adapter made by `qmamba.adapters.create`; it is frozen in place.
 
         Args:
             name: as for `load_adapter`.
             adapter: made for this scorer's network.
-            config: its calibration, and what is known about it; by default the calibration is the model's.
+            config: its calibration and description; by default with the model's calibration.
 
         Raises:
-            AdapterError: the name cannot be one.
+            AdapterError: the name is invalid.
         """
         _check_name(name)
         if config is None:
@@ -116,7 +117,7 @@ class AdapterVerbs(nn.Module):
             self.adapters = nn.ModuleDict({**self.adapters, name: Loaded(adapter, config).eval()})
 
     def set_adapter(self, name: str | None) -> None:
-        """Score with this adapter from now on, in all threads; with None by the model alone.
+        """Score with this adapter from now on, in all threads; None selects the model alone.
 
         Raises:
             AdapterError: no adapter has this name.
@@ -125,7 +126,7 @@ class AdapterVerbs(nn.Module):
         self._active = name
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter. If it was the active one, none is active then.
+        """Remove an adapter. If it was active, the model alone scores.
 
         Raises:
             AdapterError: no adapter has this name.
@@ -138,7 +139,7 @@ class AdapterVerbs(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """A context in which this thread scores by the model alone, as if it never had an adapter."""
+        """Score by the model alone within this context, in this thread."""
         token = _disabled.set((*_disabled.get(), id(self)))
         try:
             yield
@@ -147,39 +148,39 @@ class AdapterVerbs(nn.Module):
 
     @property
     def active_adapter(self) -> str | None:
-        """Name of the adapter that scores; None for the model alone, also within `disable_adapter`."""
+        """Name of the active adapter; None for the model alone, also within `disable_adapter`."""
         active = self._active
         # Skip the context variable, which compilers cannot trace, when no adapter is set.
         return None if active is None or id(self) in _disabled.get() else active
 
     def adapter_in_use(self) -> Adapter | None:
-        """The active adapter itself."""
+        """Return the active adapter, or None for the model alone."""
         chosen = self._chosen()
         return None if chosen is None else chosen.adapter
 
     @property
     def adapter_config(self) -> AdapterConfig | None:
-        """What is known about the active adapter; None for the model alone."""
+        """Config of the active adapter; None for the model alone."""
         chosen = self._chosen()
         return None if chosen is None else chosen.config
 
     @property
     def calibration(self) -> Calibration:
-        """From raw quality to [0, 1]: the active adapter's own, or the model's."""
+        """The calibration in use: the active adapter's, or the model's."""
         return self._calibration_of(self._chosen())
 
     def _calibration_of(self, chosen: Loaded | None) -> Calibration:
         return self.config.calibration if chosen is None else chosen.config.calibration
 
     def base_sha256(self) -> str:
-        """Digest of the model's weights as they are in its checkpoint, or would be."""
+        """Return the SHA-256 of the model's weights as its checkpoint stores, or would store, them."""
         if self.config.weights_sha256:
             return self.config.weights_sha256
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         return hashlib.sha256(serialise(stored_state(self.network, self.config), dtype)).hexdigest()
 
     def base(self) -> Any:
-        """Return the network, which adapters are made for.
+        """Return the network that adapters are made for.
 
         Raises:
             CapabilityError: it takes no adapters.
@@ -191,8 +192,8 @@ class AdapterVerbs(nn.Module):
             return None
         loaded = self._found(name)
         if loaded is None:
-            here = ", ".join(self.adapters) or "none is loaded"
-            raise AdapterError(f"no adapter is called {name!r} here: {here}")
+            loaded_names = ", ".join(self.adapters) or "none is loaded"
+            raise AdapterError(f"no adapter is named {name!r}; loaded: {loaded_names}")
         return loaded
 
     def _found(self, name: str) -> Loaded | None:
@@ -212,7 +213,7 @@ class AdapterVerbs(nn.Module):
     def _chosen_for(
         self, images: int | None, adapters: Sequence[str | None] | None
     ) -> Iterator[Loaded | None]:
-        """Return an adapter, or None, for each of so many images; None stands for an unknown number."""
+        """Return an adapter, or None, for each image; `images` is their number, None where it is unknown."""
         if adapters is None:
             return repeat(self._chosen())
         if isinstance(adapters, str) or not isinstance(adapters, Sequence):
@@ -225,4 +226,4 @@ class AdapterVerbs(nn.Module):
 def _check_name(name: str) -> None:
     # torch keeps adapters by name in a ModuleDict, where "keys", say, is taken.
     if not isinstance(name, str) or not _NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
-        raise AdapterError(f"an adapter is called by letters, digits, '_' or '-', and not {name!r}")
+        raise AdapterError(f"invalid adapter name {name!r}: use letters, digits, '_' or '-'")

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., ICLR 2022) as the library peft has it: ``pip install "qmamba[lora]"``.
+"""LoRA (Hu et al., ICLR 2022) through the library peft: ``pip install "qmamba[lora]"``.
 
-peft puts its layers into a network. Here it gets a copy of the network's modules that shares the base's
-tensors: the base itself stays as it is, and nothing of it is held twice.
+peft modifies a network in place. Here it modifies a copy of the network's modules that shares the base's
+tensors: the base is not changed, and no tensor is held twice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models.qmamba import QMamba
+from ..models.capabilities import AdapterHost
 from .base import Adapter, check_at_least
 from .registry import register
 
-# Not the route gate's Linears, whose weights an operator takes without calling them.
+# Without the route gate's Linears: an operator reads their weights and never calls them.
 TARGETS = r".*\.(in_proj|x_proj|out_proj|fc1|fc2)"
 NAME = "default"
 
@@ -27,9 +27,9 @@ class LoRAOptions:
     """Options of LoRA.
 
     Attributes:
-        rank: of the products that are added to the weights of every block's Linears: 178,176 parameters on
-            lqmamba-n for 8.
-        alpha: the products are scaled by alpha / rank.
+        rank: rank of the updates to the weights of every block's Linears; 8 gives 178,176 parameters on
+            lqmamba-n.
+        alpha: the updates are scaled by alpha / rank.
     """
 
     rank: int = 8
@@ -41,7 +41,7 @@ class LoRAOptions:
 
 @register("lora", LoRAOptions)
 class LoRA(Adapter):
-    """Low-rank changes of the Linears of every block, made by peft.
+    """Low-rank updates of every block's Linears, made by peft.
 
     Raises:
         AdapterError: peft is not installed.
@@ -49,29 +49,29 @@ class LoRA(Adapter):
 
     options: LoRAOptions
 
-    def __init__(self, network: QMamba, options: LoRAOptions) -> None:
+    def __init__(self, network: Any, options: LoRAOptions) -> None:
         super().__init__(options)
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise AdapterError('LoRA comes from another library: pip install "qmamba[lora]"') from error
+            raise AdapterError('LoRA needs peft: pip install "qmamba[lora]"') from error
         weights = dict(network.named_parameters())
         wanted = {name: p.requires_grad for name, p in weights.items()}
         tuned = copy.deepcopy(network, {id(p): p for p in weights.values()})
         config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=TARGETS)
         inject_adapter_in_model(config, tuned, adapter_name=NAME)
-        for name, p in weights.items():  # peft has frozen what it shares with the base
+        for name, p in weights.items():  # peft has frozen the tensors shared with the base
             p.requires_grad_(wanted[name])
-        # Past nn.Module, to which the base's tensors would then be parameters of this adapter.
+        # Bypass nn.Module, which would register the base's tensors as parameters of this adapter.
         self.__dict__["_tuned"] = tuned.eval()
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
         for name, module in tuned.named_modules():
             if hasattr(module, "lora_A"):
-                key = name.replace(".", "-")  # dots have a meaning in names of modules
+                key = name.replace(".", "-")  # module names must not contain dots
                 self.down[key], self.up[key] = module.lora_A[NAME], module.lora_B[NAME]
 
-    def forward(self, network: QMamba, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → raw quality (B, 1) of the network with peft's layers.
+    def forward(self, network: AdapterHost, images: Tensor) -> Tensor:
+        """Return raw quality (B, 1) of the network with peft's layers for normalised images (B, 3, H, W).
 
         Raises:
             AdapterError: this is not the network that the adapter was created for.
@@ -79,18 +79,19 @@ class LoRA(Adapter):
         raw: Tensor = self._tuned_of(network)(images)
         return raw
 
-    def positions(self, network: QMamba, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and what each position adds; same errors."""
-        return self._tuned_of(network).forward_positions(images)
+    def positions(self, network: AdapterHost, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw quality (B, 1), and the value of each position (B, h, w); raises as :meth:`forward`."""
+        positions: tuple[Tensor, Tensor] = self._tuned_of(network).forward_positions(images)
+        return positions
 
-    def _tuned_of(self, network: QMamba) -> QMamba:
-        tuned: QMamba = self.__dict__["_tuned"]
-        if tuned.stem.conv1.weight is not network.stem.conv1.weight:
+    def _tuned_of(self, network: AdapterHost) -> Any:
+        tuned: nn.Module = self.__dict__["_tuned"]
+        if next(tuned.parameters()) is not next(network.parameters()):
             raise AdapterError("this LoRA was created for another network, whose weights it shares")
         return tuned
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoRA:
-        """A copy for the same network; for the network's copy, where both are copied together."""
+        """Copy for the same network, or, when both are copied together, for the network's copy."""
         own = {id(p) for p in self.parameters()}
         for p in self.__dict__["_tuned"].parameters():
             if id(p) not in own:

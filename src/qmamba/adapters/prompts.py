@@ -1,4 +1,4 @@
-"""The generation of a prompt from a feature, which several adapters share (QMamba, equation 1)."""
+"""Generate a prompt from a feature, as several adapters do (QMamba, equation 1)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.qmamba import QMamba
+from ..models.capabilities import AdapterHost
 from .base import is_paper_sized
 
 
-def prompt_width(network: QMamba, width: int | None) -> int:
-    """The width of prompts: as asked for, or the paper's 256, which fits its 3.83 M of 93.79 M parameters.
+def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to channels-last features (B, H, W, C)."""
+    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return y
 
-    On narrower networks three quarters of the first stage's output: 48 for lqmamba-n, which is 4.6 % of its
-    parameters, the paper's share (3.83 of 93.79 is 4.1 %). 256 would be 81 %.
+
+def prompt_width(network: AdapterHost, width: int | None) -> int:
+    """Return the width of prompts: the given one, or by default the paper's 256.
+
+    On networks narrower than the paper's, the default is three quarters of the first stage's output: 48 on
+    lqmamba-n, 4.6 % of its parameters, about the paper's share (3.83 M of 93.79 M, 4.1 %). 256 would be 81 %.
     """
     if width is not None:
         return width
@@ -22,13 +28,13 @@ def prompt_width(network: QMamba, width: int | None) -> int:
 
 
 class PromptMixture(nn.Module):
-    """``P_f = Σ_n w_n P_n`` with ``w = softmax(Linear(GAP(F)))``: N prompts, mixed by what a feature needs.
+    """``P_f = Σ_n w_n P_n`` with ``w = softmax(Linear(GAP(F)))``: N prompts, mixed by the feature.
 
     Args:
-        channels: C of the feature.
-        prompts: N.
-        width: of a prompt.
-        size: (h, w) of a prompt.
+        channels: C, of the feature.
+        prompts: N, their number.
+        width: channels of a prompt.
+        size: (h, w), positions of a prompt.
     """
 
     def __init__(self, channels: int, prompts: int, width: int, size: tuple[int, int] = (1, 1)) -> None:
@@ -50,15 +56,17 @@ class PromptMixture(nn.Module):
 
 
 def resized(grid: Tensor, x: Tensor) -> Tensor:
-    """A grid (B, h, w, C) brought bilinearly to the height and width of x (B, H, W, C'), over all positions
-    that fall together where it shrinks; as float32 where it was a half. A grid of one position is left to
-    broadcasting."""
+    """Resize a grid (B, h, w, C) bilinearly to the height and width of x (B, H, W, C').
+
+    Shrinking is antialiased. Half-precision grids come out as float32, and a grid of one position is left to
+    broadcasting.
+    """
     if grid.shape[1:3] in ((1, 1), x.shape[1:3]):
         return grid
     height, width = x.shape[1:3]
     shrinks = grid.shape[1] > height or grid.shape[2] > width
     planes = grid.permute(0, 3, 1, 2)
-    if planes.dtype.itemsize < 4:  # torch shrinks no bfloat16 on a processor
+    if planes.dtype.itemsize < 4:  # torch cannot shrink bfloat16 on a CPU
         planes = planes.float()
     size = (height, width)
     planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=shrinks)

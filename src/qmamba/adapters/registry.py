@@ -1,4 +1,4 @@
-"""The methods of adaptation by name: each registers its class, and :func:`create` makes an adapter of it."""
+"""Adaptation methods by name: each registers its class, and :func:`create` builds an adapter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from ..errors import AdapterError
 from ..models.capabilities import TakesPrompts, require
-from ..models.qmamba import QMamba
 from .base import Adapter, NoOptions
 
 
 class _Kind(NamedTuple):
-    adapter: Callable[[QMamba, Any], Adapter]
+    adapter: Callable[[Any, Any], Adapter]
     options: type[Any]
 
 
@@ -27,7 +27,7 @@ _KINDS: dict[str, _Kind] = {}
 
 
 def register(method: str, options: type[Any] = NoOptions) -> Callable[[A], A]:
-    """Register a subclass of :class:`Adapter`, which :func:`create` calls as ``cls(network, options)``."""
+    """Register a subclass of :class:`Adapter`; :func:`create` calls it as ``cls(network, options)``."""
 
     def add(cls: A) -> A:
         cls.method = method
@@ -38,7 +38,7 @@ def register(method: str, options: type[Any] = NoOptions) -> Callable[[A], A]:
 
 
 def _kinds() -> dict[str, _Kind]:
-    """All that are registered; the modules beside this one register theirs when they are imported."""
+    """Return all methods; importing the modules beside this one registers theirs."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
@@ -46,7 +46,7 @@ def _kinds() -> dict[str, _Kind]:
 
 
 def list_methods() -> list[str]:
-    """Names that :func:`create` takes.
+    """Return the names that :func:`create` takes.
 
     >>> "style-prompt" in list_methods()
     True
@@ -54,19 +54,19 @@ def list_methods() -> list[str]:
     return sorted(_kinds())
 
 
-def create(method: str, model: QMamba, **options: Any) -> Adapter:
-    """A fresh adapter for a network, on its device and in its floating type. It changes no output yet.
+def create(method: str, model: nn.Module, **options: Any) -> Adapter:
+    """Create an adapter for a network, on its device and in its type. A fresh one changes no output.
 
     Args:
         method: one of :func:`list_methods`.
-        model: the base, from ``create_model`` or ``scorer.network``. It is left as it is.
-        options: those of the method, see ``docs/adapters.md``.
+        model: the base, from ``create_model`` or ``scorer.network``; it is not changed.
+        options: options of the method, see ``docs/adapters.md``.
 
     Returns:
         A module whose parameters are exactly those that train.
 
     Raises:
-        AdapterError: no such method, an option that it does not have, or a value that it cannot have.
+        AdapterError: an unknown method or option, or an invalid value.
         CapabilityError: the network takes no adapters.
 
     >>> from qmamba.models import create_model
@@ -79,12 +79,12 @@ def create(method: str, model: QMamba, **options: Any) -> Adapter:
     return adapter.to(weight.device, weight.dtype).train(model.training)
 
 
-def build(method: str, model: QMamba, **options: Any) -> Adapter:
-    """:func:`create`, wherever torch puts new tensors at the moment: on the device "meta" it has no data."""
+def build(method: str, model: nn.Module, **options: Any) -> Adapter:
+    """Build an adapter as :func:`create` does, on the current default device: without data on "meta"."""
     kinds = _kinds()
     if method not in kinds:
         near = difflib.get_close_matches(str(method), kinds, n=2, cutoff=0.4) or list_methods()
-        raise AdapterError(f"no adapter is called {method!r}; near names: {', '.join(near)}")
+        raise AdapterError(f"no adapter method is named {method!r}; near names: {', '.join(near)}")
     require(model, TakesPrompts, "adapters")
     kind = kinds[method]
     known = {field.name for field in dataclasses.fields(kind.options)}

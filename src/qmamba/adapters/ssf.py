@@ -1,9 +1,9 @@
 """SSF prompt: γ and β learnt directly, without prompts (QMamba, section 4.4.3 and Table 8, after Lian et al.,
 "Scaling & Shifting Your Features", NeurIPS 2022).
 
-The paper prints 6.1 M parameters and gives no layout, and none could be recovered. Here γ and β are grids,
-one pair a stage, brought to the feature's size: 33×33 positions are 6,133,248 parameters on lqmamba-b. With
-``grid=1`` it is SSF as published, at the four places where StylePrompt acts.
+The paper prints 6.1 M parameters but no layout, and none could be recovered. Here γ and β are grids, one pair
+per stage, resized to the feature: 33×33 positions are 6,133,248 parameters on lqmamba-b. With ``grid=1`` it
+is SSF as published, at the four places where StylePrompt acts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..models.qmamba import QMamba
+from ..models.capabilities import AdapterHost
 from .base import Adapter, check_at_least, is_paper_sized
 from .prompts import resized
 from .registry import register
@@ -25,8 +25,8 @@ class SSFOptions:
     """Options of the SSF prompt.
 
     Attributes:
-        grid: positions of γ and β along each side; by default 33, and 12 on networks narrower than the
-            paper's: 202,752 parameters on lqmamba-n, about the paper's share.
+        grid: side of the grids of γ and β; by default 33, and 12 on networks narrower than the paper's:
+            202,752 parameters on lqmamba-n, about the paper's share.
     """
 
     grid: int | None = None
@@ -36,7 +36,7 @@ class SSFOptions:
 
 
 class ScaleShift(nn.Module):
-    """``F · (1 + γ) + β`` with γ and β of (grid, grid, C), both zero at the start."""
+    """``F · (1 + γ) + β`` with γ and β (grid, grid, C), both initialised to zero."""
 
     def __init__(self, channels: int, grid: int) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class ScaleShift(nn.Module):
 class SSF(Adapter):
     """One scale and shift after each stage."""
 
-    lr: ClassVar[float] = 1e-1  # a number of a grid acts on few positions, and by itself
+    lr: ClassVar[float] = 1e-1  # an element of a grid acts on few positions, and alone
 
-    def __init__(self, network: QMamba, options: SSFOptions) -> None:
+    def __init__(self, network: AdapterHost, options: SSFOptions) -> None:
         grid = options.grid or (33 if is_paper_sized(network) else 12)
         parts = [ScaleShift(channels, grid) for channels in network.out_widths]
         super().__init__(options, prompts=nn.ModuleList(parts))

@@ -1,7 +1,8 @@
-"""StylePrompt: prompts that move the mean and the deviation of a network's features (QMamba, section 3.2).
+"""StylePrompt: prompts that adapt the mean and deviation of a network's features (QMamba, section 3.2).
 
 The layout was recovered from the paper's parameter counts: one StylePrompt after each of the four stages,
-after the downsample, with prompts 256 wide and a 3×3 convolution that γ and β share: 3,829,784 on lqmamba-b.
+after the downsample, with prompts of width 256 and one 3×3 convolution shared by γ and β: 3,829,784
+parameters on lqmamba-b.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models.qmamba import QMamba
-from ..models.qmamba.layers import conv_nhwc
+from ..models.capabilities import AdapterHost
 from .base import Adapter, check_at_least
-from .prompts import PromptMixture, prompt_width, resized
+from .prompts import PromptMixture, conv_nhwc, prompt_width, resized
 from .registry import register
 
 LAYER = "layer"
@@ -29,10 +29,10 @@ class StylePromptOptions:
     """Options of StylePrompt.
 
     Attributes:
-        prompts: N, prompts a stage (Table 9).
-        width: of a prompt; by default the paper's 256, or less on narrower networks, see
+        prompts: N, prompts per stage (Table 9).
+        width: channels of a prompt; by default the paper's 256, or less on narrower networks, see
             :func:`qmamba.adapters.prompts.prompt_width`.
-        size: (h, w) of a prompt (Table 10), or "layer" for the size that each stage's output has at 224×224.
+        size: (h, w) of a prompt (Table 10), or "layer" for the size of each stage's output at 224×224.
     """
 
     prompts: int = 6
@@ -45,11 +45,11 @@ class StylePromptOptions:
             return
         sides = tuple(self.size) if isinstance(self.size, (tuple, list)) else ()
         if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= 256 for side in sides):
-            raise AdapterError(f'size is (h, w) with sides from 1 to 256, or "layer", not {self.size!r}')
-        object.__setattr__(self, "size", sides)  # JSON knows lists only
+            raise AdapterError(f'size must be (h, w) with sides from 1 to 256, or "layer", got {self.size!r}')
+        object.__setattr__(self, "size", sides)  # JSON has lists only
 
     def size_of(self, stage: int, stages: int) -> tuple[int, int]:
-        """(h, w) of the prompts after a stage."""
+        """Return (h, w) of the prompts after a stage."""
         if isinstance(self.size, str):
             side = 28 >> min(stage, stages - 2)
             return max(1, side), max(1, side)
@@ -57,10 +57,10 @@ class StylePromptOptions:
 
 
 class StyleStage(nn.Module):
-    """``F' = F · (1 + γ) + β`` with γ and β made from a mixture of prompts (equations 1 to 4).
+    """``F' = F · (1 + γ) + β`` with γ and β generated from a mixture of prompts (equations 1 to 4).
 
-    The two Linears start at zero, so that F' = F. With prompts of one position only the middle of the 3×3
-    kernel meets anything but padding: the other eight ninths are counted, and never act.
+    The two Linears are initialised to zero, so that F' = F. With prompts of one position, only the centre of
+    the 3×3 kernel meets anything but padding: the other eight ninths count as parameters and never act.
     """
 
     def __init__(self, channels: int, prompts: int, width: int, size: tuple[int, int]) -> None:
@@ -90,13 +90,13 @@ class StyleStage(nn.Module):
 class StylePrompt(Adapter):
     """One :class:`StyleStage` after each stage: 3,829,784 parameters on lqmamba-b, 157,336 on lqmamba-n.
 
-    Stored with 1×1 kernels where prompts have one position: 1,732,632 and 83,608 numbers.
+    Prompts of one position are stored with 1×1 kernels: 1,732,632 and 83,608 elements.
     """
 
     options: StylePromptOptions
 
     def __init__(
-        self, network: QMamba, options: StylePromptOptions, *, head: nn.Module | None = None
+        self, network: AdapterHost, options: StylePromptOptions, *, head: nn.Module | None = None
     ) -> None:
         width, stages = prompt_width(network, options.width), len(network.out_widths)
         parts = [
@@ -106,7 +106,7 @@ class StylePrompt(Adapter):
         super().__init__(options, prompts=nn.ModuleList(parts), head=head)
 
     def _kernels(self) -> list[str]:
-        """Names of the 3×3 kernels of which only the middle acts."""
+        """Return the names of the 3×3 kernels of which only the centre acts."""
         parts = dict(self.named_modules())
         return [
             f"{n}.conv.weight" for n, part in parts.items() if isinstance(part, StyleStage) and part.single
@@ -125,7 +125,7 @@ class StylePrompt(Adapter):
 
 @register("style-prompt-r", StylePromptOptions)
 class StylePromptR(StylePrompt):
-    """StylePrompt & R of the paper's Table 3: the head trains along with the prompts."""
+    """StylePrompt & R (Table 3): the head trains together with the prompts."""
 
-    def __init__(self, network: QMamba, options: StylePromptOptions) -> None:
+    def __init__(self, network: AdapterHost, options: StylePromptOptions) -> None:
         super().__init__(network, options, head=copy.deepcopy(network.head))

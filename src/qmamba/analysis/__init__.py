@@ -1,1 +1,1 @@
-"""Looking into scores and networks: features, t-SNE, drawn maps, reports."""
+"""Analysis of scores and networks: features, t-SNE, drawings of maps, reports."""

@@ -1,4 +1,4 @@
-"""Drawing a quality map beside its photograph, by matplotlib: the extra `plot`."""
+"""Draw a quality map beside its photograph with matplotlib, which the extra `plot` installs."""
 
 from __future__ import annotations
 
@@ -18,44 +18,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST = 1000  # pixels of a drawn photograph's longer side
-COLOURS = "viridis"  # even steps look even, and colour-blind people read it; dark is low
+COLOURS = "viridis"  # perceptually uniform and safe for colour-blind readers; dark is low
 OPACITY = 0.65
 NAME_LENGTH = 48
-WIDE = 1.9  # a photograph so much wider than tall lies above its map, not beside it
+WIDE = 1.9  # from this ratio of width to height a photograph is drawn above its map, not beside it
 
 
 def save_map(
     path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap, *, name: str = ""
 ) -> None:
-    """Write a picture of a photograph and, beside or under it, its map over it, with a colour bar.
+    """Write a picture of a photograph beside its map, which is drawn over it, with a colour bar.
 
-    The colours run over `QualityMap.limits`; a line on the bar marks the photograph's score, which the title
-    gives, too. Nothing is drawn over what the protocol did not look at. matplotlib's settings stay as they
-    are.
+    Colours cover `QualityMap.limits`; a line on the bar marks the photograph's score, which is also in the
+    title. Parts that the protocol did not look at stay uncovered. matplotlib's settings are left alone.
 
     Args:
         path: of the picture. Its extension names the format: .png, .jpg, .pdf, .svg, .webp and others.
-        pixels: (3, H, W), uint8 or float in [0, 1], as `qmamba.images.decode` gives it.
+        pixels: (3, H, W), uint8 or float in [0, 1], as `qmamba.images.decode` returns them.
         found: the map of that photograph.
         name: for the title.
 
     Raises:
         BackendError: matplotlib is not installed.
-        QMambaError: nothing is written under such an extension.
+        QMambaError: matplotlib writes no format of this extension.
     """
     figure = _figure(pixels, found, name)
     check_picture_name(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that its font does not have
+        warnings.simplefilter("ignore")  # about letters that the font lacks
         figure.savefig(path, dpi=110)
 
 
 def check_picture_name(path: str | os.PathLike[str]) -> None:
-    """Refuse a name whose extension stands for no format that matplotlib writes.
+    """Refuse a file name whose extension is no format that matplotlib writes.
 
     Raises:
         BackendError: matplotlib is not installed.
-        QMambaError: the extension is not one of them.
+        QMambaError: matplotlib writes no format of this extension.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,8 +62,10 @@ def check_picture_name(path: str | os.PathLike[str]) -> None:
         raise BackendError('drawing a map needs matplotlib: pip install "qmamba[plot]"') from error
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FigureCanvasAgg.filetypes:
-        ending = f"no picture is written as .{kind}" if kind else "the name has no extension"
-        raise QMambaError(f"{printable(os.fspath(path))}: {ending}; use .png, .jpg, .pdf or .svg")
+        given = f".{kind}" if kind else "no extension"
+        raise QMambaError(
+            f"{printable(os.fspath(path))}: the extension must be .png, .jpg, .pdf or .svg, got {given}"
+        )
 
 
 def _figure(pixels: torch.Tensor, found: QualityMap, name: str) -> Figure:
@@ -89,7 +90,9 @@ def _figure(pixels: torch.Tensor, found: QualityMap, name: str) -> Figure:
     low, high = found.limits()
     values = found.image(height, width)
     drawn = axes[1].imshow(values, cmap=COLOURS, vmin=low, vmax=high, alpha=OPACITY)
-    bar = figure.colorbar(drawn, ax=axes[1] if beside else axes, label="what each place adds, as a score")
+    bar = figure.colorbar(
+        drawn, ax=axes[1] if beside else axes, label="contribution of each place, in scores"
+    )
     bar.ax.axhline(found.score, color="white", linewidth=4)
     bar.ax.axhline(found.score, color="black", linewidth=1.5)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of features: t-SNE, coloured by what was done to the photographs (QMamba, Figure 3)."""
+"""Pictures of features: t-SNE, coloured by the distortion of the photographs (QMamba, Figure 3)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy.typing as npt
 
 from ..errors import FeaturesError
 
-# Okabe and Ito's, which people tell apart whatever colours they see; in an order without like neighbours.
+# Okabe and Ito's colours, safe for colour-blind readers; ordered so that neighbours differ.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#F0E442")
-MARKERS = "osD^vPX"  # seven for eight colours: 56 kinds differ in one or the other, and near ones in both
+MARKERS = "osD^vPX"  # seven for eight colours: 56 pairs, and neighbours differ in both
 LEAST = 4
 
 
 def tsne(
     values: npt.NDArray[np.float32], *, seed: int = 0, perplexity: float = 30.0
 ) -> npt.NDArray[np.float32]:
-    """Places in the plane (n, 2) of features (n, C), each channel standardised; deterministic for a seed.
+    """Return positions in the plane (n, 2) of features (n, C), each channel standardised; deterministic.
 
     Args:
         values: at least four rows.
-        seed: of the search, which starts from the principal components.
-        perplexity: about how many neighbours count; a third of the rows at most.
+        seed: of the optimisation, which starts from the principal components.
+        perplexity: effective number of neighbours, at most a third of the rows.
 
     Raises:
         FeaturesError: too few rows, or scikit-learn is not installed.
     """
     if len(values) < LEAST:
-        raise FeaturesError(f"t-SNE takes {LEAST} photographs or more, and here are {len(values)}")
+        raise FeaturesError(f"t-SNE needs at least {LEAST} photographs, got {len(values)}")
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
@@ -44,7 +44,7 @@ def tsne(
 
 
 def draw_points(points: npt.NDArray[np.float32], kinds: Sequence[str], path: Path, title: str = "") -> None:
-    """Draw points (n, 2) as a PNG, SVG or PDF, a colour and a marker for each kind, in alphabetical order.
+    """Draw points (n, 2) as PNG, SVG or PDF, with a colour and a marker per kind, in alphabetical order.
 
     Raises:
         FeaturesError: matplotlib is not installed, or cannot write such a file.
@@ -72,5 +72,5 @@ def draw_points(points: npt.NDArray[np.float32], kinds: Sequence[str], path: Pat
         figure.savefig(path, dpi=150)
     except ValueError as error:
         raise FeaturesError(
-            f"{path.name!r} is no picture that can be drawn: use .png, .svg or .pdf"
+            f"extension of a picture must be .png, .svg or .pdf, got {path.name!r}"
         ) from error

@@ -79,8 +79,37 @@ def pin_cached(bases: Sequence[BaseWeights], fetch: Fetch | None = None) -> tupl
     return tuple(pinned)
 
 
+def load_bases(
+    network: nn.Module, bases: Sequence[BaseWeights], fetch: Fetch | None = None
+) -> tuple[BaseWeights, ...]:
+    """Load base weights into an untrained network: what is frozen, and what the files hold beside it.
+
+    Statistics of batch norms, which a training may change and a checkpoint stores, start from the base's.
+
+    Args:
+        network: of `create_model`, changed in place.
+        bases: such as those of its architecture.
+        fetch: of `fetcher`; by default it downloads what is not in the Hub's cache.
+
+    Returns:
+        The bases with their digests.
+
+    Raises:
+        HubError, CheckpointError: as `base_tensors`; the network is as it was.
+    """
+    fetch = fetcher() if fetch is None else fetch
+    trained = get_architecture(str(getattr(network, "arch", None))).trained or (lambda name: True)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    frozen = {name: shape for name, shape in shapes.items() if not trained(name)}
+    network.load_state_dict(base_tensors(bases, frozen, fetch, optional=shapes), strict=False)
+    return pin_cached(bases, fetch)
+
+
 def base_tensors(
-    bases: Sequence[BaseWeights], shapes: Mapping[str, tuple[int, ...]], fetch: Fetch
+    bases: Sequence[BaseWeights],
+    shapes: Mapping[str, tuple[int, ...]],
+    fetch: Fetch,
+    optional: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Tensor]:
     """Return a network's frozen tensors from the files of its bases, floating ones as float32 on the CPU.
 
@@ -90,6 +119,7 @@ def base_tensors(
         bases: of the checkpoint.
         shapes: names and shapes of the frozen tensors of the network.
         fetch: of `fetcher`.
+        optional: names and shapes of more tensors, which are returned where the files hold them.
 
     Raises:
         HubError: a file is neither in the cache nor can be downloaded.
@@ -97,15 +127,16 @@ def base_tensors(
             these tensors.
     """
     found: dict[str, Tensor] = {}
+    wanted = {**(optional or {}), **shapes}
     for base in bases:
         path = fetch(base)
         _check_digest(path, base)
-        for name, tensor in _tensors(path, base, shapes):
+        for name, tensor in _tensors(path, base, wanted):
             if name in found:
                 raise CheckpointError(f"bases: two of them hold {name!r}; name one of them")
-            if tuple(tensor.shape) != shapes[name]:
+            if tuple(tensor.shape) != wanted[name]:
                 raise CheckpointError(
-                    f"{base.repo}: {name!r} must be of shape {list(shapes[name])}, got "
+                    f"{base.repo}: {name!r} must be of shape {list(wanted[name])}, got "
                     f"{list(tensor.shape)}; name the base that the checkpoint was trained on"
                 )
             found[name] = tensor.float() if tensor.is_floating_point() else tensor

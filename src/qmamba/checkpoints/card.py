@@ -1,4 +1,4 @@
-"""The README.md that ships with a checkpoint or an adapter, made from its config."""
+"""Model cards: the README.md of a checkpoint or an adapter, made from its config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from qmamba.checkpoints.config import ModelConfig
 
-# Licence identifiers that the Hub knows and that weights are likely to carry; others become `other`.
+# Licence identifiers of the Hub that weights are likely to have; others become `other`.
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-3.0", "lgpl-3.0"}
 _HUB_LICENCES |= {"cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "unknown"}
 _DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -25,7 +25,7 @@ METRIC_TITLES = {
 
 
 def render_card(config: ModelConfig) -> str:
-    """The model card of a checkpoint: Hugging Face front matter, then Markdown. A pure function of `config`.
+    """Return the model card of a checkpoint: Hugging Face front matter, then Markdown.
 
     >>> card = render_card(ModelConfig(name="mine", arch="lqmamba-n", licence="Apache-2.0"))
     >>> card.splitlines()[:3]
@@ -34,27 +34,27 @@ def render_card(config: ModelConfig) -> str:
     return joined(
         front_matter(config.licence, config.trained_on), _opening(config),
         training_section(config.trained_on, config.training), results_section(config.results),
-        _scoring(config), limits_section(config.limits),
+        _scoring(config), _bases_section(config), limits_section(config.limits),
     )  # fmt: skip
 
 
 def joined(*parts: str) -> str:
-    """A card of these parts; empty ones are left out."""
+    """Join the parts of a card; empty ones are left out."""
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def quoted(text: str) -> str:
-    """A YAML scalar: JSON strings are YAML strings, and no data set name can end the front matter early."""
+    """Return a YAML scalar; JSON strings are YAML strings, and no name can end the front matter early."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def inline(text: str) -> str:
-    """One line of Markdown table-safe text."""
+    """Return text as one line that is safe in a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def front_matter(licence: str, trained_on: Sequence[str], extra: Sequence[str] = ()) -> str:
-    """What the Hub reads, in YAML, with more lines of it if need be."""
+    """Return the YAML that the Hub reads, with `extra` lines."""
     licence = licence.strip().lower()
     lines = ["---"]
     if licence in _HUB_LICENCES:
@@ -64,7 +64,7 @@ def front_matter(licence: str, trained_on: Sequence[str], extra: Sequence[str] =
         lines += ["license: other", f"license_name: {quoted(slug)}"]
     lines += ["library_name: qmamba", *extra, "pipeline_tag: image-classification", "tags:"]
     lines += [f"- {tag}" for tag in ("image-quality-assessment", "no-reference", "vision-mamba")]
-    # The Hub links these, and warns of what cannot be one of its names; the text has them all.
+    # The Hub links these, and warns about others; the text of the card names all.
     if ids := [name for name in trained_on if _DATASET_ID.fullmatch(name)]:
         lines += ["datasets:", *(f"- {quoted(name)}" for name in ids)]
     return "\n".join([*lines, "---", ""])
@@ -85,7 +85,7 @@ def _opening(config: ModelConfig) -> str:
 
 
 def bullets(data: dict[str, Any], indent: str = "") -> list[str]:
-    """An object as nested bullet points, a line each."""
+    """Return an object as nested bullet points, one line each."""
     lines = []
     for key, value in data.items():
         if isinstance(value, dict):
@@ -151,3 +151,19 @@ def _scoring(config: ModelConfig) -> str:
     lines += bullets(config.protocol.to_dict())
     lines += ["", "Calibration of a crop's raw output, `sigmoid(slope * raw + offset)`:", ""]
     return "\n".join([*lines, *bullets(config.calibration.to_dict()), ""])
+
+
+def _bases_section(config: ModelConfig) -> str:
+    if not config.bases:
+        return ""
+    lines = [
+        "## Base weights",
+        "",
+        "Frozen weights that are not in this folder, and are loaded from the Hub:",
+        "",
+    ]
+    lines += [
+        f"- `{base.repo}` at `{base.revision}`: `{base.filename}`, sha256 `{base.sha256}`"
+        for base in config.bases
+    ]
+    return "\n".join([*lines, ""])

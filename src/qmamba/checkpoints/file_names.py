@@ -1,4 +1,4 @@
-"""Names of the files in the folders of checkpoints and of adapters, whose names are peft's."""
+"""File names in the folders of checkpoints, and of adapters, which follow peft."""
 
 from __future__ import annotations
 

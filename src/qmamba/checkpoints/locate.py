@@ -1,4 +1,4 @@
-"""From a name to a folder: embedded checkpoints and adapters, local folders, Hub ids."""
+"""Find the folder of a name: embedded checkpoints and adapters, local folders, Hub ids."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _embedded_adapters() -> dict[str, Path]:
 
 
 def list_models() -> list[str]:
-    """Names of the checkpoints that ship with the library, sorted. Reads file names only."""
+    """Return the names of the checkpoints that ship with the library, sorted; reads file names only."""
     return list(_embedded())
 
 
 def list_adapters() -> list[str]:
-    """Names of the adapters that ship with the library, sorted. Reads file names only.
+    """Return the names of the adapters that ship with the library, sorted; reads file names only.
 
     >>> import qmamba
     >>> qmamba.list_adapters()
@@ -51,14 +51,14 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The folder of a model, downloaded if `name` is a Hub id and it is not in the cache.
+    """Return the folder of a model, downloaded if `name` is a Hub id and it is not in the cache.
 
-    In this order: a name that `list_models` gives; an existing folder; a Hub id, `user/repo`.
-    `hf-hub:user/repo` is always the Hub, `./name` or a `Path` always a folder. Only a Hub id can cause
+    A name is looked up in this order: `list_models`; existing folders; Hub ids, `user/repo`.
+    `hf-hub:user/repo` is always on the Hub, `./name` or a `Path` always a folder. Only a Hub id can cause
     network traffic.
 
     Args:
-        name: as above.
+        name: name, folder or Hub id.
         revision: branch, tag or commit; for Hub ids only.
         local_files_only: never use the network.
         cache_dir: in place of the standard Hub cache.
@@ -66,7 +66,7 @@ def resolve(
 
     Raises:
         UnknownModelError: no such model; near names are listed.
-        CheckpointError: a file in place of a folder, or a revision for something that has none.
+        CheckpointError: the name is that of a file, or there is a revision for a folder.
         HubError: as `hub.fetch`.
     """
     hub = partial(
@@ -86,12 +86,13 @@ def resolve_adapter(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """The folder of an adapter: a name that `list_adapters` gives, an existing folder, or a Hub id; order and
-    options as for `resolve`.
+    """Return the folder of an adapter: one of `list_adapters`, an existing folder, or a Hub id.
+
+    Order and options are those of `resolve`.
 
     Raises:
-        AdapterError: none of them.
-        CheckpointError: a file in place of a folder, or a revision for a folder.
+        AdapterError: no such adapter.
+        CheckpointError: the name is that of a file, or there is a revision for a folder.
         HubError: as `hub.fetch`.
     """
     hub = partial(

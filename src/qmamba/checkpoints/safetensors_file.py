@@ -1,4 +1,4 @@
-"""Files of weights: safetensors written so that equal weights give equal bytes, and read as a stranger's."""
+"""Files of weights: safetensors with equal bytes for equal weights, read as files from strangers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from qmamba.errors import CheckpointError
 
-_MAX_HEADER_BYTES = 4 << 20  # some 20,000 tensors; the largest architecture here has about a thousand
+_MAX_HEADER_BYTES = 4 << 20  # about 20,000 tensors; the largest architecture here has about 1,000
 _MAX_WEIGHTS_BYTES = 4 << 30
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar")
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
@@ -23,7 +23,7 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def serialise(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
-    """The bytes of a safetensors file with these tensors, floating ones in this type.
+    """Return the bytes of a safetensors file with these tensors, floating ones in this type.
 
     Raises:
         CheckpointError: a value is NaN, infinite, or too large for the type.
@@ -46,10 +46,10 @@ def serialise(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
 
 
 def write_files(folder: Path, files: Iterable[tuple[str, bytes]], what: str) -> None:
-    """Write files by name into a folder, which is made if need be, in their order.
+    """Write files into a folder in their order; the folder is created if it does not exist.
 
-    Each is written beside its place and then moved into it: with the config last, an interruption leaves
-    either no config or one whose sha256 does not match, and both are refused when they are read.
+    Each is written under another name and then renamed: with the config last, an interruption leaves either
+    no config or one whose sha256 does not match, and both are refused when they are read.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -63,12 +63,12 @@ def write_files(folder: Path, files: Iterable[tuple[str, bytes]], what: str) -> 
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in place of the one that is there, as a whole or not at all."""
+    """Write a file completely or not at all, in place of one of that name."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        # mkstemp makes private files; a checkpoint is as readable as any other file of its owner.
+        # mkstemp makes private files; a checkpoint should be readable as other files are.
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
@@ -77,7 +77,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _mend(folder: Path) -> str:
-    """What to do about a damaged folder. In the Hub's cache, a repository's folder must go."""
+    """Return what to do about a damaged folder; in the Hub's cache that is to delete the repository's."""
     repository = folder.parent.parent
     if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
         return f"the download is damaged: delete the folder {repository} and load it again"
@@ -85,15 +85,15 @@ def _mend(folder: Path) -> str:
 
 
 def read_weights(path: Path, sha256: str, size: int, config: str) -> bytes:
-    """The bytes of a weights file, once they are those that its config speaks of.
+    """Return the bytes of a weights file, once they are known to be those that its config describes.
 
     Args:
         path: of the file.
-        sha256, size: as the config states them; a size of 0 is not looked at.
+        sha256, size: as the config states them; a size of 0 is not checked.
         config: name of the config's file.
 
     Raises:
-        CheckpointError: missing, a pickle, damaged, or another file.
+        CheckpointError: the file is missing, a pickle, damaged, or another one.
     """
     folder = path.parent
     if not path.is_file():
@@ -121,21 +121,21 @@ def read_weights(path: Path, sha256: str, size: int, config: str) -> bytes:
             f"{path}: a pickle under another name; it can run code and is never read: ask for safetensors"
         )
     if size and found_size != size:
-        raise CheckpointError(f"{path}: {found_size} bytes where {size} are due; {_mend(folder)}")
+        raise CheckpointError(f"{path}: must have {size} bytes, got {found_size}; {_mend(folder)}")
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
-            f"{path}: sha256 {found[:8]}… where the config says {sha256[:8]}…; {_mend(folder)}"
+            f"{path}: sha256 must be {sha256[:8]}… as in the config, got {found[:8]}…; {_mend(folder)}"
         )
     shapes_in(path, data)
     return data
 
 
 def read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors in the bytes of a file, floating ones as float32 on the CPU.
+    """Return the tensors in the bytes of a file, floating ones as float32 on the CPU.
 
     Raises:
-        CheckpointError: not safetensors, or a value that is not finite.
+        CheckpointError: the bytes are no safetensors, or a value is not finite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -153,7 +153,7 @@ def read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
 
 
 def shapes_in(path: Path, data: bytes) -> Shapes:
-    """Types and shapes of the tensors in a safetensors file, whose header must account for every byte."""
+    """Return types and shapes of the tensors in a safetensors file, whose header must cover every byte."""
 
     def wrong(what: str) -> CheckpointError:
         return CheckpointError(f"{path}: not valid safetensors ({what}); {_mend(path.parent)}")

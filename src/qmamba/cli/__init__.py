@@ -1,4 +1,4 @@
-"""The command line: one file a command; `program.py` puts them together."""
+"""The command line: one file per command; `program.py` assembles them."""
 
 from __future__ import annotations
 

@@ -14,23 +14,36 @@ from qmamba.images.find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
 
 
 def named_images(paths: list[str], recursive: bool, *, shards: bool = False) -> tuple[list[Path], bool]:
-    """The images to score, and whether everything that was named could be searched.
+    """Return the images to score, and whether every folder could be searched.
 
-    With `shards` also files that hold many images.
+    Arguments without images are mentioned on stderr; without any image the program ends.
 
-    What gave no images is mentioned on stderr; without any image the program ends.
+    Args:
+        paths: files, folders and patterns.
+        recursive: whether sub-folders are searched.
+        shards: whether files that hold many images are included.
     """
     suffixes = IMAGE_SUFFIXES | SHARD_SUFFIXES if shards else IMAGE_SUFFIXES
     found = find_images(paths, recursive=recursive, suffixes=suffixes)
     for name in found.unreadable:
         note(f"the folder {name} cannot be read; check its permissions")
-    hint = "" if recursive else "; add --recursive to look into sub-folders"
     for name in found.empty:
-        note(f"no images in {name}{hint}" if Path(name).is_dir() else f"nothing matches {name}")
+        note(_why_empty(name, recursive))
     if not found.files:
         note("no images to score")
         raise typer.Exit(USAGE)
     return found.files, not found.unreadable
+
+
+def _why_empty(name: str, recursive: bool) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"nothing matches {name}"
+    if recursive:
+        return f"no images in {name} or its sub-folders"
+    if any(e.is_dir() and not e.is_symlink() and not e.name.startswith(".") for e in folder.iterdir()):
+        return f"no images in {name} itself; add --recursive (-r) to search its sub-folders"
+    return f"no images in {name}"
 
 
 def opened(files: list[Path]) -> Iterator[Any]:

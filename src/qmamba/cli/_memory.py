@@ -1,4 +1,4 @@
-"""What a process of the command line asks of the C library about memory."""
+"""Settings of the C library's memory allocator for the process of the command line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ KEPT = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """Have glibc keep memory that is freed, for the next tensor: by default large ones come from the system
-    each time, and pages that are new cost more than the sums on them. Only for a process of our own: a
-    library leaves that to its user. Whoever has set glibc's variables has chosen already."""
+    """Let glibc keep freed memory for the next tensor.
+
+    By default, large blocks are requested from the system each time, and touching new pages costs more than
+    the arithmetic on them. Only the program does this; the library leaves it to its user. Nothing changes
+    where glibc's environment variables are set.
+    """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     try:

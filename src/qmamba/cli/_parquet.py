@@ -1,4 +1,4 @@
-"""`qmamba score --format parquet`: rows into a folder of parquet files, which a later run goes on with."""
+"""`qmamba score --format parquet`: rows in a folder of parquet files, which a later run resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qmamba.cli._shared import bar_of, note, tell_failed
+from qmamba.cli._progress import bar_of
+from qmamba.cli._shared import note, note_failed
 from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
 from qmamba.scoring.pipeline import outcome
 
@@ -39,11 +40,11 @@ def score_here(
     max_pixels: int | None,
     **options: Any,
 ) -> int:
-    """Score files in this process; rows that are there already stay. Returns how many rows are failures."""
+    """Score files in this process, except those that have rows; return how many rows are failures."""
     with ScoreParts(out, settings_of(scorer, max_pixels), resume=resume) as parts:
         left = [path for path in files if Place(os.fsencode(path)) not in parts]
         if parts.rows:
-            note(f"going on after {parts.rows} rows in {out}")
+            note(f"resuming after {parts.rows} rows in {out}")
         with bar_of(len(files), progress, initial=len(files) - len(left)) as bar:
             for index, result in scorer.iter_scores(left, max_pixels=max_pixels, **options):
                 parts.add(Place(os.fsencode(left[index])), *outcome(result))
@@ -52,10 +53,10 @@ def score_here(
 
 
 def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **options: Any) -> int:
-    """Score files, and those in files of many, by actors of Ray. Returns how many rows are failures."""
+    """Score files, and the images in shards, by actors of Ray; return how many rows are failures."""
     from qmamba.integrations.ray import score_to_parquet
 
-    for name in ("ray", "ray.data"):  # what it is doing at the moment; what fails has rows
+    for name in ("ray", "ray.data"):  # only status messages: failures have rows
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # Ray prints to stdout which processes died.
     with bar_of(None, progress) as bar, redirect_stdout(sys.stderr):
@@ -65,5 +66,5 @@ def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **optio
 
 def _end(rows: int, failed: int, out: Path) -> int:
     typer.echo(str(out))
-    tell_failed(failed, rows)
+    note_failed(failed, rows)
     return failed

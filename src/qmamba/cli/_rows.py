@@ -7,23 +7,14 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
 
+from qmamba.cli._options import Format
 from qmamba.cli._shared import printable
-
-
-class Format(str, Enum):
-    """How rows are written to stdout."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    jsonl = "jsonl"
 
 
 @dataclass(frozen=True)
 class Row:
-    """An image's score, or why it has none: exactly one of `score` and `error` is not None."""
+    """An image's score, or why it has none: one of `score` and `error` is None."""
 
     path: str
     score: float | None = None
@@ -32,7 +23,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row that says also how far an image is from the best one, and its parts from each other."""
+    """A row with the difference from the best image and the standard deviation over an image's parts."""
 
     path: str
     score: float | None = None
@@ -45,7 +36,7 @@ _TITLES = {"score": " score", "difference": "   diff", "std": "   std", "path": 
 
 
 def header(form: Format, kind: type[Row | Comparison] = Row) -> str:
-    """What comes before the rows."""
+    """Return the text before the rows."""
     names = [field.name for field in fields(kind)]
     if form is Format.csv:
         return ",".join(names) + "\n"
@@ -55,14 +46,14 @@ def header(form: Format, kind: type[Row | Comparison] = Row) -> str:
 
 
 def render(form: Format, row: Row | Comparison, *, first: bool) -> str:
-    """The text of one row; `first` because JSON has commas between rows."""
+    """Return the text of one row; the `first` JSON row has no comma before it."""
     record = asdict(row)
     numbers = _numbers(record)
     if form is Format.table:
         texts = ["-" if record[n] is None else f"{record[n]:{'+' * (n == 'difference')}.4f}" for n in numbers]
         cells = [text.rjust(len(_TITLES[n])) for n, text in zip(numbers, texts, strict=True)]
         name = printable(row.path)
-        # Errors begin with the file's name, which is already there.
+        # Errors begin with the file's name, which the row has already.
         reason = "" if row.error is None else f"  ({printable(row.error).removeprefix(f'{name}: ')})"
         return f"{'  '.join(cells)}  {name}{reason}\n"
     if form is Format.csv:
@@ -71,7 +62,7 @@ def render(form: Format, row: Row | Comparison, *, first: bool) -> str:
         ]
         return ",".join(texts) + "\n"
     record |= {n: None if record[n] is None else round(record[n], 6) for n in numbers}
-    # ASCII only: a name that is not valid UTF-8 survives as \udcXX escapes, whatever the terminal's encoding.
+    # ASCII only: a name that is not valid UTF-8 survives as \udcXX escapes in any encoding.
     text = json.dumps(record, allow_nan=False)
     if form is Format.jsonl:
         return f"{text}\n"
@@ -83,12 +74,12 @@ def _numbers(names: Iterable[str]) -> list[str]:
 
 
 def footer(form: Format) -> str:
-    """What comes after the rows."""
+    """Return the text after the rows."""
     return "\n]\n" if form is Format.json else ""
 
 
 def prepare_stdout(form: Format) -> None:
-    """Make every file name writable, whatever the locale; bytes that are not UTF-8 go out as they came in."""
+    """Make every file name writable in any locale; in CSV, bytes that are not UTF-8 are kept as they are."""
     if not isinstance(sys.stdout, io.TextIOWrapper):
         return
     if form is Format.csv:

@@ -1,4 +1,4 @@
-"""What the commands share: how a scorer is loaded, bars on stderr, how errors and Ctrl-C end a program."""
+"""Output of commands: lines on stderr, files to write, and how a program ends on errors and signals."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,65 +20,24 @@ from qmamba.errors import QMambaError
 if TYPE_CHECKING:
     import torch
 
-    from qmamba.scoring import Scorer
-
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
-class ProtocolName(str, Enum):
-    """The ways to cut an image into crops."""
-
-    grid = "grid"
-    random = "random"
-    whole = "whole"
-    scales = "scales"
+def note(line: str) -> None:
+    """Write one line for the user to stderr; stdout holds results only."""
+    typer.echo(f"qmamba: {printable(line)}", err=True)
 
 
-class DtypeName(str, Enum):
-    """Floating types that a network can compute in."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
+def note_failed(failed: int, total: int) -> None:
+    """Write how many images could not be scored, if any."""
+    if failed:
+        note(f"{failed} of {total} images could not be scored; their rows say why")
 
 
-def load_options(
-    model: str,
-    device: str | None,
-    dtype: DtypeName | None,
-    protocol: ProtocolName | None,
-    revision: str | None,
-    offline: bool,
-    adapter: str | None = None,
-) -> dict[str, Any]:
-    """The arguments of `qmamba.load`, from what options hold; the name is `model`."""
-    import torch
-
-    return {
-        "model": model,
-        "revision": revision,
-        "device": device,
-        "dtype": None if dtype is None else getattr(torch, dtype.value),
-        "local_files_only": offline,
-        "protocol": None if protocol is None else protocol.value,
-        "adapter": adapter,
-    }
-
-
-def load_scorer(*named: Any) -> Scorer:
-    """`qmamba.load`, from what options hold, as :func:`load_options` takes it."""
-    from qmamba.scoring import load
-
-    options = load_options(*named)
-    scorer = load(options.pop("model"), **options)
-    tell_missing_kernel(next(scorer.network.parameters()).device)
-    return scorer
-
-
-def tell_missing_kernel(device: torch.device | str) -> None:
-    """Say once per process that scores on a CPU take longer without the native kernel, and what mends it."""
+def note_missing_kernel(device: torch.device | str) -> None:
+    """Write once per process that the CPU is slower without the native kernel, and what to do about it."""
     from qmamba.ops.backend import missing_kernel
 
     if (reason := missing_kernel(device)) is not None:
@@ -91,41 +49,8 @@ def _note_once(line: str) -> None:
     note(line)
 
 
-def tell_failed(failed: int, total: int) -> None:
-    """One line about the images that could not be scored, if there are any."""
-    if failed:
-        note(f"{failed} of {total} images could not be scored; their rows say why")
-
-
-def bar_of(total: int | None, progress: bool | None, unit: str = " images", **options: Any) -> Any:
-    """A tqdm bar on stderr; `progress` None shows it on terminals only."""
-    from tqdm import tqdm
-
-    wanted = sys.stderr is not None and (sys.stderr.isatty() if progress is None else progress)
-    return tqdm(total=total, unit=unit, file=sys.stderr, disable=not wanted, leave=False, **options)
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Refuse a file to be written that is there already, is a folder, or would lie in none.
-
-    Raises:
-        QMambaError: in one line.
-    """
-    if path.is_dir():
-        raise QMambaError(f"{path}: a folder; give the name of the file to write")
-    if not force and os.path.lexists(path):
-        raise QMambaError(f"{path}: there already; give --force to write over it")
-    if not path.parent.is_dir():
-        raise QMambaError(f"{path.parent}: no such folder to write to; make it first")
-
-
-def note(line: str) -> None:
-    """One line for the person, on stderr: stdout holds nothing but rows."""
-    typer.echo(f"qmamba: {printable(line)}", err=True)
-
-
 def printable(text: str) -> str:
-    """`text` on one line, harmless to a terminal: line breaks, control characters and stray bytes escaped.
+    """Return `text` on one line, safe for a terminal: line breaks, control characters, stray bytes escaped.
 
     >>> print(printable("two\\nlines"))
     two\\nlines
@@ -133,29 +58,70 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of text as aligned columns.
+
+    >>> print(columns([("name", "size"), ("a", "10")]))
+    name  size
+    a     10
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def check_target(path: Path, force: bool, *, is_folder_made: bool = False) -> None:
+    """Refuse a file that exists, is a folder, or would lie in no folder, before any work is done.
+
+    Raises:
+        QMambaError: the file cannot be written, or only with `force`.
+    """
+    if path.is_dir():
+        raise QMambaError(f"{path}: a folder; give the name of the file to write")
+    if not force and os.path.lexists(path):
+        raise QMambaError(f"{path}: exists already; give --force to overwrite it")
+    if not is_folder_made and not path.parent.is_dir():
+        raise QMambaError(f"{path.parent}: no such folder to write to; create it first")
+
+
+def open_closed_streams() -> None:
+    """Open stdin, stdout and stderr on nothing where the parent process has closed them.
+
+    Otherwise Python sets them to None, and the next file that is opened gets the descriptor of stdout.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 @contextmanager
 def quiet_ends() -> Iterator[None]:
-    """Run a command's body: our errors become one line and exit code 2; Ctrl-C and `head` are silent."""
+    """Run a command: errors of the library are one line and exit code 2; Ctrl-C and `head` are silent."""
     try:
-        yield
-        sys.stdout.flush()  # a pipe that closed is noticed here, not in the interpreter's own clean-up
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter exits
     except QMambaError as error:
         note(str(error))
         raise typer.Exit(USAGE) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        _forget_stdout()
+        _discard_stdout()
         raise typer.Exit(CLOSED_PIPE) from None
-    except OSError as error:  # a full disk, say; what is read has errors of its own
-        _forget_stdout()
+    except OSError as error:  # such as a full disk; errors of input files are QMambaErrors
+        _discard_stdout()
         note(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(USAGE) from None
 
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """While images are read, stderr is for what this program says: what cannot be read has a row.
+    """Keep the messages of image libraries off stderr: an image that cannot be read has a row.
 
     Pillow warns and logs what it finds odd in a file, and the C libraries below it write to the file
     descriptor itself.
@@ -187,10 +153,12 @@ def hushed() -> Iterator[None]:
         os.close(kept)
 
 
-def _forget_stdout() -> None:
-    """Let the interpreter flush what is left into nowhere, or it would complain at exit."""
+def _discard_stdout() -> None:
+    """Redirect stdout to nothing, or the interpreter would complain at exit about what it cannot flush."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):  # not a file, as in tests
+        pass
     finally:
         os.close(nowhere)

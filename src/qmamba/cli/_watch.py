@@ -1,4 +1,4 @@
-"""What is seen of a training run on a terminal, and the ways to end it."""
+"""Progress of a training run, and the ways to stop it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,34 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from qmamba.cli._shared import bar_of, note
+from qmamba.cli._progress import bar_of
+from qmamba.cli._shared import note
 
 UNFINISHED = 3
 
-# Options of all commands that train.
-Minutes = Annotated[
-    float | None,
-    typer.Option(min=0, help="Stop after so long, with exit code 3; the same command goes on."),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume/--fresh", help="Go on from a run in --out, or refuse such a folder.")
-]
-
 
 class TimeIsUpError(Exception):
-    """The time that a run was given is over."""
+    """The time limit of a run is reached."""
 
 
 class Watch:
-    """What is seen of a run: a bar with the loss and the last SRCC on the val fold; how Ctrl-C ends it."""
+    """A report function for trainers: shows progress, and stops the run on Ctrl-C or at a time limit.
 
-    def __init__(self, steps: int, progress: bool | None, until: float | None) -> None:
+    Args:
+        steps: of the run; 0 if a report tells it.
+        progress: as for `bar_of`.
+        minutes: time limit; None for none.
+    """
+
+    def __init__(self, steps: int, progress: bool | None, minutes: float | None) -> None:
         self.step = 0
-        self.run = ""  # a row of a table has many, one after the other
-        self.until = until  # as time.monotonic() tells it
-        self.stopping = 0
+        self.run = ""  # a row of a table has many runs, one after the other
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.interrupts = 0
         self.shown: dict[str, str] = {}
         self.bar = bar_of(steps, progress, unit=" steps", smoothing=0.05)
 
@@ -46,24 +44,29 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.refresh()  # however fast the last steps were, they are seen
+        self.bar.refresh()  # show the last steps, however fast they were
         self.bar.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """A report of the trainer, which saves its state when this raises."""
+        """Show a report of the trainer, which saves its state if this raises."""
         if (run := event.get("run", "")) != self.run:
             self.run, self.step, self.shown = run, 0, {}
-        title = f"{run}: " if run else ""
         if "note" in event:
             self.bar.clear()
             note(event["note"])
-            return
-        if "step" not in event:  # before the first one, and after the last, photographs are read
+        elif "step" in event:
+            self._show_step(event)
+            self._stop_if_told(self.step < event.get("steps", 0))
+        else:  # photographs are read before the first step and after the last one
+            title = f"{run}: " if run else ""
             self.bar.set_description(f"{title}photograph {event['image']}/{event['images']}")
-            self._end_if_told(run != "")
-            return
-        self.bar.set_description(title.rstrip(": "))
-        if self.step == 0:  # a run that goes on does not begin at 0
+            if event["image"] == event["images"]:
+                self.bar.refresh()
+            self._stop_if_told(run != "")
+
+    def _show_step(self, event: dict[str, Any]) -> None:
+        self.bar.set_description(self.run)
+        if self.step == 0:  # a resumed run does not begin at 0
             self.bar.initial = self.bar.n = self.bar.last_print_n = event["step"] - 1
             self.bar.total = event.get("steps", self.bar.total)
         for key, title in (("loss", "loss"), ("val_srcc", "val SRCC")):
@@ -72,35 +75,35 @@ class Watch:
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(event["step"] - self.bar.n)
         self.step = event["step"]
-        self._end_if_told(self.step < event.get("steps", 0))
 
-    def _end_if_told(self, unfinished: bool) -> None:
-        if self.stopping:
+    def _stop_if_told(self, is_unfinished: bool) -> None:
+        if self.interrupts:
             raise KeyboardInterrupt
-        if self.until is not None and time.monotonic() > self.until and unfinished:
+        if self.deadline is not None and time.monotonic() > self.deadline and is_unfinished:
             raise TimeIsUpError
 
     @contextmanager
     def ends(self, resume: bool) -> Iterator[None]:
-        """Say how a run that was ended goes on."""
+        """Say how to resume a run that was stopped; Ctrl-C stops it after the current step."""
         try:
-            yield
+            with self._ctrl_c():
+                yield
         except TimeIsUpError:
             self.bar.close()
-            note(f"time is up at step {self.step} of {self.bar.total}; give the same command again to go on")
+            note(f"time is up at step {self.step} of {self.bar.total}; give the same command again to resume")
             raise typer.Exit(UNFINISHED) from None
         except KeyboardInterrupt:
             self.bar.close()
-            saved = self.step and self.stopping == 1
-            where = f"step {self.step}" if saved else "the last step that was saved"
-            again = "the same command again" if resume else "the same command without --fresh"
-            note(f"stopped; give {again} to go on from {where}")
+            is_saved = self.step and self.interrupts == 1
+            where = f"step {self.step}" if is_saved else "the last step that was saved"
+            command = "the same command again" if resume else "the same command without --fresh"
+            note(f"stopped; give {command} to resume from {where}")
             raise
 
     @contextmanager
-    def ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C lets the step end, so that it can be saved; the second does not wait."""
-        if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+    def _ctrl_c(self) -> Iterator[None]:
+        """Let the first Ctrl-C finish the step, so that it can be saved; the second stops at once."""
+        if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
             yield
             return
         before = signal.signal(signal.SIGINT, self._interrupted)
@@ -110,8 +113,8 @@ class Watch:
             signal.signal(signal.SIGINT, before)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self.stopping += 1
-        if self.stopping > 1 or self.step == 0:
+        self.interrupts += 1
+        if self.interrupts > 1 or self.step == 0:
             raise KeyboardInterrupt
-        # Past Python's streams, which may be in the middle of a write themselves.
-        os.write(2, b"\nqmamba: this step is finished and saved first; Ctrl-C again ends at once\n")
+        # Not through Python's streams, which may be in the middle of a write.
+        os.write(2, b"\nqmamba: finishing and saving this step; press Ctrl-C again to stop at once\n")

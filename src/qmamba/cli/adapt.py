@@ -1,18 +1,18 @@
-"""`qmamba adapt`: from rated photographs of another domain to an adapter's folder."""
+"""`qmamba adapt`: from rated photographs of another domain to an adapter folder."""
 
 from __future__ import annotations
 
 import json
-import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qmamba.cli._options import Progress
-from qmamba.cli._shared import note, quiet_ends, tell_missing_kernel
-from qmamba.cli._watch import Minutes, Resume, Watch
+from qmamba.cli._options import Device, Minutes, Model, Progress, Resume, Seed, Threads
+from qmamba.cli._ratings import Data, read_ratings
+from qmamba.cli._shared import note, note_missing_kernel
+from qmamba.cli._watch import Watch
 from qmamba.errors import AdapterError
 
 EPILOG = """\
@@ -21,110 +21,108 @@ Examples:
   qmamba adapt --data stills.csv --out runs/stills
   qmamba adapt --data stills.csv --out runs/ssf --method ssf --seed 1
   qmamba adapt --data stills.csv --out runs/p4 --option prompts=4 --option width=32
+  qmamba adapt --list
   qmamba score photo.jpg --adapter runs/stills/adapter
 
 \b
 Exit code:
-  0    the adapter is there: its folder is on stdout, SRCC before and after on stderr
-  2    nothing was trained: too few photographs, an unknown base, a wrong option
-  3    --minutes are over; the same command goes on from there
-  130  ended by Ctrl-C; the same command goes on from there
+  0    the adapter is written: its folder is on stdout, SRCC before and after on stderr
+  2    nothing was trained: too few photographs, an unknown model, a wrong option
+  3    the time limit of --minutes is reached; the same command resumes the run
+  130  stopped by Ctrl-C; the same command resumes the run
 """
 
 
-class Method(str, Enum):
-    """What trains."""
-
-    style_prompt = "style-prompt"
-    style_prompt_r = "style-prompt-r"
-    linear_probe = "linear-probe"
-    ssf = "ssf"
-    conv_prompt = "conv-prompt"
-    crossattn_prompt = "crossattn-prompt"
-    full = "full"
-    lora = "lora"
-
-
 class Precision(str, Enum):
-    """What products are made in."""
+    """Floating types of matrix products in training."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
+def _list(wanted: bool) -> None:
+    if wanted:
+        from qmamba.adapters import list_methods
+
+        typer.echo("\n".join(list_methods()))
+        raise typer.Exit()
+
+
 def adapt(
-    data: Annotated[
-        Path, typer.Option("--data", "-d", help="The manifest: a CSV file with image, mos and perhaps fold.")
-    ],
+    data: Data,
     out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Folder for the adapter, the log and the state to go on from."),
+        Path, typer.Option("--out", "-o", help="Folder for the adapter, the log, and the state to resume.")
     ],
-    base: Annotated[
-        str, typer.Option("--base", "-b", help="A name from `qmamba models`, a folder, or a Hub id.")
-    ] = "lqmamba-n",
-    method: Annotated[Method, typer.Option("--method", "-m", help="What trains.")] = Method.style_prompt,
+    model: Model = "lqmamba-n",
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="Method of adaptation, from `qmamba adapt --list`.")
+    ] = "style-prompt",
     option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method; may be given repeatedly.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Option of the method; repeatable.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="At most so many.")] = 30,
-    crops: Annotated[int, typer.Option(min=1, help="Crops of each photograph, the same in each epoch.")] = 5,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: the method's.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.")] = 30,
+    crops: Annotated[
+        int, typer.Option(min=1, help="Crops of each photograph, the same ones in every epoch.")
+    ] = 5,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate. Default: the method's own.")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without a better SRCC on the held-out part before it ends.")
+        int, typer.Option(min=1, help="Epochs without a better validation SRCC before training stops.")
     ] = 6,
     precision: Annotated[
-        Precision, typer.Option(help="Of the products while training; bfloat16 is faster where it is native.")
+        Precision,
+        typer.Option(help="Floating type of matrix products in training; bfloat16 is faster where native."),
     ] = Precision.float32,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, …")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one a core.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
     minutes: Minutes = None,
     resume: Resume = True,
     progress: Progress = None,
+    listing: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="List the methods and exit.")
+    ] = False,
 ) -> None:
     """Adapt a model to another domain; docs/adapters.md describes the methods.
 
-    The model itself stays as it is. The fold `val` of the manifest tells when to stop; where there is none, a
-    fifth of the rest is drawn, all photographs of a reference together. SRCC is told on the fold `test` if
-    there is one, and else on that part.
+    The model itself is not changed. The fold `val` decides when to stop; without one, a fifth of the other
+    photographs is drawn, with all photographs of a reference together. SRCC is reported on the fold `test`
+    if there is one, and else on the fold that decides.
     """
-    with quiet_ends():
-        from qmamba.data import read_manifest
-        from qmamba.train import AdaptRecipe
-        from qmamba.train import adapt as train
+    from qmamba.train import AdaptRecipe
+    from qmamba.train import adapt as train
 
-        options = _options(option or [])
-        recipe = AdaptRecipe(
-            epochs=epochs, crops=crops, lr=lr, patience=patience, precision=precision.value, seed=seed
-        )
-        ratings = read_manifest(data)
-        if threads is not None:
-            import torch
+    options = _options(option or [])
+    recipe = AdaptRecipe(
+        epochs=epochs, crops=crops, lr=lr, patience=patience, precision=precision.value, seed=seed
+    )
+    ratings = read_ratings(data)
+    if threads is not None:
+        import torch
 
-            torch.set_num_threads(threads)
-        tell_missing_kernel(device)
-        until = None if minutes is None else time.monotonic() + 60 * minutes
-        with Watch(0, progress, until) as watch, watch.ends(resume), watch.ctrl_c():
-            folder = train(
-                base, ratings, out, method=method.value, options=options, recipe=recipe, device=device,
-                resume=resume, report=watch,
-            )  # fmt: skip
-        _tell(folder)
-        typer.echo(str(folder))
+        torch.set_num_threads(threads)
+    note_missing_kernel(device or "cpu")
+    with Watch(0, progress, minutes) as watch, watch.ends(resume):
+        folder = train(
+            model, ratings, out, method=method, options=options, recipe=recipe, device=device or "cpu",
+            resume=resume, report=watch,
+        )  # fmt: skip
+    _tell(folder)
+    typer.echo(str(folder))
 
 
-def _options(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE with a JSON value, or else a word.
+def _options(texts: list[str]) -> dict[str, Any]:
+    """Return options from texts NAME=VALUE, whose value is JSON or else a word.
 
     >>> _options(["prompts=4", "size=[7, 7]", "size=layer"])
     {'prompts': 4, 'size': 'layer'}
     """
     options: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise AdapterError(f"--option is NAME=VALUE, prompts=4 say, not {text!r}")
+            raise AdapterError(f"--option must be NAME=VALUE, such as prompts=4, got {text!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -133,15 +131,15 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 
 def _tell(folder: Path) -> None:
+    """Write SRCC before and after adaptation, with its interval, to stderr."""
     from qmamba.adapters import read_adapter_config
 
     for where, found in read_adapter_config(folder).results.items():
         fold, _, when = where.partition(", ")
-        chose = " (which also chose when to stop)" if fold == "val" and when == "after" else ""
+        decided = " (which also decided when to stop)" if fold == "val" and when == "after" else ""
         interval = f"{_number(found['srcc_low'])} to {_number(found['srcc_high'])}"
-        note(
-            f"SRCC {when:6s} {_number(found['srcc'])} ({interval}), {found['n']} photographs of {fold}{chose}"
-        )
+        photographs = f"{found['n']} photographs of {fold}{decided}"
+        note(f"SRCC {when:6s} {_number(found['srcc'])} ({interval}), {photographs}")
 
 
 def _number(value: float | None) -> str:

@@ -7,27 +7,24 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qmamba.cli._command import with_groups
 from qmamba.cli._find import named_images
 from qmamba.cli._options import (
-    AdapterOption,
-    BatchSize,
-    Device,
-    Dtype,
-    MaxPixels,
-    Model,
-    Offline,
+    Format,
     Paths,
     Progress,
-    ProtocolOption,
+    ReadingOptions,
     Recursive,
-    Revision,
+    RowFormat,
+    ScorerOptions,
 )
-from qmamba.cli._rows import Comparison, Format, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, hushed, load_scorer, quiet_ends, tell_failed
+from qmamba.cli._progress import bar_of
+from qmamba.cli._rows import Comparison, footer, header, prepare_stdout, render
+from qmamba.cli._shared import hushed, note_failed
 from qmamba.errors import ImageError
 from qmamba.scoring.pipeline import senseless
 
@@ -43,42 +40,36 @@ Examples:
 \b
 Exit code:
   0  every image was scored
-  1  some images were not; their rows, the last ones, say why
-  2  nothing could be scored: no images, an unknown model, a wrong option
+  1  some images could not be scored; their rows, the last ones, say why
+  2  nothing was scored: no images, an unknown model, a wrong option
 """
 
 
+@with_groups
 def compare(
     paths: Paths,
-    model: Model = "lqmamba-n",
-    adapter: AdapterOption = None,
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
     recursive: Recursive = False,
-    form: Annotated[Format, typer.Option("--format", "-f", help="How rows are written.")] = Format.table,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    protocol: ProtocolOption = None,
-    max_pixels: MaxPixels = None,
-    revision: Revision = None,
-    offline: Offline = False,
+    form: RowFormat = Format.table,
     progress: Progress = None,
 ) -> None:
-    """Score images and list them, best first, with how far each is behind the best one.
+    """Score images and list them, best first, with the difference from the best one.
 
-    The last number is the standard deviation of the scores of an image's parts: crops, or sizes that it is
-    seen at.
+    The last number is the standard deviation over the scores of an image's parts: its crops, or the sizes
+    at which it is scored.
     """
-    with quiet_ends(), hushed():
-        files, whole = named_images(paths, recursive)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
+    with hushed():
+        files, is_complete = named_images(paths, recursive)
+        loaded = scorer.load()
         with bar_of(len(files), progress) as bar:
-            rows = ranked(_rows(scorer, files, bar, batch_size=batch_size, max_pixels=max_pixels))
+            rows = ranked(_rows(loaded, files, bar, **reading.to_dict()))
         prepare_stdout(form)
-        lines = (render(form, row, first=place == 0) for place, row in enumerate(rows))
+        lines = (render(form, row, first=index == 0) for index, row in enumerate(rows))
         sys.stdout.write(header(form, Comparison) + "".join(lines) + footer(form))
         failed = sum(row.error is not None for row in rows)
-        tell_failed(failed, len(files))
-    if failed or not whole:
+        note_failed(failed, len(files))
+    if failed or not is_complete:
         raise typer.Exit(1)
 
 
@@ -96,7 +87,7 @@ def _rows(scorer: Scorer, files: list[Path], bar: Any, **options: Any) -> Iterat
 
 
 def ranked(rows: Iterator[Comparison]) -> list[Comparison]:
-    """Best first, with differences; equal scores in the order given, and what has no score at the end."""
+    """Return rows, best first, with differences; ties stay in order, and rows without a score come last."""
     best_first = sorted(rows, key=lambda row: -math.inf if row.score is None else row.score, reverse=True)
     best = best_first[0].score if best_first else None
     return [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qmamba.cli._options import Force
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._shared import note
 from qmamba.errors import CheckpointError, QMambaError
 
 if TYPE_CHECKING:
@@ -56,20 +56,19 @@ def convert(
     Pickles are read with weights_only=True: no code in them is run. Frozen base models are not copied into
     the folder, which names them; nothing is downloaded.
     """
-    with quiet_ends():
-        from qmamba.checkpoints import CONFIG_FILE, default_config, save_checkpoint
+    from qmamba.checkpoints import CONFIG_FILE, default_config, save_checkpoint
 
-        if (out / CONFIG_FILE).exists() and not force:
-            raise QMambaError(f"{out}: holds a checkpoint; give --force to write over it")
-        network = _converted(file, arch, _overrides(override or ()))
-        config = default_config(
-            network, name or out.resolve().name, bases=_bases(arch, base or ()), licence=licence,
-            trained_on=tuple(trained_on or ()),
-        )  # fmt: skip
-        for named in save_checkpoint(out, network, config).bases:
-            if not named.sha256:
-                note(f"{named.repo} is not in the Hub's cache, so its digest is not in the config")
-        typer.echo(str(out))
+    if (out / CONFIG_FILE).exists() and not force:
+        raise QMambaError(f"{out}: holds a checkpoint; give --force to overwrite it")
+    network = _converted(file, arch, _overrides(override or ()))
+    config = default_config(
+        network, name or out.resolve().name, bases=_bases(arch, base or ()), licence=licence,
+        trained_on=tuple(trained_on or ()),
+    )  # fmt: skip
+    for named in save_checkpoint(out, network, config).bases:
+        if not named.sha256:
+            note(f"{named.repo} is not in the Hub's cache, so its digest is not in the config")
+    typer.echo(str(out))
 
 
 def _converted(file: Path, arch: str, overrides: dict[str, Any]) -> nn.Module:
@@ -82,7 +81,7 @@ def _converted(file: Path, arch: str, overrides: dict[str, Any]) -> nn.Module:
     import torch
 
     from qmamba.models import create_model, get_architecture
-    from qmamba.train.paper.start import read_state
+    from qmamba.train.start import read_state
 
     architecture = get_architecture(arch)
     if architecture.convert is None or architecture.trained is None:

@@ -1,41 +1,30 @@
-"""`qmamba env`: what is installed here, and which implementations of the scan can be used."""
+"""`qmamba env`: what is installed, and which implementations of the scan can be used."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from qmamba.cli._shared import quiet_ends
+from qmamba.cli._options import OutputFormat, ReportFormat
 from qmamba.version import __version__
 
 
-class EnvFormat(str, Enum):
-    """How `qmamba env` writes what it found."""
-
-    text = "text"
-    json = "json"
-
-
-def env(
-    form: Annotated[EnvFormat, typer.Option("--format", "-f", help="How it is written.")] = EnvFormat.text,
-) -> None:
-    """Say what is installed here, and how the scan is computed: to be pasted into a report of a problem."""
-    with quiet_ends():
-        found = _found()
-        if form is EnvFormat.json:
-            typer.echo(json.dumps(found, indent=2))
-            return
-        for key, value in found.items():
-            if key != "backends":
-                typer.echo(f"{key:16s} {value}")
-        for backend in found["backends"]:
-            state = "yes" if backend["usable"] else "no"
-            typer.echo(f"backend {backend['name']:10s}{state:4s}{backend['note']}")
+def env(form: OutputFormat = ReportFormat.table) -> None:
+    """Show what is installed and how the scan is computed here, to paste into a bug report."""
+    found = _found()
+    if form is ReportFormat.json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        if key != "backends":
+            typer.echo(f"{key:16s} {value}")
+    for backend in found["backends"]:
+        state = "yes" if backend["usable"] else "no"
+        typer.echo(f"backend {backend['name']:10s}{state:4s}{backend['note']}")
 
 
 def _found() -> dict[str, Any]:

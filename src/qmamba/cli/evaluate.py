@@ -1,4 +1,4 @@
-"""`qmamba evaluate`: how well a model's scores agree with what people said."""
+"""`qmamba evaluate`: how well a model's scores agree with people's ratings."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmamba.checkpoints.card import METRIC_TITLES
+from qmamba.cli._command import with_groups
 from qmamba.cli._options import (
-    AdapterOption,
-    BatchSize,
-    Device,
-    Dtype,
-    Model,
-    Offline,
+    Force,
+    OutputFormat,
     Progress,
-    ProtocolOption,
-    Revision,
+    ReadingOptions,
+    ReportFormat,
+    ScorerOptions,
 )
-from qmamba.cli._shared import USAGE, bar_of, load_scorer, note, quiet_ends
+from qmamba.cli._progress import bar_of
+from qmamba.cli._ratings import Data, read_ratings
+from qmamba.cli._shared import USAGE, check_target, note
 from qmamba.errors import ImageError, RecipeError
 
 if TYPE_CHECKING:
@@ -35,112 +34,87 @@ if TYPE_CHECKING:
 EPILOG = """\
 \b
 Examples:
-  qmamba evaluate --biq2021 BIQ2021
+  qmamba evaluate --data biq2021=BIQ2021
   qmamba evaluate --model runs/mine/checkpoint --data ratings.csv --fold val
   qmamba evaluate --data ratings.csv --out scores.csv --format json
 
 \b
 Exit code:
   0  every image was scored
-  1  some images were not; stderr names them, and the numbers are about the others
+  1  some images could not be scored; stderr names them, and the numbers leave them out
   2  nothing was measured: no ratings, an unknown model, a wrong option
 """
 
 TITLES = {name: title for name, title in METRIC_TITLES.items() if name != "n"}
-EVERY = "all"
+ALL_FOLDS = "all"
 
 
-class EvaluateFormat(str, Enum):
-    """How `qmamba evaluate` writes what it measured."""
-
-    table = "table"
-    json = "json"
-
-
+@with_groups
 def evaluate(
-    model: Model = "lqmamba-n",
-    adapter: AdapterOption = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="A manifest: CSV with image, mos and perhaps fold.")
-    ] = None,
-    biq2021: Annotated[Path | None, typer.Option(help="A folder with the data set BIQ2021.")] = None,
+    data: Data,
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
     fold: Annotated[
-        str | None, typer.Option(help="A fold, or `all`. Default: test; all of a manifest without folds.")
+        str | None, typer.Option(help="Fold to score, or `all`. Default: test; all if there are no folds.")
     ] = None,
-    protocol: ProtocolOption = None,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Draws of the bootstrap that gives 95 % intervals; 0 for none.")
+        int, typer.Option(min=0, help="Bootstrap resamples for 95 % intervals; 0 for no intervals.")
     ] = 1000,
-    form: Annotated[
-        EvaluateFormat, typer.Option("--format", "-f", help="How the numbers are written.")
-    ] = EvaluateFormat.table,
+    form: OutputFormat = ReportFormat.table,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="CSV file for image, mos, score and error of each image."),
+        typer.Option("--out", "-o", help="CSV file to write: image, mos, score and error of each image."),
     ] = None,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    revision: Revision = None,
-    offline: Offline = False,
+    force: Force = False,
     progress: Progress = None,
 ) -> None:
-    """Score rated photographs, and tell how well the scores agree with the ratings.
+    """Score rated photographs and measure how well the scores agree with the ratings.
 
-    Rank correlations (SRCC, KRCC), linear correlation and error, raw and after a four-parameter logistic has
-    been fitted (which needs scipy), each with its 95 % bootstrap interval.
+    Rank correlations (SRCC, KRCC), linear correlation (PLCC) and error (RMSE), raw and after a
+    four-parameter logistic fit (which needs scipy), each with its 95 % bootstrap interval.
     """
-    with quiet_ends():
-        ratings, used = _ratings(data, biq2021, fold)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
-        scores = _score(scorer, ratings, out, batch_size, progress)
-        failed = len(ratings) - len(scores)
-        if len(scores) < 2:
-            note(f"{len(scores)} of {len(ratings)} images could be scored; a correlation takes two at least")
-            raise typer.Exit(USAGE)
-        report = {
-            "model": scorer.name,
-            "adapter": adapter,
-            "data": str(data or biq2021),
-            "fold": used,
-            "protocol": scorer.protocol.to_dict(),
-            "failed": failed,
-            "results": _measure([s for s, _ in scores], [m for _, m in scores], resamples),
-        }
-        typer.echo(_table(report) if form is EvaluateFormat.table else json.dumps(report, indent=2))
-        if failed:
-            note(f"{failed} of {len(ratings)} images could not be scored, and the numbers leave them out")
-            raise typer.Exit(1)
+    if out is not None:
+        check_target(out, force)
+    ratings, chosen = _fold_of(read_ratings(data), fold)
+    loaded = scorer.load()
+    scores = _score(loaded, ratings, out, progress, **reading.to_dict())
+    failed = len(ratings) - len(scores)
+    if len(scores) < 2:
+        note(f"{len(scores)} of {len(ratings)} images could be scored; a correlation needs at least two")
+        raise typer.Exit(USAGE)
+    report = {
+        "model": loaded.name,
+        "adapter": scorer.adapter,
+        "data": data,
+        "fold": chosen,
+        "protocol": loaded.protocol.to_dict(),
+        "failed": failed,
+        "results": _measure([s for s, _ in scores], [m for _, m in scores], resamples),
+    }
+    typer.echo(_table(report) if form is ReportFormat.table else json.dumps(report, indent=2))
+    if failed:
+        note(f"{failed} of {len(ratings)} images could not be scored, and the numbers leave them out")
+        raise typer.Exit(1)
 
 
-def _ratings(data: Path | None, biq2021: Path | None, fold: str | None) -> tuple[list[Rated], str]:
-    """The photographs of a fold, and its name."""
-    from qmamba.data import read_biq2021, read_manifest
-
-    if data is not None and biq2021 is None:
-        ratings = read_manifest(data)
-    elif biq2021 is not None and data is None:
-        ratings = read_biq2021(biq2021)
-    else:
-        raise RecipeError(
-            "give ratings: either --data with a manifest, or --biq2021 with the data set's folder"
-        )
+def _fold_of(ratings: list[Rated], fold: str | None) -> tuple[list[Rated], str]:
+    """Return the photographs of a fold, and its name."""
     folds = sorted({r.fold for r in ratings} - {""})
-    wanted = fold or ("test" if folds else EVERY)
-    chosen = [r for r in ratings if wanted in (r.fold, EVERY)]
+    wanted = fold or ("test" if folds else ALL_FOLDS)
+    chosen = [r for r in ratings if wanted in (r.fold, ALL_FOLDS)]
     if not chosen:
-        there = ", ".join([*folds, EVERY])
-        raise RecipeError(f"no photographs are in the fold {wanted!r}: choose --fold from {there}")
+        names = ", ".join([*folds, ALL_FOLDS])
+        raise RecipeError(f"--fold must be one of {names}, got {wanted!r}, which has no photographs")
     return chosen, wanted
 
 
 def _score(
-    scorer: Scorer, ratings: list[Rated], out: Path | None, batch_size: int, progress: bool | None
+    scorer: Scorer, ratings: list[Rated], out: Path | None, progress: bool | None, **options: Any
 ) -> list[tuple[float, float]]:
-    """(score, MOS) of each image that can be scored; the others are named on stderr."""
+    """Return (score, MOS) of each image that can be scored; the others are named on stderr."""
     scores = []
     with _rows_to(out) as write, bar_of(len(ratings), progress) as bar:
-        for index, found in scorer.iter_scores([r.path for r in ratings], batch_size=batch_size):
+        for index, found in scorer.iter_scores([r.path for r in ratings], **options):
             rated = ratings[index]
             if isinstance(found, ImageError) or not math.isfinite(found):
                 reason = (
@@ -158,7 +132,7 @@ def _score(
 
 @contextmanager
 def _rows_to(out: Path | None) -> Iterator[Any]:
-    """A function that writes one row of the scores' file, as soon as it is known."""
+    """Yield a function that writes one row to the CSV file as soon as it is known."""
     if out is None:
         yield lambda row: None
         return
@@ -172,19 +146,20 @@ def _rows_to(out: Path | None) -> Iterator[Any]:
         yield writer.writerow
 
 
-def _measure(pred: list[float], mos: list[float], resamples: int) -> dict[str, float | None]:
-    """Each metric with its interval; those that cannot be had are left out, and stderr says why."""
+def _measure(scores: list[float], mos: list[float], resamples: int) -> dict[str, float | None]:
+    """Return each metric with its interval; stderr says which cannot be computed."""
     from qmamba.metrics import MetricError
     from qmamba.metrics import evaluate as measure
 
     if min(mos) < 0 or max(mos) > 1:
         note(
-            f"MOS go from {min(mos):g} to {max(mos):g}, scores from 0 to 1: RMSE says nothing before the fit"
+            f"MOS range from {min(mos):g} to {max(mos):g}, scores from 0 to 1: "
+            "RMSE is meaningful only after the fit"
         )
     results: dict[str, float | None] = {}
     for metric in TITLES:
         try:
-            found = measure(pred, mos, metrics=[metric], resamples=resamples)
+            found = measure(scores, mos, metrics=[metric], resamples=resamples)
         except MetricError as error:
             if not metric.endswith("_fitted"):
                 raise
@@ -203,12 +178,13 @@ def _table(report: dict[str, Any]) -> str:
         f"images    {results['n']}",
         "",
     ]
-    intervals = any(key.endswith("_low") for key in results)
-    lines.append("metric           value" + "   95 % interval" * intervals)
+    has_intervals = any(key.endswith("_low") for key in results)
+    lines.append("metric           value" + "   95 % interval" * has_intervals)
     for metric, title in TITLES.items():
         if metric in results:
             low, high = (_number(results.get(f"{metric}_{end}")) for end in ("low", "high"))
-            lines.append(f"{title:12s}  {_number(results[metric]):>8s}" + f"   {low} to {high}" * intervals)
+            interval = f"   {low} to {high}" * has_intervals
+            lines.append(f"{title:12s}  {_number(results[metric]):>8s}{interval}")
     return "\n".join(lines)
 
 

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._options import OutputFormat, ReportFormat
+from qmamba.cli._shared import columns, note
 
 
-class ModelsFormat(str, Enum):
-    """How `qmamba models` writes its rows."""
+def models(form: OutputFormat = ReportFormat.table) -> None:
+    """List the models that need no download, and the adapters for them.
 
-    table = "table"
-    json = "json"
-
-
-def models(
-    form: Annotated[
-        ModelsFormat, typer.Option("--format", "-f", help="How rows are written.")
-    ] = ModelsFormat.table,
-) -> None:
-    """List the models that can be used without a download, and the adapters for them.
-
-    SRCC is the rank correlation with people's opinions on test photographs, as the model's card reports it.
+    SRCC is the rank correlation with mean opinion scores on test photographs, from the model's card.
     """
-    with quiet_ends():
-        from qmamba.checkpoints.locate import list_models
+    from qmamba.checkpoints.locate import list_models
 
-        rows = [_describe(name) for name in list_models()]
-        for row in rows:
-            row["adapters"] = _adapters_for(row["name"])
-        if form is ModelsFormat.json:
-            typer.echo(json.dumps(rows, indent=2))
-        elif rows:
-            _table(rows)
-        else:
-            note("this installation has no embedded model; give `qmamba score --model` a folder or a Hub id")
+    rows = [_describe(name) for name in list_models()]
+    for row in rows:
+        row["adapters"] = _adapters_for(row["name"])
+    if form is ReportFormat.json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif rows:
+        typer.echo(_table(rows))
+    else:
+        note("this installation has no embedded model; give `qmamba score --model` a folder or a Hub id")
 
 
 def _describe(name: str) -> dict[str, Any]:
@@ -49,7 +37,7 @@ def _describe(name: str) -> dict[str, Any]:
     from qmamba.models import create_model
 
     config = read_config(resolve(name))
-    with torch.random.fork_rng(devices=[]):  # an untrained network draws its weights
+    with torch.device("meta"):  # parameters are counted, not initialised
         network = create_model(config.arch, **config.overrides)
     return {
         "name": name,
@@ -69,12 +57,12 @@ def _adapters_for(model: str) -> list[str]:
 
 
 def _srcc(results: Any) -> float | None:
-    """The test SRCC in a config's `results`, which may nest it under a data set's and a fold's name."""
+    """Return the test SRCC of a config's `results`, which may be nested by data set and fold."""
     if not isinstance(results, dict):
         return None
     if isinstance(results.get("srcc"), int | float):
         return float(results["srcc"])
-    # "test" before "val" when both are there: only the test fold was not used to choose anything.
+    # "test" before "val" if both are there: only the test fold was not used to choose anything.
     for key in sorted(results, key=lambda k: ("test" not in str(k), str(k))):
         value = _srcc(results[key])
         if value is not None:
@@ -82,7 +70,7 @@ def _srcc(results: Any) -> float | None:
     return None
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> str:
     titles = ("name", "arch", "parameters", "trained on", "protocol", "SRCC", "adapters")
     cells = [
         (
@@ -96,6 +84,4 @@ def _table(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [titles, *cells]) for i in range(len(titles))]
-    for line in [titles, *cells]:
-        typer.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return columns([titles, *cells])

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qmamba.cli._shared import note, quiet_ends
+from qmamba.cli._ratings import read_ratings
+from qmamba.cli._shared import note
+from qmamba.errors import DataSetError
+
+if TYPE_CHECKING:
+    from qmamba.data import Rated
 
 EPILOG = """\
 \b
 Examples:
-  qmamba photos --biq2021 BIQ2021 --out shards
-  qmamba photos --source clones --biq2021 BIQ2021 --out shards
+  qmamba photos --data biq2021=BIQ2021 --out shards
+  qmamba photos --source clones --data biq2021=BIQ2021 --out shards
   qmamba photos --list
 
 \b
 Exit code:
-  0    the shards are there, and their folder is on stdout
-  2    a repository cannot be had, or the folder holds shards already
+  0  the shards are written, and their folder is on stdout
+  2  a repository cannot be cloned, or the folder holds shards already
 """
 
 
@@ -37,10 +42,16 @@ def photos(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the shards: about 6 GB.")],
     source: Annotated[
         Path | None,
-        typer.Option(help="Folder with clones that are there already, bare ones too. Default: clone them."),
+        typer.Option(help="Folder with clones of the repositories, also bare ones. Default: clone them."),
     ] = None,
-    biq2021: Annotated[
-        Path | None, typer.Option(help="Folder with BIQ2021: its training fold is packed too, with ratings.")
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="Rated images, whose fold `train` is packed too: a CSV file, or biq2021=FOLDER.",
+        ),
     ] = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the repositories and exit.")
@@ -48,15 +59,21 @@ def photos(
 ) -> None:
     """Pack public photographs for pretraining: crops of 160 pixels, in shards of 59 MB.
 
-    The repositories are cloned (4 GB), or taken from --source, where a clone is looked for as owner/name,
-    owner+name, name or name.git. The same photographs give the same shards.
+    The repositories are cloned (4 GB), or taken from --source, where clones are named owner/name, owner+name,
+    name or name.git. The same photographs give the same shards.
     """
-    with quiet_ends():
-        from qmamba.data import read_biq2021
-        from qmamba.data.photos import pack
+    from qmamba.data.photos import pack
 
-        rated = [] if biq2021 is None else read_biq2021(biq2021, ["train"])
-        folder = pack(out, clones=source, rated=rated, say=note)
-        counts = json.loads((folder / "photos.json").read_text(encoding="utf-8"))
-        note(f"{sum(counts.values())} photographs")
-        typer.echo(str(folder))
+    rated = [] if data is None else _rated(data)
+    folder = pack(out, clones=source, rated=rated, say=note)
+    counts = json.loads((folder / "photos.json").read_text(encoding="utf-8"))
+    note(f"{sum(counts.values())} photographs")
+    typer.echo(str(folder))
+
+
+def _rated(data: str) -> list[Rated]:
+    """Return the photographs of the fold `train`: no others may be learnt from."""
+    rated = [r for r in read_ratings(data) if r.fold == "train"]
+    if not rated:
+        raise DataSetError(f"{data}: no photographs are in the fold 'train'; add a column fold")
+    return rated

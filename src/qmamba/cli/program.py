@@ -1,4 +1,4 @@
-"""The command line: `qmamba score`, and what lies around it."""
+"""The program `qmamba` and its commands."""
 
 from __future__ import annotations
 
@@ -24,8 +24,18 @@ from qmamba.cli import (
     score,
     train,
 )
+from qmamba.cli._command import Command, Program
 from qmamba.cli._memory import keep_memory
+from qmamba.cli._shared import open_closed_streams
 from qmamba.version import __version__
+
+# Plain help and plain errors: one line per error is easier to read in a log than a drawn box.
+PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 
 
 def _version(wanted: bool) -> None:
@@ -39,36 +49,35 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """How good does a photograph look? Scores without a reference image; higher is better, in [0, 1]."""
+    """Score the quality of photographs without a reference image, in [0, 1]; higher is better."""
 
 
 def _build() -> typer.Typer:
-    # Plain help and plain errors: one line per error is easier to read in a log than a drawn box.
-    plain: dict[str, Any] = {
-        "add_completion": False,
-        "rich_markup_mode": None,
-        "pretty_exceptions_enable": False,
-        "context_settings": {"help_option_names": ["-h", "--help"]},
-    }
-    application = typer.Typer(name="qmamba", no_args_is_help=True, **plain)
+    application = typer.Typer(name="qmamba", cls=Program, no_args_is_help=True, **PLAIN)
     application.callback()(_main)
-    application.command(no_args_is_help=True, epilog=score.EPILOG)(score.score)
-    application.command(no_args_is_help=True, epilog=compare.EPILOG)(compare.compare)
-    application.command("map", no_args_is_help=True, epilog=map.EPILOG)(map.draw_map)
-    application.command(no_args_is_help=True, epilog=report.EPILOG)(report.report)
-    application.command()(models.models)
-    application.command(no_args_is_help=True, epilog=evaluate.EPILOG)(evaluate.evaluate)
-    application.command(no_args_is_help=True, epilog=train.EPILOG)(train.train)
-    application.command(no_args_is_help=True, epilog=reproduce.EPILOG)(reproduce.reproduce)
-    application.command(no_args_is_help=True, epilog=adapt.EPILOG)(adapt.adapt)
-    application.command(no_args_is_help=True, epilog=photos.EPILOG)(photos.photos)
-    application.command(no_args_is_help=True, epilog=distort.EPILOG)(distort.distort)
-    application.command(no_args_is_help=True, epilog=features.FEATURES_EPILOG)(features.features)
-    application.command(no_args_is_help=True, epilog=export.EPILOG)(export.export)
-    application.command(no_args_is_help=True, epilog=convert.EPILOG)(convert.convert)
-    application.add_typer(data.build(**plain), name="data")
-    application.add_typer(features.build_plot(**plain), name="plot")
-    application.command()(env.env)
+    for module, command in (
+        (score, score.score),
+        (compare, compare.compare),
+        (map, map.draw_map),
+        (report, report.report),
+        (models, models.models),
+        (evaluate, evaluate.evaluate),
+        (train, train.train),
+        (reproduce, reproduce.reproduce),
+        (adapt, adapt.adapt),
+        (photos, photos.photos),
+        (distort, distort.distort),
+        (features, features.features),
+        (export, export.export),
+        (convert, convert.convert),
+        (env, env.env),
+    ):
+        epilog = getattr(module, "EPILOG", None)
+        name = module.__name__.rpartition(".")[2]
+        # A command that needs arguments shows its help without any.
+        application.command(name, cls=Command, no_args_is_help=epilog is not None, epilog=epilog)(command)
+    application.add_typer(data.build(**PLAIN), name="data")
+    application.add_typer(features.build_plot(**PLAIN), name="plot")
     return application
 
 
@@ -76,6 +85,7 @@ app = _build()
 
 
 def main() -> None:
-    """The program `qmamba`."""
+    """Run the program `qmamba`."""
+    open_closed_streams()
     keep_memory()
     app(prog_name="qmamba")

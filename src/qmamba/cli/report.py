@@ -7,23 +7,11 @@ from typing import Annotated
 
 import typer
 
+from qmamba.cli._command import with_groups
 from qmamba.cli._find import named_images
-from qmamba.cli._options import (
-    AdapterOption,
-    BatchSize,
-    Device,
-    Dtype,
-    Force,
-    MaxPixels,
-    Model,
-    Offline,
-    Paths,
-    Progress,
-    ProtocolOption,
-    Recursive,
-    Revision,
-)
-from qmamba.cli._shared import bar_of, check_target, hushed, load_scorer, note, quiet_ends
+from qmamba.cli._options import Force, Paths, Progress, ReadingOptions, Recursive, ScorerOptions
+from qmamba.cli._progress import bar_of
+from qmamba.cli._shared import check_target, hushed, note
 
 EPILOG = """\
 \b
@@ -33,53 +21,47 @@ Examples:
 
 \b
 Exit code:
-  0  every image was scored, and the page is there
-  1  some images were not; the page lists them with what is wrong
-  2  nothing was written: no images, an unknown model, a file that is there already
+  0  every image was scored, and the page is written
+  1  some images could not be scored; the page lists them and says why
+  2  nothing was written: no images, an unknown model, a file that exists
 """
 
 
+@with_groups
 def report(
     paths: Paths,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
-    title: Annotated[str | None, typer.Option(help="Of the page. Default: what was scored.")] = None,
-    model: Model = "lqmamba-n",
-    adapter: AdapterOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")],
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
+    title: Annotated[
+        str | None, typer.Option(help="Title of the page. Default: the names of what was scored.")
+    ] = None,
     recursive: Recursive = False,
     force: Force = False,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    protocol: ProtocolOption = None,
-    max_pixels: MaxPixels = None,
-    revision: Revision = None,
-    offline: Offline = False,
     progress: Progress = None,
 ) -> None:
     """Score images and write one page about them: thumbnails, maps, histogram, the best and the worst.
 
-    The page is a single file that loads nothing from anywhere, so that it can be sent and kept.
+    The page is a single file that loads nothing else, so that it can be sent and archived.
     """
-    with quiet_ends(), hushed():
+    with hushed():
         from qmamba.analysis.report import write_report
-        from qmamba.images import printable
 
         check_target(out, force)
-        files, whole = named_images(paths, recursive)
-        scorer = load_scorer(model, device, dtype, protocol, revision, offline, adapter)
+        files, is_complete = named_images(paths, recursive)
+        loaded = scorer.load()
         with bar_of(len(files), progress) as bar:
             summary = write_report(
-                out,
-                scorer,
-                files,
-                title=title
-                or f"Image quality: {', '.join(map(printable, paths[:3]))}" + " …" * (len(paths) > 3),
-                batch_size=batch_size,
-                max_pixels=max_pixels,
-                done=bar.update,
+                out, loaded, files, title=title or _title(paths), done=bar.update, **reading.to_dict()
             )
         typer.echo(str(out))
         if summary.failed:
             note(f"{summary.failed} of {len(files)} images could not be scored; the page says why")
-    if summary.failed or not whole:
+    if summary.failed or not is_complete:
         raise typer.Exit(1)
+
+
+def _title(paths: list[str]) -> str:
+    from qmamba.images import printable
+
+    return f"Image quality: {', '.join(map(printable, paths[:3]))}" + " …" * (len(paths) > 3)

@@ -7,17 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qmamba.cli._options import Progress
-from qmamba.cli._paper import Cache, Log, Workers, on_cpu, watched, workers_or_default
-from qmamba.cli._shared import quiet_ends, tell_missing_kernel
-from qmamba.cli._watch import Minutes
-from qmamba.errors import RecipeError
+from qmamba.cli._command import with_groups
+from qmamba.cli._options import Minutes, OutputFormat, Progress, ReportFormat
+from qmamba.cli._paper import PaperOptions, watched, with_start
+from qmamba.errors import ArgumentError, RecipeError
 
 if TYPE_CHECKING:
     from qmamba.train.paper import PaperRecipe
@@ -32,19 +30,12 @@ Examples:
 
 \b
 Exit code:
-  0    all rows are there
-  1    some cells are absent: their data, or what they start from; the table says which
-  2    nothing was run: no such table or row, data that are not as expected
-  3    --minutes are over; the same command goes on from there
-  130  ended by Ctrl-C; the same command goes on from there
+  0    all rows are complete
+  1    some cells are absent: their data, or the weights that they start from; the table says which
+  2    nothing was run: no such table or row, no data root, data that are not as expected
+  3    the time limit of --minutes is reached; the same command resumes the run
+  130  stopped by Ctrl-C; the same command resumes the run
 """
-
-
-class TableFormat(str, Enum):
-    """How rows are written."""
-
-    table = "table"
-    json = "json"
 
 
 def _list(wanted: bool) -> None:
@@ -55,100 +46,112 @@ def _list(wanted: bool) -> None:
         raise typer.Exit()
 
 
+@with_groups
 def reproduce(
     table: Annotated[
         str,
-        typer.Argument(metavar="TABLE", help="What stands before the slash in `qmamba reproduce --list`."),
-    ],
-    data_root: Annotated[
-        Path,
-        typer.Option(
-            "--data-root", "-d", help="The folder that has each set in a folder (or link) of its name."
+        typer.Argument(
+            metavar="TABLE", help="Table: the part before the slash in `qmamba reproduce --list`."
         ),
     ],
-    rows: Annotated[
-        list[str] | None, typer.Option("--rows", "-r", help="A row; may be given repeatedly. Default: all.")
+    paper: PaperOptions,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds each set in a folder (or link) of the set's name. Required."),
     ] = None,
-    splits: Annotated[int | None, typer.Option(min=1, help="How many. Default: the recipe's, ten.")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option("--rows", help="Row to run; repeatable. Default: all rows.")
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option(min=1, help="Number of splits. Default: the recipe's, ten.")
+    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for runs, and results in OUT/results/TABLE/ROW.json.")
+        Path, typer.Option("--out", "-o", help="Folder for runs, and for results/TABLE/ROW.json.")
     ] = Path("reproduced"),
     init: Annotated[
         str | None,
         typer.Option(
-            help="To start all rows from: a file in the data root, a name, a Hub id, or `random`. "
-            "Default: as each recipe says."
+            help="Weights to start all rows from: a file in the data root, a name, a Hub id, or `random`. "
+            "Default: the recipe's."
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Two images a set, two steps, small crops; nothing is kept.")
+        bool,
+        typer.Option("--dry-run", help="Try two images per set, two steps, small crops; keep no results."),
     ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave accelerators alone.")] = False,
-    log: Log = None,
-    workers: Workers = None,
-    cache: Cache = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     minutes: Minutes = None,
-    form: Annotated[
-        TableFormat, typer.Option("--format", "-f", help="How rows are written.")
-    ] = TableFormat.table,
+    form: OutputFormat = ReportFormat.table,
     progress: Progress = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List tables and rows, and exit.")
     ] = False,
 ) -> None:
-    """Run the rows of a published table, or go on with them, and print them beside the paper's numbers.
+    """Run the rows of a published table, and print them beside the paper's numbers.
 
-    What has been done is not done again. docs/reproducing.md describes the protocols and the data root.
+    Finished runs are not repeated, and the same command resumes an interrupted one. docs/reproducing.md
+    describes the protocols and the data root.
     """
-    with quiet_ends():
-        from qmamba.train.paper import Workshop, do_row
-        from qmamba.train.paper.report import row_text
-        from qmamba.train.paper.runs import dry_recipe
-        from qmamba.train.paper import is_first
+    from qmamba.train.paper import do_row, is_first
+    from qmamba.train.paper.report import row_text
+    from qmamba.train.paper.runs import dry_recipe
 
-        chosen = {name: _changed(plan, splits, init) for name, plan in _choose(table, rows).items()}
-        many, done = workers_or_default(workers, cpu), {}
-        if is_first() and on_cpu(cpu):
-            tell_missing_kernel("cpu")
-        with _folder(out, dry_run) as folder, watched(minutes, progress) as watch:
-            tracker = None if log is None else log.value
-            shop = Workshop(data_root, folder / "runs", cpu, tracker, many, dry_run, cache, watch)
-            for name, plan in chosen.items():
-                plan = dry_recipe(plan) if dry_run else plan
-                done[name] = row = do_row(plan, shop, folder / "results" / f"{name}.json")
-                if is_first() and form is TableFormat.table:
-                    watch.bar.clear()
-                    typer.echo(row_text(name, row))
-        if is_first() and form is TableFormat.json:
-            typer.echo(json.dumps(done, indent=2))
-        if any(cell["absent"] for row in done.values() for cell in row["cells"]):
-            raise typer.Exit(1)
+    recipes = {name: _changed(recipe, splits, init) for name, recipe in _choose(table, rows).items()}
+    root, done = _checked_root(data_root, recipes), {}
+    with _folder(out, dry_run) as folder, watched(minutes, progress) as watch:
+        shop = paper.shop(root, folder / "runs", cpu=cpu, watch=watch, dry=dry_run)
+        for name, recipe in recipes.items():
+            recipe = dry_recipe(recipe) if dry_run else recipe
+            done[name] = row = do_row(recipe, shop, folder / "results" / f"{name}.json")
+            if is_first() and form is ReportFormat.table:
+                watch.bar.clear()
+                typer.echo(row_text(name, row))
+    if is_first() and form is ReportFormat.json:
+        typer.echo(json.dumps(done, indent=2))
+    if any(cell["absent"] for row in done.values() for cell in row["cells"]):
+        raise typer.Exit(1)
+
+
+def _checked_root(root: Path | None, recipes: dict[str, PaperRecipe]) -> Path:
+    """Return the data root, or say which folders it must hold.
+
+    Raises:
+        ArgumentError: none was given, or it is not a folder.
+    """
+    if root is not None and root.is_dir():
+        return root
+    names = dict.fromkeys(name for recipe in recipes.values() for name in recipe.sets)
+    problem = "--data-root is missing" if root is None else f"--data-root {root} is not a folder"
+    raise ArgumentError(
+        f"{problem}; give the folder that holds the data sets as folders, links or CSV files named "
+        f"{', '.join(names)} (those that are absent are left out; see docs/reproducing.md)"
+    )
 
 
 def _choose(table: str, rows: list[str] | None) -> dict[str, PaperRecipe]:
-    """The recipes of a table's rows by name, in the order of the table."""
+    """Return the recipes of a table's rows by name, in the order of the table."""
     from qmamba.train import load_recipe
     from qmamba.train.paper import list_paper_recipes
 
     known = [name for name in list_paper_recipes() if name.split("/")[0] == table]
     if not known:
         tables = ", ".join(dict.fromkeys(name.split("/")[0] for name in list_paper_recipes()))
-        raise RecipeError(f"no table is called {table!r}: choose from {tables}")
+        raise RecipeError(f"TABLE must be one of {tables}, got {table!r}")
     wanted = [f"{table}/{row}" for row in rows] if rows else known
-    if strange := [name for name in wanted if name not in known]:
+    if unknown := [name for name in wanted if name not in known]:
         names = ", ".join(name.split("/")[1] for name in known)
-        raise RecipeError(f"{table} has no row {strange[0].split('/', 1)[1]!r}: its rows are {names}")
+        raise RecipeError(f"--rows must be of {table}: {names}; got {unknown[0].split('/', 1)[1]!r}")
     return {name: load_recipe(name) for name in wanted}
 
 
-def _changed(plan: PaperRecipe, splits: int | None, init: str | None) -> PaperRecipe:
-    plan = plan if splits is None else replace(plan, splits=splits)
-    return plan if init is None else replace(plan, init_from="" if init == "random" else init)
+def _changed(recipe: PaperRecipe, splits: int | None, init: str | None) -> PaperRecipe:
+    recipe = recipe if splits is None else replace(recipe, splits=splits)
+    return with_start(recipe, init)
 
 
 @contextmanager
 def _folder(out: Path, dry_run: bool) -> Iterator[Path]:
-    """Where results go: what a dry run makes is thrown away."""
+    """Yield the folder for results; that of a dry run is deleted afterwards."""
     if not dry_run:
         yield out
         return

@@ -10,26 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.cli._command import with_groups
 from qmamba.cli._find import named_images, opened
 from qmamba.cli._options import (
-    AdapterOption,
-    BatchSize,
-    Device,
-    Dtype,
-    MaxPixels,
-    Model,
-    Offline,
+    Format,
     Paths,
     Progress,
-    ProtocolOption,
+    ReadingOptions,
     Recursive,
-    Revision,
+    Resume,
+    ScorerOptions,
 )
 from qmamba.cli._parquet import OUT, Engine, score_by_ray, score_here
-from qmamba.cli._rows import Format, Row, footer, header, prepare_stdout, render
-from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, quiet_ends, tell_failed
-from qmamba.cli._watch import Resume
-from qmamba.errors import QMambaError
+from qmamba.cli._progress import bar_of
+from qmamba.cli._rows import Row, footer, header, prepare_stdout, render
+from qmamba.cli._shared import hushed, note_failed
+from qmamba.errors import ArgumentError
 from qmamba.scoring.pipeline import outcome
 
 if TYPE_CHECKING:
@@ -49,13 +45,13 @@ Examples:
 \b
 Exit code:
   0  every image was scored
-  1  some images were not; their rows say why
-  2  nothing could be scored: no images, an unknown model, a wrong option
+  1  some images could not be scored; their rows say why
+  2  nothing was scored: no images, an unknown model, a wrong option
 """
 
 
 class ScoreFormat(str, Enum):
-    """How `qmamba score` writes its rows."""
+    """Formats of `qmamba score`."""
 
     table = "table"
     csv = "csv"
@@ -64,57 +60,55 @@ class ScoreFormat(str, Enum):
     parquet = "parquet"
 
 
+@with_groups
 def score(
     paths: Paths,
-    model: Model = "lqmamba-n",
-    adapter: AdapterOption = None,
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
     recursive: Recursive = False,
     form: Annotated[
-        ScoreFormat, typer.Option("--format", "-f", help="How rows are written.")
+        ScoreFormat, typer.Option("--format", "-f", help="Format of the rows.")
     ] = ScoreFormat.table,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="For parquet: the folder of its files. Default: scores.parquet."),
+        typer.Option("--out", "-o", help="Folder for parquet files. Default: scores.parquet."),
     ] = None,
     resume: Resume = True,
     engine: Annotated[
-        Engine, typer.Option(help="What computes: this process, or actors of Ray, for parquet only.")
+        Engine, typer.Option(help="What computes: this process, or actors of Ray (for parquet only).")
     ] = Engine.local,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that decode, 1 by default; or Ray's actors, one a processor."),
+        typer.Option(
+            min=1, help="Threads that decode images. Default: 1. With Ray, actors; default: one per core."
+        ),
     ] = None,
-    batch_size: BatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    protocol: ProtocolOption = None,
-    max_pixels: MaxPixels = None,
-    revision: Revision = None,
-    offline: Offline = False,
     progress: Progress = None,
 ) -> None:
-    """Score images; higher is better, in [0, 1].
+    """Score images in [0, 1]; higher is better.
 
-    A folder stands for the images in it, in natural order (2.jpg before 10.jpg). A row is written as soon as
-    its image is scored. An image that cannot be scored gets a row that says why, and the others are still
-    scored. Parquet files go into a folder, which the same command goes on with when it was ended.
+    A folder stands for the images in it, in natural order (2.jpg before 10.jpg). Each row is written as soon
+    as its image is scored. An image that cannot be scored gets a row that says why, and the others are scored
+    all the same. Parquet files are written to a folder; the same command resumes an interrupted run.
     """
-    with quiet_ends(), hushed():
+    with hushed():
         if form is not ScoreFormat.parquet and (out is not None or engine is Engine.ray):
-            raise QMambaError("--out and --engine ray go with --format parquet; other rows go to stdout")
-        files, whole = named_images(paths, recursive, shards=engine is Engine.ray)
-        named = (model, device, dtype, protocol, revision, offline, adapter)
-        options: dict[str, Any] = {"batch_size": batch_size, "max_pixels": max_pixels}
-        into: dict[str, Any] = {"out": out or OUT, "resume": resume, "progress": progress}
+            raise ArgumentError(
+                "--out and --engine ray need --format parquet; rows of other formats go to stdout"
+            )
+        files, is_complete = named_images(paths, recursive, shards=engine is Engine.ray)
+        target: dict[str, Any] = {"out": out or OUT, "resume": resume, "progress": progress}
         if engine is Engine.ray:
-            failed = score_by_ray(files, actors=workers, **into, **options, **load_options(*named))
+            options = {**reading.to_dict(), **scorer.load_options()}
+            failed = score_by_ray(files, actors=workers, **target, **options)
         else:
-            scorer, options["workers"] = load_scorer(*named), workers or 1
+            options = {**reading.to_dict(), "workers": workers or 1}
             if form is ScoreFormat.parquet:
-                failed = score_here(scorer, files, **into, **options)
+                failed = score_here(scorer.load(), files, **target, **options)
             else:
-                failed = _write(_rows(scorer, files, options), Format(form.value), len(files), progress)
-    if failed or not whole:
+                rows = _rows(scorer.load(), files, options)
+                failed = _write(rows, Format(form.value), len(files), progress)
+    if failed or not is_complete:
         raise typer.Exit(1)
 
 
@@ -135,8 +129,8 @@ def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None)
                 failed += row.error is not None
                 bar.update()
         finally:
-            _emit(footer(form), bar)  # after Ctrl-C too: what was written is a whole JSON array
-    tell_failed(failed, total)
+            _emit(footer(form), bar)  # after Ctrl-C too, so that JSON is a complete array
+    note_failed(failed, total)
     return failed
 
 
@@ -147,6 +141,6 @@ def _emit(text: str, bar: Any) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    with bar.external_write_mode(file=sys.stdout):  # rows and bar share a screen: the bar steps aside
+    with bar.external_write_mode(file=sys.stdout):  # rows and bar share a screen: the bar makes room
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -1,8 +1,8 @@
-"""What a network can do beyond forward: small protocols that other rooms ask for, never a class."""
+"""Capabilities of networks beyond forward: small protocols that callers ask for, never a class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ C = TypeVar("C")
 
 @runtime_checkable
 class StageFeatures(Protocol):
-    """Gives the features of its stages.
+    """A network that returns the features of its stages.
 
     Attributes:
-        feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
+        feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as in timm.
     """
 
     feature_info: list[dict[str, Any]]
@@ -33,7 +33,7 @@ class StageFeatures(Protocol):
 
 @runtime_checkable
 class Positions(Protocol):
-    """Gives the value of each of its positions, whose mean is the raw quality."""
+    """A network that returns a value for each of its positions, whose mean is the raw quality."""
 
     def forward_positions(
         self,
@@ -47,10 +47,10 @@ class Positions(Protocol):
 
 @runtime_checkable
 class TakesPrompts(Protocol):
-    """Takes a prompt behind each stage, and another head: what adapters are made of.
+    """A network that takes a prompt after each stage, and another head: adapters consist of these.
 
     Attributes:
-        out_widths: per stage the channels of its output, behind which its prompt acts.
+        out_widths: channels of each stage's output, which its prompt acts on.
     """
 
     out_widths: tuple[int, ...]
@@ -67,7 +67,7 @@ class TakesPrompts(Protocol):
         ...
 
     def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
-        """Return the output (B, H, W, C') of a stage, and what else of the stages so far the head reads."""
+        """Return the output (B, H, W, C') of a stage, and what else the head reads of the stages so far."""
         ...
 
     def forward_after(
@@ -81,9 +81,23 @@ class TakesPrompts(Protocol):
         ...
 
 
+class AdapterHost(TakesPrompts, Positions, Protocol):
+    """A network for adapters, as type checkers see it: a module with prompts, positions and parameters."""
+
+    training: bool
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the parameters, as ``nn.Module`` does."""
+        ...
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield names and parameters, as ``nn.Module`` does."""
+        ...
+
+
 @runtime_checkable
 class DecayGroups(Protocol):
-    """Tells which parameters an optimiser should not decay."""
+    """A network that names the parameters that an optimiser should not decay."""
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of those parameters."""
@@ -110,12 +124,12 @@ _LACKING: dict[type, str] = {
 
 
 def require(network: nn.Module, capability: type[C], what: str) -> C:
-    """Return the network, once it is known to have a capability.
+    """Return the network if it has a capability.
 
     Args:
         network: any module.
         capability: one of the protocols of this module.
-        what: the thing that needs it, for the error: "quality map", say.
+        what: what needs it, for the error, such as "quality map".
 
     Raises:
         CapabilityError: the network lacks it.

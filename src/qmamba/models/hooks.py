@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter, type(None))
 
 
-def hooked(module: nn.Module) -> bool:
-    """Return whether this very module has hooks, or a ``forward`` of its own; or all modules have hooks."""
-    return bool(
-        _global_hooks()
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-    )
+def hooked(*modules: nn.Module) -> bool:
+    """Return whether one of these very modules has hooks or a ``forward`` of its own.
+
+    Hooks of all modules count, too.
+    """
+    return _global_hooks() or any([_hooked(m) for m in modules])  # noqa: C419  # torch.compile traces it
 
 
 def any_hooked(*parts: object) -> bool:
     """Return whether a module among these, or within them, has hooks; others than modules are passed over."""
-    modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
-    return any(hooked(m) for m in modules)
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return _global_hooks() or any(_hooked(module) for part in modules for module in _within(part))
 
 
 def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
@@ -35,12 +31,30 @@ def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
     Hooks, a replaced ``forward``, parametrizations (which change a module's class), submodules of classes
     that are not in ``kinds``, and parameters that are tensors of another class are all changes.
     """
-    return all(
-        type(m) in kinds
-        and not hooked(m)
-        and all(type(p) in PLAIN or p is None for p in m._parameters.values())
-        for m in module.modules()
+    return not _global_hooks() and all(
+        type(m) in kinds and not _hooked(m) and all(type(p) in PLAIN for p in m._parameters.values())
+        for m in _within(module)
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
+def _within(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and those within it; quicker than ``modules()``, since this is asked in every call."""
+    stack: list[nn.Module | None] = [module]
+    while stack:
+        found = stack.pop()
+        if found is not None:
+            yield found
+            stack += found._modules.values()
 
 
 def _global_hooks() -> bool:

@@ -285,7 +285,7 @@ class Scorer(AdapterVerbs, CheckpointVerbs):
         """Score one image, or each of a sequence.
 
         Args:
-            images: a path, bytes, file object, Pillow image, numpy array (H, W[, C]) or tensor (C, H, W); or
+            images: a path, bytes, file object, Pillow image, RGB array (H, W[, C]) or tensor (C, H, W); or
                 a sequence of these: list, tuple, iterator, pandas or numpy column, tensor (B, C, H, W).
                 Kinds and sizes may be mixed. `qmamba.images.decode` describes each kind. An iterator is read
                 while its images are scored, and may yield the same object or buffer again.

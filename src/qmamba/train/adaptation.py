@@ -19,7 +19,7 @@ from ..errors import RecipeError
 from ..metrics import evaluate, plcc, srcc
 from ..scoring import Scorer, load
 from .bank import MOST_BYTES, Bank
-from .calibrating import fit_calibration, raw_parts
+from .calibrating import fit_calibration
 from .engine import Report, Run, check_device, fit
 from .losses import plcc_loss, smooth_l1
 from .processes import Processes, random_state_kept
@@ -195,14 +195,13 @@ class Adaptation(Task[AdaptBatch]):
             self.lr = recipe.lr or create(method, self.base, **self.options).lr
         self.epoch_steps = max(1, len(folds["train"]) * recipe.crops // recipe.batch)
         self.steps = recipe.epochs * self.epoch_steps
-        self.best_srcc, self.best_step, self.waited = -math.inf, 0, -1
-        self.best: dict[str, Tensor] = {}
-        self.banks: dict[str, Bank] = {}
 
     def setup(self, processes: Processes) -> None:
         self.network = create(self.method, self.base, **self.options).to(processes.device)
         self.heads = nn.ModuleList()
-        self.best = _copied(self.network)
+        self.best, self.best_srcc, self.best_step = _copied(self.network), -math.inf, 0
+        self.waited = -1  # validations since the best one
+        self.banks: dict[str, Bank] = {}
 
     def fingerprint(self) -> dict[str, Any]:
         values = {name: value for name, value in asdict(self.recipe).items() if name != "save_every"}
@@ -294,14 +293,14 @@ class Adaptation(Task[AdaptBatch]):
         adapter.restore({name: value.to(dtype) for name, value in adapter.stored().items()})
         scorer.add_adapter(NAME, adapter, about)
         scorer.set_adapter(NAME)
-        parts = {fold: [raw_parts(scorer, r.path) for r in folds[fold]] for fold in {"val", where}}
-        calibration = fit_calibration([raw for raw, _ in parts["val"]], [r.mos for r in folds["val"]])
+        parts = {fold: [scorer.raw_parts(r.path) for r in folds[fold]] for fold in {"val", where}}
+        calibration = fit_calibration([each.raw for each in parts["val"]], [r.mos for r in folds["val"]])
         if calibration is None:
             raise RecipeError(
                 "raw quality does not rise with MOS on the held-out part, so it cannot be calibrated; give "
                 "more photographs, more epochs or another lr, and another folder"
             )
-        scores = torch.stack([(calibration(raw) * shares).sum() for raw, shares in parts[where]])
+        scores = torch.stack([(calibration(each.raw) * each.weights).sum() for each in parts[where]])
         results = {f"{where}, before": before, f"{where}, after": _measure(scores, folds[where])}
         if run.is_first:
             about = about.replace(calibration=calibration, results=results)

@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..images import Preprocessing, decode
 from ..protocol import Protocol
 from .batches import random_crop
-from .networks import Normaliser
+from .networks import Interface
 
 MOST_BYTES = 4 << 30
 
@@ -59,7 +59,7 @@ class Bank:
     ) -> None:
         self.network, self.adapter, self.crops = network, adapter, crops
         self._weight = next(network.parameters())
-        self._normalise = Normaliser(preprocessing, self._weight.device)
+        self._interface = Interface(preprocessing)
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop
@@ -76,7 +76,7 @@ class Bank:
             part = self._before(pixels) if self.keeps_features else (pixels,)
             if i == 0 and sum(t.nbytes for t in part) * len(ratings) > most_bytes:
                 self.keeps_features, part = False, (pixels,)
-            if i == 0:  # one tensor from the start: a list of parts would need twice the memory at the end
+            if i == 0:  # whole tensors from the start: lists of parts would need twice the memory at the end
                 self._kept = tuple(t.new_empty((total, *t.shape[1:])) for t in part)
             for kept, crops_of_image in zip(self._kept, part, strict=True):
                 kept[i * crops : (i + 1) * crops] = crops_of_image
@@ -89,7 +89,8 @@ class Bank:
     def _before(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """uint8 crops (B, 3, S, S) to what precedes the adapter's first change, without gradients."""
         with torch.no_grad():
-            return self.adapter.before(self.network, self._normalise(pixels).to(self._weight.dtype))
+            images = self._interface.images(pixels, self._weight.device).to(self._weight.dtype)
+            return self.adapter.before(self.network, images)
 
     def features(self, chosen: Tensor | slice) -> tuple[Tensor, ...]:
         """Return what :meth:`Adapter.after` takes, for crops by their indices."""

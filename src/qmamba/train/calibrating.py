@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..calibration import Calibration
 from ..metrics import plcc
-from ..scoring import Scorer
-
-
-def raw_parts(scorer: Scorer, image: Path) -> tuple[Tensor, Tensor]:
-    """Return what a photograph's score is made of, before the calibration.
-
-    Returns:
-        Raw quality (n,) of its crops, and their shares (n,) in the score, both float64 on the CPU.
-    """
-    parts, used = scorer.crop_scores(image), scorer.calibration
-    return (torch.logit(parts.scores.double()) - used.offset) / used.slope, parts.weights.double()
 
 
 def fit_calibration(raw: Sequence[Tensor], mos: Sequence[float]) -> Calibration | None:

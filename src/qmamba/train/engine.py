@@ -228,7 +228,7 @@ class Run:
 
     def save(self) -> None:
         """Write the state, in the first process."""
-        if not self.is_first:
+        if not self.is_first or not self.task.resumable:
             return
         scaler = self.processes.accelerator.scaler
         save_state(

@@ -1,4 +1,4 @@
-"""Losses, named after what they do. All take raw predictions (n,) and return a scalar."""
+"""Losses. All take raw predictions (n,) and return a scalar."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def smooth_l1(pred: Tensor, mos: Tensor, beta: float = 0.1) -> Tensor:
-    """Smooth-L1 between predictions and MOS on a [0, 1] scale."""
+    """Return the smooth-L1 loss between predictions and MOS in [0, 1]."""
     return F.smooth_l1_loss(pred, mos, beta=beta)
 
 
 def plcc_loss(pred: Tensor, mos: Tensor, floor: float = 0.1) -> Tensor:
-    """(1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one.
+    """Return (1 − PLCC) / 2 over a batch: 0 for a perfect linear relation, 1 for an inverted one.
 
-    Predictions that hardly differ are divided by ``floor`` and not by their own tiny deviation: otherwise the
-    gradient of an untrained network, which grows as one over that deviation, drowns every other loss, and the
-    network collapses to a constant.
+    Predictions that hardly differ are divided by ``floor`` instead of their own standard deviation: otherwise
+    the gradient of an untrained network, which grows with the inverse of that deviation, exceeds every other
+    loss, and the network collapses to a constant.
     """
     p, m = pred - pred.mean(), mos - mos.mean()
     spread = torch.sqrt(p.square().mean() + 1e-12).clamp(min=floor)
@@ -26,18 +26,18 @@ def plcc_loss(pred: Tensor, mos: Tensor, floor: float = 0.1) -> Tensor:
 
 
 def score_loss(pred: Tensor, scores: Tensor) -> Tensor:
-    """How far predictions lie from a teacher's scores, in value and in correlation."""
+    """Return how far predictions are from a teacher's scores, in value and in correlation."""
     return smooth_l1(pred, scores) + 0.5 * plcc_loss(pred, scores)
 
 
 def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float) -> Tensor:
-    """Hinge: each ``better`` should exceed its ``worse`` by ``margin``."""
+    """Return the hinge loss by which each ``better`` should exceed its ``worse`` by ``margin``."""
     loss: Tensor = torch.relu(margin - (better - worse)).mean()
     return loss
 
 
 def pairwise_ranking(pred: Tensor, mos: Tensor) -> Tensor:
-    """Hinge over all pairs of a batch: the better one should exceed the worse one by what their MOS differ.
+    """Return the hinge loss over all pairs of a batch: predictions should differ by at least as much as MOS.
 
     >>> round(float(pairwise_ranking(torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]))), 4)
     0.8

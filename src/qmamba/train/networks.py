@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 
 from ..errors import QMambaError, RecipeError
 from ..images import Preprocessing
-from ..models import create_model
+from ..models import create_model, get_architecture
 from ..models.capabilities import StageFeatures, require
+from ..models.registry import Output
+from ..protocol import unit
+from ..scoring.pipeline import quality
 from .recipe import Plan
 from .start import start
 
@@ -39,17 +43,6 @@ def make_network(plan: Plan, device: torch.device, init: str | Path | None = Non
     return network.to(device)
 
 
-class Normaliser:
-    """Pixels (B, 3, S, S), 0 to 255, to images as a network expects them, float32 on its device."""
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self.device = device
-        self._mean, self._std = (255 * t for t in preprocessing.tensors(device))
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return (pixels.to(self.device).float() - self._mean) / self._std
-
-
 class Seen(NamedTuple):
     """What a network makes of images: raw quality (B,), and features per stage (B, C, H, W), in float32."""
 
@@ -57,14 +50,41 @@ class Seen(NamedTuple):
     features: list[Tensor]
 
 
-def see(network: nn.Module, images: Tensor, *, features: bool) -> Seen:
-    """Return the raw quality of normalised images, and the features of each stage if asked for.
+@dataclass(frozen=True)
+class Interface:
+    """How a network is shown pixels, and what its output means.
+
+    Attributes:
+        preprocessing: of the network.
+        output: kind of its output.
+    """
+
+    preprocessing: Preprocessing
+    output: Output = "number"
+
+    def images(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """Return what a network takes, float32, of pixels (B, 3, S, S) uint8."""
+        return self.preprocessing(unit(pixels.to(device)))
+
+    def see(self, network: nn.Module, pixels: Tensor, *, features: bool = False) -> Seen:
+        """Return the raw quality of pixels, and the features of each stage if asked for.
+
+        Raises:
+            CapabilityError: the network does not give features.
+        """
+        images = self.images(pixels, next(network.parameters()).device)
+        if not features:
+            return Seen(quality(network(images), self.output), [])
+        able = require(network, StageFeatures, "features to learn from")
+        outputs, found = able.forward_with_features(images)
+        return Seen(quality(outputs, self.output), [each.float() for each in found])
+
+
+def interface_of(arch: str) -> Interface:
+    """Return the interface of an architecture.
 
     Raises:
-        CapabilityError: the network does not give features.
+        UnknownModelError: no such architecture.
     """
-    if not features:
-        return Seen(network(images)[:, 0].float(), [])
-    able = require(network, StageFeatures, "features to learn from")
-    raw, found = able.forward_with_features(images)
-    return Seen(raw[:, 0].float(), [each.float() for each in found])
+    architecture = get_architecture(arch)
+    return Interface(architecture.preprocessing, architecture.output)

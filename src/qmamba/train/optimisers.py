@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..models.capabilities import DecayGroups
 from .recipe import Optimisation
 
 
@@ -16,9 +17,8 @@ def undecayed(module: nn.Module) -> set[str]:
 
     The module names them itself where it can; otherwise they are its vectors and scalars (norms, biases).
     """
-    names = getattr(module, "no_weight_decay", None)
-    if names is not None:
-        return set(names())
+    if isinstance(module, DecayGroups):
+        return module.no_weight_decay()
     return {name for name, p in module.named_parameters() if p.ndim <= 1}
 
 

@@ -13,7 +13,7 @@ and a strong copy of a few with a distortion of one kind. Six losses:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,12 @@ from torch import Tensor, nn
 from ..data.distortions import DISTORTIONS
 from ..data.photos import Shards
 from ..models.capabilities import StageFeatures, require
+from .checkpoint_task import CheckpointTask
 from .engine import Report, Run, fit
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
-from .networks import Normaliser, make_network, see
-from .prefetch import batch_workers, made_ahead
 from .processes import Processes
-from .ratings import config_of, distiller, recipe_values, scorer_of
 from .recipe import PretrainRecipe
 from .sampling import epoch_indices
-from .task import Task
-from .teacher import check_teacher, load_teacher
 
 KINDS = tuple(DISTORTIONS)
 CLEAN = len(KINDS)
@@ -119,7 +115,7 @@ class DamageHead(nn.Module):
         return self.kind(whole), self.level(whole)[:, 0]
 
 
-class Pretraining(Task[PretrainBatch]):
+class Pretraining(CheckpointTask[PretrainBatch]):
     """A teacher's features and scores, distortions, and the ratings that there are.
 
     Args:
@@ -137,50 +133,40 @@ class Pretraining(Task[PretrainBatch]):
         init: str | Path | None = None,
         teacher: str | Path | None = None,
     ) -> None:
-        self.recipe, self.steps, self.shards = recipe, recipe.steps, shards
-        self.count = len(Shards(shards))
-        self.init, self.teacher_name = init, teacher
+        self.recipe, self.folder, self.count = recipe, shards, len(Shards(shards))
         self.shared = {"crops": recipe.crops, "damaged": recipe.damaged}
-        self.weights = {
-            name: getattr(recipe, name) for name in ("features", "scores", "kind", "level", "ranking", "mos")
-        }
-        check_teacher(recipe.scores > 0, teacher)
-        self.config = config_of(recipe, trained_on="photographs")
+        super().__init__(
+            recipe, "photographs", init=init, distils=True, teacher=teacher,
+            learns_scores=recipe.scores > 0,
+        )  # fmt: skip
 
     def setup(self, processes: Processes) -> None:
-        self.network = make_network(self.recipe, processes.device, self.init)
-        self.normalise = Normaliser(self.config.preprocessing, processes.device)
-        self.teacher = load_teacher(self.teacher_name).to(processes.device)
-        stages = require(self.network, StageFeatures, "features to learn from").feature_info
-        self.distiller = distiller(self.network, self.teacher)
-        self.damage = DamageHead([stage["num_chs"] for stage in stages])
-        self.heads = nn.ModuleList([self.distiller, self.damage]).to(processes.device)
+        self.shards = Shards(self.folder)
+        super().setup(processes)
+
+    def make_heads(self) -> nn.Module:
+        network = require(self.network, StageFeatures, "features to learn from")
+        self.features = self.distiller()
+        self.damage = DamageHead([stage["num_chs"] for stage in network.feature_info])
+        return nn.ModuleList([self.features, self.damage])
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"recipe": recipe_values(self.recipe), "crops": self.count}
+        return {**super().fingerprint(), "crops": self.count}
 
-    def lr_at(self, step: int) -> float:
-        return self.recipe.lr_at(step)
-
-    def batches(self, run: Run) -> Iterator[PretrainBatch]:
-        crops = Shards(self.shards)
-
-        def make(step: int) -> PretrainBatch:
-            return make_pretrain_batch(crops, self.recipe, step, run.processes.rank, run.processes.size)
-
-        return made_ahead(make, run.step, self.steps, batch_workers(run.processes.device))
+    def make_batch(self, step: int, rank: int, ranks: int) -> PretrainBatch:
+        return make_pretrain_batch(self.shards, self.recipe, step, rank, ranks)
 
     def losses(self, batch: PretrainBatch, run: Run) -> dict[str, Tensor]:
-        with run.processes.autocast():
-            seen = see(self.network, self.normalise(batch.crops), features=True)
-            lesson = self.teacher(batch.crops)
-        losses = {"features": self.distiller(seen.features, lesson.features)}
+        seen, lesson = self.see(batch.crops, run, taught=True)
+        assert lesson is not None
+        losses = {"features": self.features(seen.features, lesson.features)}
         if lesson.scores is not None:
             losses["scores"] = score_loss(seen.raw, lesson.scores)
         logits, level = self.damage(seen.features)
         losses |= _damage_losses(logits, level, batch)
         losses |= _score_losses(seen.raw, batch, self.recipe.margin)
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        weights = [getattr(self.recipe, name) for name in losses]  # the recipe names them as they are here
+        total = torch.stack([w * loss for w, loss in zip(weights, losses.values(), strict=True)]).sum()
         return {"loss": total, **losses}
 
     def validate(self, run: Run) -> dict[str, Any] | None:
@@ -189,13 +175,9 @@ class Pretraining(Task[PretrainBatch]):
             self.finish(run)
         return None
 
-    def finished(self, run: Run) -> Path | None:
-        checkpoint = run.out / "checkpoint"
-        return checkpoint if (checkpoint / "config.json").exists() else None
-
     def finish(self, run: Run) -> Path:
         if run.is_first:
-            scorer_of(run, self.config).save_pretrained(run.out / "checkpoint")
+            self.scorer(run).save_pretrained(run.out / "checkpoint")
         return run.out / "checkpoint"
 
 

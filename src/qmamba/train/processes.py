@@ -114,6 +114,8 @@ def accelerated(
             project_dir=folder,
         )
         chosen = accelerator.device if many or device is None else device
+        if chosen.type == "cpu":  # accelerate numbers CPUs, and torch cannot load to "cpu:0"
+            chosen = torch.device("cpu")
         yield Processes(chosen, accelerator.process_index, accelerator.num_processes, accelerator)
     except ValueError as error:
         if isinstance(error, QMambaError) or "precision" not in str(error):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Calibration
-from ..checkpoints import ModelConfig
 from ..data import Rated
 from ..errors import RecipeError
 from ..metrics import plcc, srcc
-from ..models import get_architecture
-from ..models.capabilities import StageFeatures, require
 from ..protocol import Protocol
 from ..scoring import Scorer
 from .batches import Batch, make_batch
-from .calibrating import fit_calibration, raw_parts
-from .distil import Distiller
+from .calibrating import fit_calibration
+from .checkpoint_task import CheckpointTask
 from .engine import Report, Run, fit
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
-from .networks import Normaliser, make_network, see
-from .prefetch import batch_workers, made_ahead
 from .processes import Processes
-from .recipe import Plan, Recipe
-from .task import Task
-from .teacher import Teacher, check_teacher, load_teacher
+from .recipe import Recipe
 
 
 def train(
@@ -83,7 +75,7 @@ def train(
     return fit(task, recipe, out, processes=processes, device=device, resume=resume, report=report)
 
 
-class Ratings(Task[Batch]):
+class Ratings(CheckpointTask[Batch]):
     """Opinion scores, ranks of distorted copies, and in some phases a teacher's features and scores.
 
     Args:
@@ -101,41 +93,26 @@ class Ratings(Task[Batch]):
         init: str | Path | None = None,
         teacher: str | Path | None = None,
     ) -> None:
-        self.recipe, self.steps = recipe, recipe.steps
         self.folds = {fold: [r for r in ratings if r.fold == fold] for fold in ("train", "val")}
-        self.init, self.teacher_name = init, teacher
-        self.shared = {"images": recipe.images, "ranked": recipe.ranked}
         _check_folds(self.folds)
-        check_teacher(any(phase.scores > 0 for phase in recipe.phases), teacher)
-        self.config = config_of(recipe, trained_on=recipe.data, protocol=protocol_of(recipe))
-        self.teacher: Teacher | None = None
+        self.recipe, self.shared = recipe, {"images": recipe.images, "ranked": recipe.ranked}
+        super().__init__(
+            recipe, recipe.data, protocol=protocol_of(recipe), init=init, distils=recipe.distils,
+            teacher=teacher, learns_scores=any(phase.scores > 0 for phase in recipe.phases),
+        )  # fmt: skip
 
-    def setup(self, processes: Processes) -> None:
-        self.network = make_network(self.recipe, processes.device, self.init)
-        self.normalise = Normaliser(self.config.preprocessing, processes.device)
-        self.heads: nn.Module = nn.ModuleList()
-        if self.recipe.distils:
-            self.teacher = load_teacher(self.teacher_name).to(processes.device)
-            self.heads = distiller(self.network, self.teacher).to(processes.device)
+    def make_heads(self) -> nn.Module:
+        return self.distiller() if self.distils else nn.ModuleList()
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"recipe": recipe_values(self.recipe), "data": digest_of(self.folds)}
+        return {**super().fingerprint(), "data": digest_of(self.folds)}
 
-    def lr_at(self, step: int) -> float:
-        return self.recipe.lr_at(step)
-
-    def batches(self, run: Run) -> Iterator[Batch]:
-        def make(step: int) -> Batch:
-            return make_batch(self.folds["train"], self.recipe, step, run.processes.rank, run.processes.size)
-
-        return made_ahead(make, run.step, self.steps, batch_workers(run.processes.device))
+    def make_batch(self, step: int, rank: int, ranks: int) -> Batch:
+        return make_batch(self.folds["train"], self.recipe, step, rank, ranks)
 
     def losses(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         phase = self.recipe.phase_at(run.step)
-        teacher = self.teacher if phase.distil > 0 or phase.scores > 0 else None
-        with run.processes.autocast():
-            seen = see(self.network, self.normalise(batch.crops), features=teacher is not None)
-            lesson = None if teacher is None else teacher(batch.crops)
+        seen, lesson = self.see(batch.crops, run, taught=phase.distil > 0 or phase.scores > 0)
         losses = rating_losses(seen.raw, batch, self.recipe)
         losses["loss"] = phase.mos * losses["loss"]
         if lesson is not None:
@@ -149,14 +126,10 @@ class Ratings(Task[Batch]):
     def validate(self, run: Run) -> dict[str, Any] | None:
         if run.step == 0 or (run.step % self.recipe.validate_every and run.step != self.steps):
             return None
-        return validate(scorer_of(run, self.config), self.folds["val"], run.processes)
-
-    def finished(self, run: Run) -> Path | None:
-        checkpoint = run.out / "checkpoint"
-        return checkpoint if (checkpoint / "config.json").exists() else None
+        return validate(self.scorer(run), self.folds["val"], run.processes)
 
     def finish(self, run: Run) -> Path:
-        scorer = scorer_of(run, self.config)
+        scorer = self.scorer(run)
         calibration = calibrate(scorer, self.folds["train"], self.recipe, run.processes)
         if run.is_first:
             config = scorer.config.replace(calibration=calibration)
@@ -173,52 +146,15 @@ def _check_folds(folds: Mapping[str, Sequence[Rated]]) -> None:
             raise RecipeError("training needs MOS in [0, 1], higher is better; rescale the ratings first")
 
 
-def config_of(recipe: Plan, *, trained_on: str, protocol: Protocol | None = None) -> ModelConfig:
-    """Return the config of the checkpoint that a recipe makes, before it is calibrated.
-
-    Raises:
-        UnknownModelError: no such architecture.
-        CheckpointError: a name that a checkpoint cannot have.
-    """
-    architecture = get_architecture(recipe.arch)
-    return ModelConfig(
-        name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=(trained_on,),
-        licence=recipe.licence, limits=recipe.limits, dtype="float16",
-        preprocessing=architecture.preprocessing,
-        protocol=architecture.protocol if protocol is None else protocol,
-    )  # fmt: skip
-
-
 def protocol_of(recipe: Recipe) -> Protocol | None:
     """Return the protocol of scales that a recipe asks for, None for the architecture's own."""
     return Protocol("scales", max_crops=recipe.max_crops, sides=recipe.sides) if recipe.sides else None
-
-
-def recipe_values(recipe: Plan) -> dict[str, Any]:
-    """Return the values of a recipe that its result depends on."""
-    return {name: value for name, value in asdict(recipe).items() if name != "save_every"}
 
 
 def digest_of(folds: Mapping[str, Sequence[Rated]]) -> str:
     """Return a digest of the names and MOS of rated photographs; folders may move."""
     rows = "\n".join(f"{fold},{r.path.name},{r.mos}" for fold, rated in folds.items() for r in rated)
     return hashlib.sha256(rows.encode()).hexdigest()
-
-
-def distiller(network: nn.Module, teacher: Teacher) -> Distiller:
-    """Return the heads with which a network learns a teacher's features.
-
-    Raises:
-        CapabilityError: the network does not give features.
-    """
-    able = require(network, StageFeatures, "features to learn from")
-    return Distiller(able.feature_info, teacher.feature_info)
-
-
-def scorer_of(run: Run, config: ModelConfig) -> Scorer:
-    """Return the running mean of the weights as a scorer that is not calibrated."""
-    training = {"recipe": asdict(run.recipe), "steps": run.step}
-    return Scorer(copy.deepcopy(run.averaged), config.replace(training=training))
 
 
 def rating_losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
@@ -260,7 +196,7 @@ def calibrate(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, processe
     generator = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(ratings), generator=generator)[: recipe.calibration_images].tolist()
     mine = [ratings[i] for i in chosen[processes.rank :: processes.size]]
-    parts = processes.collect([(raw_parts(scorer, r.path)[0], r.mos) for r in mine])
+    parts = processes.collect([(scorer.raw_parts(r.path).raw, r.mos) for r in mine])
     pairs = [pair for part in parts for pair in part]
     found = fit_calibration([raw for raw, _ in pairs], [mos for _, mos in pairs])
     if found is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -49,17 +48,3 @@ def mixed_epoch(
         for item in epoch_indices(size, seed, epoch * count, count, stream=1 + which)
     ]
     return [pairs[i] for i in permutation(len(pairs), seed, epoch).tolist()]
-
-
-def shares(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """Split ``total`` in proportion to weights, by largest remainders.
-
-    >>> shares([1, 1, 2], 10)
-    (3, 2, 5)
-    """
-    exact = [total * weight / sum(weights) for weight in weights]
-    whole = [int(value) for value in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
-    for i in by_remainder[: total - sum(whole)]:
-        whole[i] += 1
-    return tuple(whole)

@@ -16,6 +16,7 @@ from ..checkpoints.hub import fetch_file, is_repo_id
 from ..checkpoints.locate import list_models, resolve
 from ..errors import CheckpointError
 from ..models import get_architecture
+from ..models.converted import ConvertedState
 
 WEIGHTS = "model.safetensors"  # of a Hub repository whose id names no file
 MIDDLE = 0.5  # of the scale of labels, where a new head starts
@@ -92,19 +93,23 @@ def start(network: nn.Module, name: str, root: Path | None = None) -> Start:
             architecture.start(network)
         return Start("")
     found, own = _state(name, root), network.state_dict()
-    if architecture.convert is None or own.keys() & found.keys():  # our own names
-        if wrong := sorted(k for k in own.keys() | found.keys() if _shape(own, k) != _shape(found, k)):
-            raise CheckpointError(
-                f"{name} is of another network than {network.arch}: {wrong[0]} is {_shape(found, wrong[0])} "
-                f"in it and {_shape(own, wrong[0])} here (and {len(wrong) - 1} more differ)"
-            )
-        network.load_state_dict(found, strict=True)
-        return Start(name, tuple(own))
-    try:
-        converted = architecture.convert(network, found)
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from error
-    missing = tuple(sorted(own.keys() - converted.keys()))
+    if architecture.convert is not None and found.keys() != own.keys():
+        try:
+            return _started(name, network, architecture.convert(network, found))
+        except CheckpointError as error:
+            if own.keys().isdisjoint(found):
+                raise CheckpointError(f"{name}: {error}") from error
+    if wrong := sorted(k for k in own.keys() | found.keys() if _shape(own, k) != _shape(found, k)):
+        raise CheckpointError(
+            f"{name} is of another network than {network.arch}: {wrong[0]} is {_shape(found, wrong[0])} "
+            f"in it and {_shape(own, wrong[0])} here (and {len(wrong) - 1} more differ)"
+        )
+    network.load_state_dict(found, strict=True)
+    return Start(name, tuple(own))
+
+
+def _started(name: str, network: nn.Module, converted: ConvertedState) -> Start:
+    missing = tuple(sorted(network.state_dict().keys() - converted.keys()))
     if "head.fc.bias" in missing:
         nn.init.constant_(network.get_parameter("head.fc.bias"), MIDDLE)
     return Start(name, tuple(sorted(converted)), missing, dict(converted.dropped))

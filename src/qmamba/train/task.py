@@ -28,12 +28,14 @@ class Task(ABC, Generic[B]):
         heads: what is trained along with it and not kept.
         steps: of the whole training; 0 where nothing is trained and :meth:`finish` is all there is.
         shared: numbers of the recipe by name that must divide by the number of processes.
+        resumable: whether states are saved.
     """
 
     network: nn.Module
     heads: nn.Module
     steps: int
     shared: dict[str, int]
+    resumable: bool = True
 
     @abstractmethod
     def setup(self, processes: Processes) -> None:

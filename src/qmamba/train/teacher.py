@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..images import Preprocessing
 from ..models import Architecture, create_model, get_architecture, register
 from ..models.capabilities import StageFeatures, require
-from .networks import Normaliser, see
+from .networks import Interface, interface_of
 
 LITE0 = "efficientnet-lite0"
 FROZEN_BLOCKS = 5  # up to stride 8: the most general features, and most of a backward pass
@@ -32,20 +32,20 @@ class Teacher(nn.Module):
 
     Args:
         network: any network with the capability :class:`StageFeatures`. It is frozen in place.
-        preprocessing: of the network.
+        interface: of the network.
         rates: whether its raw quality means something.
 
     Raises:
         CapabilityError: the network does not give features.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, *, rates: bool) -> None:
+    def __init__(self, network: nn.Module, interface: Interface, *, rates: bool) -> None:
         super().__init__()
         require(network, StageFeatures, "features to learn from")
         # CPUs convolve faster over channels that lie side by side.
         self.network = network.eval().requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.preprocessing, self.rates = preprocessing, rates
+        self.interface, self.rates = interface, rates
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -54,9 +54,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Lesson:
-        """Return features and scores of pixels (B, 3, S, S), 0 to 255."""
-        images = Normaliser(self.preprocessing, next(self.network.parameters()).device)(pixels)
-        seen = see(self.network, images, features=True)
+        """Return features and scores of pixels (B, 3, S, S) uint8."""
+        seen = self.interface.see(self.network, pixels, features=True)
         return Lesson(seen.features, seen.raw if self.rates else None)
 
 
@@ -75,17 +74,12 @@ def load_teacher(name: str | Path | None = None) -> Teacher:
     """
     if name is not None:
         network, config = load_checkpoint(resolve(name))
-        return Teacher(network, config.preprocessing, rates=True)
+        interface = Interface(config.preprocessing, get_architecture(config.arch).output)
+        return Teacher(network, interface, rates=True)
     with torch.random.fork_rng():
         network = create_model(LITE0)
         start_lite0(network)
-    return Teacher(network, get_architecture(LITE0).preprocessing, rates=False)
-
-
-def check_teacher(wanted: bool, teacher: str | Path | None) -> None:
-    """Refuse a recipe that learns a teacher's scores without a teacher that rates."""
-    if wanted and teacher is None:
-        raise RecipeError("this recipe learns a teacher's scores; give the checkpoint of one that rates")
+    return Teacher(network, interface_of(LITE0), rates=False)
 
 
 class EfficientNetLite0(nn.Module):

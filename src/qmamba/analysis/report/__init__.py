@@ -1,4 +1,4 @@
-"""One page about many images: scores, thumbnails, maps, in a file that needs nothing else."""
+"""Report about many images: scores, thumbnails and maps in one HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from qmamba.errors import ImageError
 from qmamba.images import label, thumbnail
 from qmamba.scoring import QualityMap, Scorer
 from qmamba.scoring.pipeline import decode_ahead, pixel_limit, senseless
+from qmamba.scoring.quality_map import mappable
 
 THUMBNAIL = 360  # pixels of the longer side
 JPEG_QUALITY = 78
 BINS = 20
-STRIP = 8  # images in the strips of the best and of the worst, at most
+STRIP = 8  # maximum number of images in the strips of the best and of the worst
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """How many images a report shows with a score, and how many with an error."""
+    """Number of images in a report with a score, and with an error."""
 
     scored: int
     failed: int
@@ -41,7 +42,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """What is kept of an image once it has been written."""
+    """An image whose card has been written."""
 
     place: int
     name: str
@@ -61,29 +62,31 @@ def write_report(
     """Score image files and write a page about them: one HTML file that loads nothing else.
 
     The page has a thumbnail and a map of each image, sorts them by score or name, and shows a histogram, the
-    best and the worst, and the errors of what could not be scored. Of an image no more than that is kept
-    while the next ones are scored, and it is kept on disk: about 20 KB each.
+    best and the worst, and the errors of images that could not be scored. While the next images are scored,
+    cards of the earlier ones are kept on disk, about 20 KB each.
 
     Args:
-        path: of the page. It is written when all images have been scored, in place of what was there.
-        scorer: with the adapter that is active.
-        images: paths, in the order that counts as that of their names.
+        path: of the page. It is written when all images have been scored, and replaces a file of that name.
+        scorer: is used with its active adapter.
+        images: paths, in the order of their names.
         title: of the page.
         batch_size, max_pixels: as for `Scorer.score`.
         done: called after each image.
 
     Returns:
-        How many images were scored, and how many were not.
+        Number of images that were scored, and that were not.
 
     Raises:
-        BackendError: the network is none that `create_model` builds.
+        CapabilityError: the network does not give values of its positions, which maps are made of.
+        ArgumentError: an option of a wrong type or out of range.
         OSError: the page cannot be written.
     """
     limit = pixel_limit(batch_size, max_pixels)
+    mappable(scorer.network, scorer.config)  # before images are read
     scored: list[_Scored] = []
     errors: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as cards:
-        for place, decoded in enumerate(decode_ahead(iter(images), limit)):
+        for place, decoded in enumerate(decode_ahead(iter(images), limit, held=True)):
             name = label(images[place])
             try:
                 if isinstance(decoded, ImageError):
@@ -104,12 +107,12 @@ def write_report(
 
 
 def _write(path: Path, slots: dict[str, str], cards: IO[str]) -> None:
-    """The template with its slots filled, and in its slot `cards` what was written meanwhile."""
+    """Write the template with its slots filled, and the file `cards` in the slot of that name."""
     template = resources(__package__).joinpath("template.html").read_text(encoding="utf-8")
-    unfinished = path.with_name(f"{path.name}.part")  # no half a page where a disk is full
+    unfinished = path.with_name(f"{path.name}.part")  # a full disk leaves no half of a page
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as page:
-            # Split once: what comes from names is never searched for slots.
+            # Split once: text from file names is never searched for slots.
             for i, piece in enumerate(re.split(r"\{\{(\w+)\}\}", template)):
                 if i % 2 == 0:
                     page.write(piece)
@@ -138,7 +141,7 @@ def _card(place: int, path: str | os.PathLike[str], pixels: torch.Tensor, found:
 
 
 def _map_text(found: QualityMap) -> str:
-    """Columns, rows, lower and upper limit, and a byte for each value: 0 for none, 1 to 255 for the range."""
+    """Return columns, rows, both limits, and a byte per value: 0 for none, 1 to 255 for the range."""
     low, high = found.limits()
     values = (found.coarse() - low) / (high - low)
     levels = np.where(np.isnan(values), 0, 1 + np.rint(254 * np.nan_to_num(values).clip(0, 1)))
@@ -152,9 +155,10 @@ def _error(name: str, message: str) -> str:
 
 
 def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequence[str]) -> dict[str, str]:
-    best_first = sorted(scored, key=lambda image: -image.score)
+    best_first = sorted(scored, key=lambda image: image.score if scorer.lower_better else -image.score)
     length = min(STRIP, max(1, len(scored) // 2))
-    histogram, tallest = _histogram([image.score for image in scored])
+    low, high = scorer.score_range
+    histogram, tallest = _histogram([image.score for image in scored], low, high)
     adapter = scorer.active_adapter
     model = scorer.name if adapter is None else f"{scorer.name} with the adapter {adapter}"
     return {
@@ -162,6 +166,10 @@ def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequen
         "model": html.escape(model),
         "protocol": html.escape(scorer.protocol.kind),
         "trained_on": html.escape(", ".join(scorer.trained_on) or "unknown data"),
+        "better": "lower" if scorer.lower_better else "higher",
+        "low": f"{low:g}",
+        "high": f"{high:g}",
+        "axis": "".join(f"<span>{low + (high - low) * i / 5:.3g}</span>" for i in range(6)),
         "summary": _summary([image.score for image in scored], len(errors)),
         "histogram": histogram,
         "tallest": tallest,
@@ -188,16 +196,17 @@ def _summary(scores: Sequence[float], failed: int) -> str:
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in numbers.items())
 
 
-def _histogram(scores: Sequence[float]) -> tuple[str, str]:
-    """Bars only, to be stretched over the page, which has the numbers under them; and how high they reach."""
-    counts = np.histogram(np.clip(scores, 0, 1), bins=BINS, range=(0, 1))[0].tolist()
+def _histogram(scores: Sequence[float], low: float, high: float) -> tuple[str, str]:
+    """Return a drawing of bars only, which the page stretches and labels; and the height of the tallest."""
+    counts = np.histogram(np.clip(scores, low, high), bins=BINS, range=(low, high))[0].tolist()
+    edges = np.linspace(low, high, BINS + 1)
     most = max(1, *counts)
     bars = []
     for place, count in enumerate(counts):
         height = 100 * count / most
         bars.append(
             f'<rect x="{place + 0.06:.2f}" y="{100 - height:.2f}" width="0.88" height="{height:.2f}">'
-            f"<title>{place / BINS:.2f} to {(place + 1) / BINS:.2f}: {count}</title></rect>"
+            f"<title>{edges[place]:.2f} to {edges[place + 1]:.2f}: {count}</title></rect>"
         )
     drawing = (
         f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="img" '

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...ops.precision import without_autocast
@@ -105,8 +106,8 @@ class StatisticsHead(nn.Module):
         total = self.fc.bias - (weight * self.mean).sum()
         h, w = features[-1].shape[1:3]
         for x, s, weights in zip(features, found, torch.split(weight, sizes), strict=True):
-            of_mean, of_deviation = weights.to(s.dtype).view(2, -1)
-            mean, deviation = s[:, :, None, None].unbind(1)  # (B, 1, 1, C) each
+            of_mean, of_deviation = rearrange(weights.to(s.dtype), "(two c) -> two c", two=2)
+            mean, deviation = rearrange(s, "b two c -> two b 1 1 c")
             with without_autocast(x.device):
                 x = x.to(s.dtype)
                 squares = ((x - mean).square() + EPS) / deviation

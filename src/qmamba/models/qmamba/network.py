@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import CapabilityError
 from ...ops import cross_scan_routes, local_scan_routes
+from ..hooks import hooked
 from . import cpu
 from .heads import MeanHead, StatisticsHead, statistics
 from .layers import Block, Downsample, Stem
@@ -19,7 +20,7 @@ Prompts: TypeAlias = Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList
 
 MIN_SIDE = 32
 HEADS = ("mean", "statistics")
-# Far above any use: a stranger's config must not keep the machine busy before it is refused.
+# Far above any use: an untrusted config is refused before it costs time or memory.
 MAX_WIDTH, MAX_BLOCKS, MAX_MLP_RATIO = 2**16, 1000, 64
 
 
@@ -31,12 +32,17 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample if downsample is not None else nn.Identity()
 
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (B, H, W, C) before the downsample, and after it (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
+        features = self.blocks(x)
+        return features, self.downsample(features)
+
 
 class QMamba(nn.Module):
-    """The network: normalised images (B, 3, H, W), any H, W ≥ 32, to raw quality (B, 1).
+    """Normalised images (B, 3, H, W), any H, W ≥ 32, to raw quality (B, 1).
 
-    Images are normalised with ImageNet's mean and standard deviation by the caller (a
-    :class:`qmamba.Scorer` does it). What the raw number means is a matter of the weights.
+    The caller normalises the images with ImageNet's mean and standard deviation (a :class:`qmamba.Scorer`
+    does it). The scale of raw quality depends on the weights.
 
     Args:
         widths: channels of the stages.
@@ -44,16 +50,16 @@ class QMamba(nn.Module):
         windows: ``None`` for QMamba's cross-scan, or the window side of each stage for LQMamba's local
             scan, which also gives every block a route gate.
         mlp_ratio: hidden width of the MLPs over their width.
-        drop_path: highest rate of stochastic depth; grows linearly over the blocks from 0.
+        drop_path: maximum rate of stochastic depth; it grows linearly over the blocks from 0.
         head: ``"mean"``, the paper's, or ``"statistics"``: a linear function of the means and deviations of
             the features of all stages, see :class:`qmamba.models.qmamba.heads.StatisticsHead`.
 
     Attributes:
-        out_widths: per stage the channels of its output, after the downsample.
-        feature_info: per stage ``num_chs``, ``reduction`` and ``module``, as timm's users know it.
-        checkpointing: keep only the blocks' inputs for the backward, which computes the rest again: more
-            time, less memory, the same gradients. Set it to True or False at any time.
-        arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
+        out_widths: channels of each stage's output, after the downsample.
+        feature_info: ``num_chs``, ``reduction`` and ``module`` of each stage, as in timm.
+        checkpointing: keep only the blocks' inputs for the backward, which recomputes the rest: more time,
+            less memory, the same gradients. It can be set at any time.
+        arch, overrides: the registered name and the keyword arguments given, set by ``create_model``.
     """
 
     arch: str = "custom"
@@ -127,7 +133,7 @@ class QMamba(nn.Module):
         _check_images(images)
         with cpu.working(images):
             features = self._features(images, None)
-            raw = self._raw(self.head, features)
+            raw: Tensor = self.head(self._input_of(self.head, features))
         return raw, [x.permute(0, 3, 1, 2) for x in features]
 
     def forward_positions(
@@ -149,10 +155,9 @@ class QMamba(nn.Module):
 
         def raw_and_positions(images: Tensor) -> tuple[Tensor, Tensor]:
             features = self._features(images, prompts)
-            if isinstance(head, MeanHead):
-                return head(features[-1]), head.positions(features[-1])
-            found = [self._run(statistics, x) for x in features]
-            return head(found), head.positions(features, found)
+            given = self._input_of(head, features)
+            positions = (given,) if isinstance(head, MeanHead) else (features, given)
+            return head(given), head.positions(*positions)
 
         raw, positions = cpu.in_batches(raw_and_positions, images, self, prompts, head)
         return raw, positions
@@ -194,10 +199,12 @@ class QMamba(nn.Module):
     def _stage(self, s: int, x: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
         """Return a stage's features (B, H, W, C) before its downsample, and after it and the prompt."""
         stage = self.stages[s]
-        assert isinstance(stage, Stage)
-        for block in stage.blocks:
-            x = self._run(block, x)
-        features, x = x, cpu.run(stage.downsample, x)
+        if type(stage) is not Stage or type(stage.blocks) is not nn.Sequential or hooked(stage, stage.blocks):
+            features, x = stage(x)
+        else:
+            for block in stage.blocks:
+                x = self._run(block, x)
+            features, x = x, cpu.run(stage.downsample, x)
         return features, x if prompts is None else prompts[s](x)
 
     def _finish(
@@ -225,10 +232,10 @@ class QMamba(nn.Module):
             walked.append(features)
         return [*walked[:-1], x]
 
-    def _raw(self, head: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    def _input_of(self, head: nn.Module, features: Sequence[Tensor]) -> Any:
+        """Return the argument of a head: the last features, or the statistics of all."""
         statistical = isinstance(head, StatisticsHead)
-        raw: Tensor = head([self._run(statistics, x) for x in features] if statistical else features[-1])
-        return raw
+        return [self._run(statistics, x) for x in features] if statistical else features[-1]
 
     def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return ``part(x)``; with activation checkpointing, only its input is kept for the backward."""
@@ -238,12 +245,12 @@ class QMamba(nn.Module):
         return checkpoint(cpu.run, part, x, use_reentrant=False, preserve_rng_state=self.training)  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that an optimiser should not decay: norms, biases, A_log and D."""
+        """Return the names of the parameters without weight decay: norms, biases, A_log and D."""
         return undecayed(self)
 
 
 def undecayed(module: nn.Module) -> set[str]:
-    """Names of a module's norms, biases, A_log and D, on which weight decay has no business."""
+    """Return the names of a module's norms, biases, A_log and D, which should not decay."""
     names = {name for name, p in module.named_parameters() if p.ndim <= 1}
     return names | {n for n, _ in module.named_parameters() if n.endswith((".A_log", ".D", ".dt_bias"))}
 
@@ -259,35 +266,39 @@ def _check_plan(widths: Sequence[int], depths: Sequence[int], windows: Sequence[
     given = [widths, depths] if windows is None else [widths, depths, windows]
     if any(isinstance(v, str) or not isinstance(v, Sequence) for v in given):
         raise ValueError(
-            f"widths, depths and windows are lists, one entry a stage: got {widths}, {depths}, {windows}"
+            "widths, depths and windows must be lists with one entry per stage, "
+            f"got {widths}, {depths}, {windows}"
         )
     if len(widths) != len(depths) or (windows is not None and len(windows) != len(widths)) or not widths:
         raise ValueError(
-            f"widths, depths and windows need one entry a stage: got {widths}, {depths}, {windows}"
+            f"widths, depths and windows must have one entry per stage, got {widths}, {depths}, {windows}"
         )
     numbers = [*widths, *depths, *(windows or ())]
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-        raise ValueError(f"widths, depths and windows are positive integers: {widths}, {depths}, {windows}")
+        raise ValueError(
+            f"widths, depths and windows must be positive integers, got {widths}, {depths}, {windows}"
+        )
     if any(width % 4 for width in widths):
-        raise ValueError(f"widths must be multiples of 4, for the stem and the route gate: got {widths}")
+        raise ValueError(f"widths must be multiples of 4, for the stem and the route gate, got {widths}")
     if max(widths) > MAX_WIDTH or sum(depths) > MAX_BLOCKS:
         raise ValueError(
-            f"no more than {MAX_BLOCKS} blocks, nor widths above {MAX_WIDTH}: got {widths}, {depths}"
+            f"depths must add up to at most {MAX_BLOCKS}, and widths be at most {MAX_WIDTH}, "
+            f"got {depths} and {widths}"
         )
 
 
 def _check_rates(width: int, mlp_ratio: float, drop_path: float) -> None:
     for name, value in (("mlp_ratio", mlp_ratio), ("drop_path", drop_path)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{name} is a number, not {value!r}")
+            raise ValueError(f"{name} must be a number, got {value!r}")
     if not 0.0 <= drop_path < 1.0:
-        raise ValueError(f"drop_path is a rate in [0, 1), not {drop_path}")
+        raise ValueError(f"drop_path must be in [0, 1), got {drop_path}")
     if not 1 / width <= mlp_ratio <= MAX_MLP_RATIO:
-        raise ValueError(f"mlp_ratio is between 1 / width and {MAX_MLP_RATIO}, not {mlp_ratio}")
+        raise ValueError(f"mlp_ratio must be between 1 / width and {MAX_MLP_RATIO}, got {mlp_ratio}")
 
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"the network takes images of shape (B, 3, H, W), not {tuple(images.shape)}")
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
     if min(images.shape[2:]) < MIN_SIDE:
-        raise ValueError(f"the network needs sides of at least {MIN_SIDE}, not {tuple(images.shape[2:])}")
+        raise ValueError(f"images must have sides of at least {MIN_SIDE}, got {tuple(images.shape[2:])}")

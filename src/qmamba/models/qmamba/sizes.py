@@ -1,7 +1,7 @@
 """The sizes of QMamba and LQMamba, registered as architectures.
 
-Widths and depths are the paper's; its "depth 4" and "depth 15" are the depths of the third stage.
-Windows and drop-path rates are choices of this project, as the paper does not give them.
+Widths and depths are the paper's; its "depth 4" and "depth 15" are the depths of the third stage. The paper
+does not give windows and drop-path rates: these are this project's choices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Size:
     Args:
         width: channels of the first stage.
         depth: blocks of the third stage; the others have two.
-        drop_path: highest rate of stochastic depth.
+        drop_path: maximum rate of stochastic depth.
         windows: None for QMamba's cross-scan, or the window side of each stage for LQMamba's local scan.
     """
 
@@ -34,7 +34,7 @@ class Size:
     windows: tuple[int, ...] | None = None
 
     def __call__(self, **overrides: Any) -> QMamba:
-        """Build the network, with the keyword arguments of :class:`QMamba` in place of its own."""
+        """Build the network; keyword arguments of :class:`QMamba` override those of this size."""
         plan: dict[str, Any] = {
             "widths": doubling(self.width),
             "depths": (2, 2, self.depth, 2),
@@ -45,7 +45,7 @@ class Size:
 
 
 def doubling(width: int) -> tuple[int, int, int, int]:
-    """Widths of four stages, each twice the one before."""
+    """Return the widths of four stages, each twice the one before."""
     return width, 2 * width, 4 * width, 8 * width
 
 

@@ -1,4 +1,4 @@
-"""Rows of tables beside the paper's, as text for a terminal and as a page of the documentation."""
+"""Measured rows beside the paper's, as text for a terminal and as a page of the documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {
     "table5": "Table 5: task-specific, generated images",
     "table6": "Table 6: universal, set by set",
     "table7": "Table 7: transfer from generated images, LQMamba-B",
-    "public": "Not in the paper: sets that anyone can have",
+    "public": "Not in the paper: sets that anyone can download",
 }
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
@@ -22,27 +22,28 @@ Line = tuple[str, ...]
 
 
 def lines_of(row: Mapping[str, Any]) -> list[Line]:
-    """The cells of a row as :data:`HEADER` names them, and their average; what is absent says so.
+    """Return the cells of a row, as :data:`HEADER` names them, and their average.
 
     Args:
-        row: what :func:`qmamba.train.paper.rows.do_row` gives; or the same with nothing done yet.
+        row: what :func:`qmamba.train.paper.rows.do_row` returns, or the same with nothing done yet.
 
-    PLCC is the one after the logistic fit. The average is over all cells, and there is none while one is
-    absent.
+    PLCC is the one after the logistic fit. The average is over all cells, and missing while one is absent. A
+    dry run, whose numbers mean nothing, has no differences.
     """
     found, lines = [], []
+    compared = not row["dry_run"]
     for cell in row["cells"]:
         ours = _ours(cell)
         paper = cell["paper"] and (cell["paper"][1], cell["paper"][0])  # SRCC first
         found.append((ours, paper))
         learnt = "+".join(cell["sources"]) if [*cell["sources"]] != [cell["test"]] else "the same"
         splits = str(len(cell["splits"])) if ours else ABSENT
-        lines.append((learnt, cell["test"], splits, *_numbers(ours, paper)))
+        lines.append((learnt, cell["test"], splits, *_numbers(ours, paper, compared)))
     if len(found) > 1:
         ours = _mean([each for each, _ in found])
         printed = dict(row["recipe"]["paper"]).get(AVERAGE)
         paper = (printed[1], printed[0]) if printed else _mean([each for _, each in found])
-        lines.append(("", AVERAGE, "", *_numbers(ours, paper)))
+        lines.append(("", AVERAGE, "", *_numbers(ours, paper, compared)))
     return lines
 
 
@@ -59,18 +60,21 @@ def _mean(pairs: Sequence[Any]) -> tuple[float, float] | None:
     return first, second
 
 
-def _numbers(ours: Any, paper: Any) -> list[str]:
+def _numbers(ours: Any, paper: Any, compared: bool) -> list[str]:
     cells = []
     for i in range(2):
         mine, theirs = (None if pair is None else pair[i] for pair in (ours, paper))
         cells.append("-" if mine is None else f"{mine:.3f}")
         cells.append("-" if theirs is None else f"{theirs:.3f}")
-        cells.append("-" if mine is None or theirs is None else f"{mine - theirs:+.3f}")
+        if mine is None or theirs is None or not compared:
+            cells.append("-")
+        else:
+            cells.append(f"{mine - theirs:+.3f}")
     return cells
 
 
 def row_text(name: str, row: Mapping[str, Any]) -> str:
-    """A row as a table for a terminal; each absent cell has a line that says what is lacking."""
+    """Return a row as a table for a terminal, with a line on what each absent cell lacks."""
     lines = [HEADER, *lines_of(row)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     text = [_title(name, row)]
@@ -92,7 +96,7 @@ def _title(name: str, row: Mapping[str, Any]) -> str:
 
 
 def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """docs/results.md, from rows by name, as ``table1/lqmamba-t``; those with nothing done say absent."""
+    """Return docs/results.md from rows by name, ``table1/lqmamba-t`` and so on."""
     text = [
         "# Results",
         "",

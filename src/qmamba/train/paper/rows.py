@@ -13,8 +13,9 @@ from ...checkpoints.safetensors_file import replace_file
 from ..processes import is_first
 from ..start import no_start
 from .recipe import PaperRecipe, Printed
-from .runs import Run, Workshop, each_run
+from .runs import Run, Workshop
 from .sets import missing
+from .task import each_run
 
 METRICS = ("srcc", "plcc", "plcc_fitted")
 

@@ -1,124 +1,166 @@
-"""The paper's trainings as a task: a network, or an adapter beside one, on one or several rated sets."""
+"""The paper's runs as a task: a network, or an adapter beside one, on one or several rated sets."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...adapters import Adapter, create
+from ...adapters import Adapter, AdapterConfig, create, save_adapter
+from ...calibration import Calibration
+from ...checkpoints import ModelConfig
+from ...checkpoints.safetensors_file import replace_file
 from ...data import Rated
-from ...images import as_bytes
-from ...metrics import MetricError, plcc, plcc_fitted, srcc
-from ...models import create_model, get_architecture
-from ...protocol import Protocol, fit_side, windows
+from ...metrics import plcc, srcc
+from ...models import create_model
 from ...scoring import Scorer, load
-from ..engine import Report, Run
+from ...version import __version__
+from ..calibrating import fit_calibration
+from ..engine import Report, Run, fit
 from ..losses import pairwise_ranking, plcc_loss, smooth_l1
-from ..networks import Normaliser
-from ..prefetch import batch_workers, made_ahead
-from ..processes import Processes
-from ..start import Start, start
+from ..networks import Interface, interface_of
+from ..processes import Processes, is_first
+from ..start import Start, no_start, start
+from ..state import forget_state
 from ..task import Task
-from .recipe import PaperRecipe
-from .sets import Crops, RatedSet
+from ..tracking import Tracker
+from .curve import draw_curve
+from .recipe import NO_TUNING, PaperRecipe
+from .runs import Run as PaperRun
+from .runs import Workshop, folder_of, identity, runs_of
+from .sets import Crops, RatedSet, read_set, split_set
+from .testing import measure, protocol_of, rate_images
 
-if TYPE_CHECKING:
-    from .runs import Finish
-
+RESULTS, CURVE = "results.json", "curve.png"
+CALIBRATION_IMAGES = 200  # of each training set
 VAL_IMAGES = 100  # of each set that a learning curve's SRCC is measured on, spread over its fold
 Batch = tuple[Tensor, Tensor]
 
 
-class PaperTask(Task[Batch]):
-    """Opinion scores of sets on one scale, by the losses of a recipe.
+def do_run(
+    run: PaperRun, recipe: PaperRecipe, shop: Workshop, ratings: dict[str, list[Rated]] | None = None
+) -> dict[str, Any]:
+    """Do a run, or resume it, unless its results exist.
 
     Args:
-        recipe: with the seed of this run.
-        sets: to learn, in one split; none to measure only.
-        init: name of the weights to start from, or the folder of the base.
-        adapter: method of the adapter; "" to train the network itself.
-        finish: measures and saves what was learnt.
-        root: folder that data sets and weights lie in.
-        workers: processes that make crops, for each training process.
-        max_steps: stop after this many steps.
+        ratings: sets that have been read, by name; others are added.
+
+    Returns:
+        ``{"sets": {name: {"n", "srcc", "plcc", "plcc_fitted"}}, "split", "start", "steps", …}``, as in the
+        results file of its folder.
+
+    Raises:
+        DataSetError: a set is absent, or not as expected.
+        RecipeError, CheckpointError, ImageError: as its parts do.
+    """
+    folder = shop.out / folder_of(run, recipe)
+    if not (folder / RESULTS).is_file():
+        if run.base is not None:
+            do_run(run.base, recipe, shop, ratings)
+        ratings = {} if ratings is None else ratings
+        for name in run.sets:
+            if name not in ratings:
+                ratings[name] = read_set(name, shop.root)
+        sets = {
+            name: split_set(name, ratings[name], recipe, run.split, dry=shop.dry, cache=shop.cache)
+            for name in run.sets
+        }
+        task, device = PaperTask(run, recipe, shop, sets), "cpu" if shop.cpu else None
+        tracker = None
+        if shop.log is not None and run.train:
+            tracker = Tracker(shop.log, str(folder_of(run, recipe)), run.title)
+        seeded = replace(recipe, seed=recipe.seed + run.split)
+        fit(task, seeded, folder, device=device, tracker=tracker, report=shop.report_of(run))
+    if is_first():
+        forget_state(folder)
+    found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return found
+
+
+def each_run(
+    recipe: PaperRecipe, shop: Workshop, absent: Callable[[PaperRun], str | None]
+) -> Iterator[tuple[PaperRun, dict[str, Any] | str]]:
+    """Do the runs of all splits in order; yield each with its results, or with what it lacks."""
+    ratings: dict[str, list[Rated]] = {}
+    for split in range(1 if shop.dry else recipe.splits):
+        for run in runs_of(recipe, split):
+            lack = absent(run)
+            yield run, do_run(run, recipe, shop, ratings) if lack is None else lack
+
+
+class PaperTask(Task[Batch]):
+    """A run: learn opinion scores of sets on one scale, measure, and save weights and results.
+
+    Args:
+        run: what is learnt and measured.
+        recipe: how; split i adds i to its seed.
+        shop: where and with what.
+        sets: all sets of the run, in its split.
 
     Attributes:
         began: what the network started from, after :meth:`setup`.
         base: the base of an adapter, after :meth:`setup`.
     """
 
-    def __init__(
-        self,
-        recipe: PaperRecipe,
-        sets: Sequence[RatedSet],
-        *,
-        finish: Finish,
-        init: str | Path = "",
-        adapter: str = "",
-        identity: Mapping[str, Any] | None = None,
-        root: Path | None = None,
-        workers: int = 0,
-        max_steps: int | None = None,
-    ) -> None:
-        self.recipe, self.sets, self.adapter_method = recipe, list(sets), adapter
-        self.init, self.root, self.workers = init, root, workers
-        self.identity, self._finish = dict(identity or {}), finish
-        self.began, self.steps = Start(""), 0
+    def __init__(self, run: PaperRun, recipe: PaperRecipe, shop: Workshop, sets: dict[str, RatedSet]) -> None:
+        self.run, self.recipe, self.shop, self.sets = run, recipe, shop, sets
+        self.steps, self.shared, self.resumable = 0, {}, not shop.dry
         self.base: Scorer | None = None
-        self.crops: Crops | None = None
         self.rated: Any = None
-        self.shared = {}
-        if self.sets:
-            self.crops = Crops(self.sets, recipe, recipe.seed)
-            self.steps = self.crops.steps if max_steps is None else min(max_steps, self.crops.steps)
-            self.shared["batch"] = self.crops.batch // recipe.accumulate
+        if run.train:
+            self.crops = Crops(self._learnt, recipe, recipe.seed + run.split)
+            self.steps = min(2, self.crops.steps) if shop.dry else self.crops.steps
+            self.shared = {"batch": self.crops.batch // recipe.accumulate}
         self.peak = recipe.lr
 
     def setup(self, processes: Processes) -> None:
-        recipe, self.heads = self.recipe, nn.ModuleList()
-        if isinstance(self.init, Path):
-            self.base = load(self.init, device=processes.device)
-            self.rated, preprocessing = self.base.base(), self.base.config.preprocessing
-            self.began = Start("the base", tuple(self.rated.state_dict()))
-        else:
-            self.rated = create_model(recipe.arch, **recipe.overrides)
-            self.began = start(self.rated, self.init, self.root)
+        recipe, run, self.heads = self.recipe, self.run, nn.ModuleList()
+        if run.base is None:
+            absent = self.shop.dry and no_start(recipe.init_from, self.shop.root) is not None
+            self.rated, self.interface = (
+                create_model(recipe.arch, **recipe.overrides),
+                interface_of(recipe.arch),
+            )
+            self.began = start(self.rated, "" if absent else recipe.init_from, self.shop.root)
             self.rated.to(processes.device)
-            preprocessing = get_architecture(recipe.arch).preprocessing
-        self.normalise, self.network = Normaliser(preprocessing, processes.device), self.rated
-        if self.adapter_method:
-            adapter = create(self.adapter_method, self.rated, **recipe.adapter_options)
+        else:
+            folder = self.shop.out / folder_of(run.base, recipe)
+            self.base = load(folder / "checkpoint", device=processes.device)
+            self.rated, self.interface = self.base.base(), Interface(self.base.config.preprocessing)
+            self.began = Start("the base", tuple(self.rated.state_dict()))
+        self.network, self.device = self.rated, processes.device
+        if run.base is not None and recipe.adapter != NO_TUNING:
+            adapter = create(recipe.adapter, self.rated, **recipe.adapter_options)
             self.network, self.peak = adapter.to(processes.device), recipe.adapter_lr or adapter.lr
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.identity
-
-    def lr_at(self, step: int) -> float:
-        return self.recipe.lr_at(step, self._crops.epoch_steps, self.peak)
+        return identity(self.run, self.recipe)
 
     @property
-    def _crops(self) -> Crops:
-        assert self.crops is not None
-        return self.crops
+    def _learnt(self) -> list[RatedSet]:
+        return [self.sets[name] for name in self.run.train]
+
+    def lr_at(self, step: int) -> float:
+        return self.recipe.lr_at(step, self.crops.epoch_steps, self.peak)
 
     def batches(self, run: Run) -> Iterator[Batch]:
         """Yield this process's part of each accumulated part of each batch."""
         parts, processes = self.recipe.accumulate, run.processes
-        part = self._crops.batch // parts
+        part = self.crops.batch // parts
         share = part // processes.size
-        starts = range(run.step * self._crops.batch, self.steps * self._crops.batch, part)
+        starts = range(run.step * self.crops.batch, self.steps * self.crops.batch, part)
         mine = [list(range(s + processes.rank * share, s + (processes.rank + 1) * share)) for s in starts]
         return iter(
             DataLoader(
-                self._crops,
+                self.crops,
                 batch_sampler=mine,
-                num_workers=self.workers,
+                num_workers=self.shop.workers,
                 pin_memory=processes.device.type == "cuda",
                 generator=torch.Generator(),  # none of the process's own
             )
@@ -126,34 +168,32 @@ class PaperTask(Task[Batch]):
 
     def rate(self, trained: nn.Module, pixels: Tensor) -> Tensor:
         """Return raw quality (B,) of pixels (B, 3, S, S) by a network, or by an adapter of the base."""
-        images = self.normalise(pixels)
-        raw = trained(self.rated, images) if isinstance(trained, Adapter) else trained(images)
-        return raw[:, 0]  # type: ignore[no-any-return]
+        if not isinstance(trained, Adapter):
+            return self.interface.see(trained, pixels).raw
+        raw = trained(self.rated, self.interface.images(pixels, self.device))
+        return raw[:, 0].float()  # type: ignore[no-any-return]
 
     def losses(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         pixels, mos = batch
         with run.processes.autocast():
             raw = self.rate(self.network, pixels)
-        return losses_of(raw.float(), mos.to(raw.device).float(), self.recipe)
+        return losses_of(raw, mos.to(raw.device).float(), self.recipe)
 
     def rate_set(self, run: Run, images: Sequence[Rated], of: RatedSet, done: Report | None = None) -> Tensor:
         """Return raw quality (n, crops) of images of a set by the weights to keep."""
-        trained = run.averaged
-        return rate_images(
-            lambda pixels: self.rate(trained, pixels),
-            images,
-            of,
-            protocol_of(self.recipe),
-            run.processes,
-            done,
-        )
+        trained, protocol = run.averaged, protocol_of(self.recipe)
+
+        def rate(pixels: Tensor) -> Tensor:
+            return self.rate(trained, pixels)
+
+        return rate_images(rate, images, of, protocol, run.processes, done)
 
     def validate(self, run: Run) -> dict[str, Any] | None:
         """Return mean SRCC and PLCC on some images of the folds "val", after each epoch."""
-        if run.step == 0 or run.step % self._crops.epoch_steps:
+        if run.step == 0 or run.step % self.crops.epoch_steps:
             return None
         found = []
-        for each in self.sets:
+        for each in self._learnt:
             images = list(each.folds.get("val", ()))
             images = images[:: -(-len(images) // VAL_IMAGES) or 1]
             if len(images) > 1:
@@ -165,7 +205,63 @@ class PaperTask(Task[Batch]):
         return {"val_srcc": means[0], "val_plcc": means[1]}
 
     def finish(self, run: Run) -> Path:
-        return self._finish(self, run)
+        """Measure what was learnt on the test folds, and write the weights and, last, the results."""
+        report = self.shop.report_of(self.run) if run.is_first else None
+
+        def rated(name: str, images: list[Rated]) -> Tensor:
+            return self.rate_set(run, images, self.sets[name], report)
+
+        if report is not None and self.began.dropped and self.run.split == 0:
+            report({"note": self.began.report()})
+        measured = {}
+        for name in self.run.test:
+            images = list(self.sets[name].folds["test"])
+            measured[name] = measure(rated(name, images).mean(dim=1), [r.mos for r in images])
+        results = {
+            "run": self.fingerprint(), "split": self.sets[self.run.test[0]].split,
+            "start": self.began.to_dict(), "steps": self.steps, "sets": measured, "dry_run": self.shop.dry,
+            "qmamba": __version__, "torch": torch.__version__,
+        }  # fmt: skip
+        calibration = self._calibration(rated) if self.run.train else None
+        if run.is_first:
+            if calibration is not None:
+                self._save_weights(run, calibration, results)
+                draw_curve(run.out, run.out / CURVE, self.run.title)
+            replace_file(run.out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        run.processes.accelerator.wait_for_everyone()
+        return run.out / RESULTS
+
+    def _calibration(self, rated: Callable[[str, list[Rated]], Tensor]) -> Calibration:
+        """Fit on some training images; the default one where raw quality does not rise with MOS."""
+        raws: list[Tensor] = []
+        labels: list[float] = []
+        for each in self._learnt:
+            images = list(each.folds["train"])
+            chosen = images[:: -(-len(images) // CALIBRATION_IMAGES)]
+            raws += rated(each.name, chosen).unbind()
+            labels += [min(max(r.mos, 0.0), 1.0) for r in chosen]
+        return fit_calibration(raws, labels) or Calibration()
+
+    def _save_weights(self, run: Run, calibration: Calibration, results: dict[str, Any]) -> None:
+        """Save the checkpoint, or the adapter, with what it was trained on and how it was measured."""
+        recipe, trained = self.recipe, run.averaged
+        measured = {f"{name}, test": found for name, found in results["sets"].items()}
+        about = {"run": results["run"], "steps": results["steps"], "start": results["start"]["source"]}
+        if not isinstance(trained, Adapter):
+            config = ModelConfig(
+                name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=self.run.train,
+                licence=recipe.licence, calibration=calibration, protocol=protocol_of(recipe),
+                preprocessing=self.interface.preprocessing, results=measured, training=about,
+            )  # fmt: skip
+            Scorer(trained, config).save_pretrained(run.out / "checkpoint")
+            return
+        assert self.base is not None
+        adapter_config = AdapterConfig(
+            recipe.adapter, recipe.name, self.base.base_sha256(), options=recipe.adapter_options,
+            calibration=calibration, trained_on=self.run.train, training=about, results=measured,
+            licence=recipe.licence,
+        )  # fmt: skip
+        save_adapter(run.out / "adapter", trained, adapter_config)
 
 
 def losses_of(raw: Tensor, mos: Tensor, recipe: PaperRecipe) -> dict[str, Tensor]:
@@ -178,56 +274,3 @@ def losses_of(raw: Tensor, mos: Tensor, recipe: PaperRecipe) -> dict[str, Tensor
     parts = {name: kinds[name](raw, mos) for name in recipe.losses}
     total = torch.stack([recipe.losses[name] * loss for name, loss in parts.items()]).sum()
     return {"loss": total, **parts}
-
-
-def protocol_of(recipe: PaperRecipe) -> Protocol:
-    """Return how images are cropped in testing."""
-    return Protocol("random", crop=recipe.crop, n_crops=recipe.test_crops, seed=recipe.seed)
-
-
-def rate_images(
-    rate: Callable[[Tensor], Tensor],
-    images: Sequence[Rated],
-    of: RatedSet,
-    protocol: Protocol,
-    processes: Processes,
-    done: Report | None = None,
-) -> Tensor:
-    """Return raw quality (n, crops) of images, float64; the processes share them, in float32.
-
-    Args:
-        rate: crops (B, 3, S, S) uint8 to raw quality (B,). All crops of an image go together.
-        of: the set that the images are from.
-        done: called with ``{"image", "images"}`` after each image of this process.
-
-    Raises:
-        ImageError: an image cannot be decoded.
-    """
-    mine = list(range(processes.rank, len(images), processes.size))
-
-    def crops(i: int) -> Tensor:
-        pixels = as_bytes(fit_side(of.pixels(images[mine[i]]), protocol.crop))
-        boxes = windows(pixels.shape[1], pixels.shape[2], protocol)
-        return torch.stack([pixels[:, t : t + h, left : left + w] for t, left, h, w in boxes])
-
-    rows = []
-    with torch.inference_mode(), torch.autocast(processes.device.type, enabled=False):
-        ahead = made_ahead(crops, 0, len(mine), batch_workers(processes.device))
-        for i, pixels in enumerate(ahead):
-            rows.append((mine[i], rate(pixels).float().tolist()))
-            if done is not None:
-                done({"image": i + 1, "images": len(mine)})
-    together = [row for part in processes.collect(rows) for row in part]
-    return torch.tensor([raw for _, raw in sorted(together)], dtype=torch.float64)
-
-
-def measure(scores: Tensor, mos: Sequence[float]) -> dict[str, Any]:
-    """Return SRCC, PLCC, PLCC after the four-parameter logistic fit, and n; None where one is undefined."""
-    found: dict[str, Any] = {"n": len(mos)}
-    for name, metric in (("srcc", srcc), ("plcc", plcc), ("plcc_fitted", plcc_fitted)):
-        try:
-            value = metric(scores, mos)
-        except MetricError:  # no fit: too few images, or no scipy
-            value = math.nan
-        found[name] = None if math.isnan(value) else round(value, 6)
-    return found
