@@ -243,4 +243,4 @@ def test_the_page_tells_the_facts() -> None:
         for fact in (f"`{name}`", f"{facts.images:,}", facts.licence, facts.home, f"{low} to {high}"):
             assert fact in section, (name, fact)
         assert ("layout unverified" in section) != facts.verified
-        assert ("DMOS, turned" in section) == (facts.direction == "lower")
+        assert ("DMOS, inverted" in section) == (facts.direction == "lower")
