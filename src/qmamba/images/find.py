@@ -64,7 +64,7 @@ def find_images(
     found, seen = Found(), set[str]()
     arguments = list(arguments)
     if "" in arguments:
-        raise ArgumentError("a path must not be empty; give \".\" for the current folder")
+        raise ArgumentError('a path must not be empty; give "." for the current folder')
     # A single folder has each file once, and millions of names take memory.
     once = len(arguments) == 1 and os.path.isdir(arguments[0])  # noqa: PTH112
     for argument in arguments:
