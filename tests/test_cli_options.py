@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,6 +25,7 @@ from qmamba.cli._options import DtypeName, ProtocolName
 from qmamba.cli._progress import Lines, bar_of
 from qmamba.cli._ratings import Source, source_of
 from qmamba.errors import ArgumentError, DataSetError
+from qmamba.images.find import find_images
 from qmamba.protocol import Kind
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX descriptors and signals")
@@ -77,6 +79,19 @@ def test_every_parameter_is_described_in_full_phrases() -> None:
             )
 
 
+def test_the_pages_describe_the_options_that_there_are() -> None:
+    docs = Path(qmamba.__file__).parents[2] / "docs"
+    if not docs.is_dir():
+        pytest.skip("this is an installed package")
+    pages = {path.name: path.read_text(encoding="utf-8") for path in docs.glob("*.md")}
+    described = set(re.findall(r"`(--[a-z0-9-]+)`", "\n".join(pages.values())))
+    known = {opt for _, param in options() for opt in (*param.opts, *param.secondary_opts) if opt[:2] == "--"}
+    assert known - described == set()
+    tables = [line for line in pages["command-line.md"].splitlines() if line.startswith("| `--")]
+    listed = {opt for line in tables for opt in re.findall(r"`(--[a-z0-9-]+)`", line.split(" | ")[0])}
+    assert listed - known == set() and len(listed) > 20
+
+
 def test_a_file_to_write_goes_with_force() -> None:
     """Folders of runs and of scores are resumed, or refused by --fresh."""
     resumed = {"train", "adapt", "reproduce", "score", "photos"}
@@ -127,6 +142,11 @@ def test_empty_arguments_are_refused(
     assert result.exit_code == 2 and says in result.stderr, result.output
     assert result.stderr.startswith("qmamba: ") and result.stderr.count("\n") == 1 and result.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_empty_name_is_refused_in_python_too() -> None:
+    with pytest.raises(ArgumentError, match="a path must not be empty"):
+        find_images(["a.png", ""], recursive=True)
 
 
 def test_what_only_looks_like_an_option_is_a_value() -> None:
