@@ -251,7 +251,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert result.stdout == f"{adapter}\n"
     assert "val SRCC=" in result.stderr and "photograph 8/8" in result.stderr
     told = [line for line in result.stderr.splitlines() if line.startswith("qmamba: SRCC")]
-    assert len(told) == 2 and " to " in told[0] and "also chose" in told[1]
+    assert len(told) == 2 and " to " in told[0] and "also decided" in told[1]
     assert read_adapter_config(adapter).options["prompts"] == 3
     again = run(*common, *more)
     assert again.exit_code == 0 and again.stdout == f"{adapter}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,6 +25,7 @@ from qmamba.cli._options import DtypeName, ProtocolName
 from qmamba.cli._progress import Lines, bar_of
 from qmamba.cli._ratings import Source, source_of
 from qmamba.errors import ArgumentError, DataSetError
+from qmamba.images.find import find_images
 from qmamba.protocol import Kind
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX descriptors and signals")
@@ -68,11 +70,26 @@ def test_every_parameter_is_described_in_full_phrases() -> None:
     for name, command in commands():
         assert command.help and command.help.splitlines()[0].rstrip()[-1] in ".,:;[", name
         for param in command.params:
-            text = param.help or ""
+            text = getattr(param, "help", "")  # old releases of typer do not keep that of an argument
+            if text is None and param.param_type_name == "argument":
+                continue
             assert text[:1].isupper() and text.endswith((".", "…")) and not text.startswith("Of "), (
                 name,
                 param.name,
             )
+
+
+def test_the_pages_describe_the_options_that_there_are() -> None:
+    docs = Path(qmamba.__file__).parents[2] / "docs"
+    if not docs.is_dir():
+        pytest.skip("this is an installed package")
+    pages = {path.name: path.read_text(encoding="utf-8") for path in docs.glob("*.md")}
+    described = set(re.findall(r"`(--[a-z0-9-]+)`", "\n".join(pages.values())))
+    known = {opt for _, param in options() for opt in (*param.opts, *param.secondary_opts) if opt[:2] == "--"}
+    assert known - described == set()
+    tables = [line for line in pages["command-line.md"].splitlines() if line.startswith("| `--")]
+    listed = {opt for line in tables for opt in re.findall(r"`(--[a-z0-9-]+)`", line.split(" | ")[0])}
+    assert listed - known == set() and len(listed) > 20
 
 
 def test_a_file_to_write_goes_with_force() -> None:
@@ -90,11 +107,11 @@ def test_choices_are_the_librarys() -> None:
 
 
 def test_the_lower_bound_of_typer_is_one_that_works() -> None:
-    """Before 0.15.4 `str | None` or the help of newer releases of click ends in a TypeError."""
+    """Older ones do not notice that a required option is missing, with the click that pip chooses."""
     project = Path(qmamba.__file__).parents[2] / "pyproject.toml"
     if not project.is_file():
         pytest.skip("this is an installed package")
-    assert '"typer>=0.16"' in project.read_text(encoding="utf-8")
+    assert '"typer>=0.18"' in project.read_text(encoding="utf-8")
 
 
 # Empty arguments
@@ -125,6 +142,11 @@ def test_empty_arguments_are_refused(
     assert result.exit_code == 2 and says in result.stderr, result.output
     assert result.stderr.startswith("qmamba: ") and result.stderr.count("\n") == 1 and result.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_empty_name_is_refused_in_python_too() -> None:
+    with pytest.raises(ArgumentError, match="a path must not be empty"):
+        find_images(["a.png", ""], recursive=True)
 
 
 def test_what_only_looks_like_an_option_is_a_value() -> None:

@@ -164,13 +164,15 @@ def test_batch_statistics_are_those_of_all_processes(tmp_path: Path) -> None:
 
 def test_accelerate_stays_as_its_user_set_it_up(tmp_path: Path) -> None:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
     AcceleratorState._reset_state(True)
     try:
         mine = Accelerator(cpu=True, mixed_precision="bf16")
-        fit(Line(), PLAN, tmp_path)
+        fit(Line(), PLAN, tmp_path / "one")
+        fit(Line(), PLAN, tmp_path / "two", processes=2)
         assert mine.state.mixed_precision == "bf16" and AcceleratorState().mixed_precision == "bf16"
+        assert PartialState().num_processes == 1
     finally:
         AcceleratorState._reset_state(True)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+import qmamba
 from pictures import message, photo
 from qmamba.images import decode
 from tiffs import DEFLATE, LZW, PACKBITS, tiff
@@ -386,3 +390,30 @@ def test_tiff_that_pillow_has_opened(how: str, tmp_path: Path) -> None:
                 assert abs(shown(image) - want).max() <= 1
             else:
                 assert "pass its path" in message(image)
+
+
+MEASURE = """
+import sys
+from qmamba.images import decode
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
+decode(sys.argv[1])
+before = peak()
+decode(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize("stored", [{"planar": 2}, {"compression": DEFLATE}], ids=str)
+def test_memory_of_deep_colours_is_bounded_by_the_pixels(stored: dict[str, Any], tmp_path: Path) -> None:
+    for name, size in (("small", (16, 16)), ("large", (2000, 2500))):
+        data = tiff(np.zeros((*size, 4), np.uint16), COLOUR, bits=16, tags={338: ("H", 2)}, **stored)
+        (tmp_path / name).write_bytes(data)
+    source = str(Path(qmamba.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "small", tmp_path / "large"],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": source},
+    )  # fmt: skip
+    assert int(done.stdout) <= 30 * 5_000_000, "the bytes per pixel that docs/robustness.md states"

@@ -192,7 +192,7 @@ def test_an_adapter_is_deleted_while_another_thread_scores(scorer: Scorer) -> No
         changing.result()
     assert found <= {plain, adapted}
     mine.delete_adapter("a")
-    with pytest.raises(AdapterError, match="'a' here: none"):
+    with pytest.raises(AdapterError, match="no adapter is named 'a'; loaded: none"):
         mine.delete_adapter("a")
 
 

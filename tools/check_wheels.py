@@ -27,6 +27,7 @@ from qmamba.ops.native.build import MACOS, ZIG_TARGETS
 from qmamba.version import __version__
 
 PHOTO = ROOT / "examples/coffee.jpg"
+SECONDS = 600  # of a run, whose first by Wine sets Wine up
 LARGEST = 12 * 2**20  # bytes of a wheel
 SUFFIXES = (".so", ".dylib", ".dll")
 EXPORTS = {
@@ -162,14 +163,19 @@ def check_runs(library: Path, tag: str, cases: Path, report: Report) -> None:
         if not programs_there or not all(path.exists() for path in runner.needs):
             report.say(f"not run {runner.name}: install Debian's {runner.packages}")
             continue
-        done = subprocess.run(
-            [*runner.command, f"./{program.name}", f"./{library.name}", cases.name],
-            cwd=library.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"WINEDEBUG": "-all"},
-        )
+        try:
+            done = subprocess.run(
+                [*runner.command, f"./{program.name}", f"./{library.name}", cases.name],
+                cwd=library.parent,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SECONDS,
+                env=os.environ | {"WINEDEBUG": "-all"},
+            )
+        except subprocess.TimeoutExpired:
+            report.expect(False, f"run {runner.name}: no end after {SECONDS} s")
+            continue
         lines = [line.strip() for line in done.stdout.splitlines()] or done.stderr.splitlines()[-1:]
         report.expect(done.returncode == 0 and bool(lines), f"run {runner.name}: {'; '.join(lines)}")
 

@@ -192,7 +192,7 @@ class AdapterVerbs(nn.Module):
             return None
         loaded = self._found(name)
         if loaded is None:
-            loaded_names = ", ".join(self.adapters) or "none is loaded"
+            loaded_names = ", ".join(self.adapters) or "none"
             raise AdapterError(f"no adapter is named {name!r}; loaded: {loaded_names}")
         return loaded
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qmamba.cli._shared import note_missing_kernel
-from qmamba.cli._watch import Watch
+from qmamba.cli._watch import RunOptions, Watch, WatchOptions
 from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ class PaperOptions:
 
 
 @contextmanager
-def watched(minutes: float | None, progress: bool | None, resume: bool = True) -> Iterator[Watch]:
+def watched(options: WatchOptions, resume: bool = True) -> Iterator[Watch]:
     """Show progress, only in the first of several processes, and handle the ways to stop."""
     from qmamba.train.paper import is_first
 
-    with Watch(0, progress if is_first() else False, minutes) as watch, watch.ends(resume):
+    progress = options.progress if is_first() else False
+    with Watch(0, progress, options.minutes) as watch, watch.ends(resume):
         yield watch
 
 
@@ -76,29 +77,35 @@ def train_paper(
     recipe: PaperRecipe,
     data: Path,
     out: Path,
-    options: PaperOptions,
+    run: RunOptions,
+    paper: PaperOptions,
     *,
-    device: str | None,
-    minutes: float | None,
-    progress: bool | None,
-    resume: bool,
+    init: str | None,
+    arch: str | None,
 ) -> None:
     """Run all runs of such a recipe: a table on stderr, and the folder on stdout."""
     from qmamba.train.paper import do_row, is_first
     from qmamba.train.paper.report import row_text
+    from qmamba.train.paper.runs import other_arch
     from qmamba.train.paper.sets import missing
 
-    if device not in (None, "cpu"):
+    if run.device not in (None, "cpu"):
         raise RecipeError(
-            f"--device must be cpu for this recipe, got {device}: choose GPUs by `accelerate launch`"
+            f"--device must be cpu for this recipe, got {run.device}: choose GPUs by `accelerate launch`"
         )
-    if (out / "runs").exists() and not resume:
+    if (out / "runs").exists() and not run.resume:
         raise RecipeError(f"{out} holds runs already; resume them, or choose another folder")
+    recipe = with_start(recipe, init)
+    recipe = recipe if arch is None else other_arch(recipe, arch)
     for name in recipe.sets:
         if lack := missing(name, data):
             raise RecipeError(f"the set {name!r} is absent: {lack}; --data must be the folder of all sets")
-    with watched(minutes, progress, resume) as watch:
-        shop = options.shop(data, out / "runs", cpu=device == "cpu", watch=watch)
+    if run.threads is not None:
+        import torch
+
+        torch.set_num_threads(run.threads)
+    with watched(run, run.resume) as watch:
+        shop = paper.shop(data, out / "runs", cpu=run.device == "cpu", watch=watch)
         row = do_row(recipe, shop, out / "results.json")
     if is_first():
         typer.echo(row_text(recipe.name, row), err=True)

@@ -40,7 +40,10 @@ def note_missing_kernel(device: torch.device | str) -> None:
     """Write once per process that the CPU is slower without the native kernel, and what to do about it."""
     from qmamba.ops.backend import missing_kernel
 
-    if (reason := missing_kernel(device)) is not None:
+    reason = None
+    with suppress(RuntimeError):  # an unknown device is refused where it is used
+        reason = missing_kernel(device)
+    if reason is not None:
         _note_once(reason)
 
 

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import typer
 
+from qmamba.cli._options import Device, Minutes, Progress, Resume, Threads
 from qmamba.cli._progress import bar_of
-from qmamba.cli._shared import note
+from qmamba.cli._shared import note, note_missing_kernel
 
 UNFINISHED = 3
 
@@ -118,3 +120,34 @@ class Watch:
             raise KeyboardInterrupt
         # Not through Python's streams, which may be in the middle of a write.
         os.write(2, b"\nqmamba: finishing and saving this step; press Ctrl-C again to stop at once\n")
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How a run is watched and limited."""
+
+    minutes: Minutes = None
+    progress: Progress = None
+
+
+@dataclass(frozen=True)
+class RunOptions(WatchOptions):
+    """How and where a training runs."""
+
+    device: Device = None
+    threads: Threads = None
+    resume: Resume = True
+
+    def watch(self, steps: int = 0) -> Watch:
+        """Return what watches a run of so many steps; 0 if its reports tell them."""
+        return Watch(steps, self.progress, self.minutes)
+
+    def prepare(self) -> str:
+        """Set the number of threads, and return the device."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        device = self.device or "cpu"
+        note_missing_kernel(device)
+        return device

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from qmamba.cli._options import Device, Minutes, Model, Progress, Resume, Seed, Threads
+from qmamba.cli._command import with_groups
+from qmamba.cli._options import Model, Seed
 from qmamba.cli._ratings import Data, read_ratings
-from qmamba.cli._shared import note, note_missing_kernel
-from qmamba.cli._watch import Watch
+from qmamba.cli._shared import note
+from qmamba.cli._watch import RunOptions
 from qmamba.errors import AdapterError
 
 EPILOG = """\
@@ -48,11 +49,13 @@ def _list(wanted: bool) -> None:
         raise typer.Exit()
 
 
+@with_groups
 def adapt(
     data: Data,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the adapter, the log, and the state to resume.")
     ],
+    run: RunOptions,
     model: Model = "lqmamba-n",
     method: Annotated[
         str, typer.Option(metavar="METHOD", help="Method of adaptation, from `qmamba adapt --list`.")
@@ -75,11 +78,6 @@ def adapt(
         typer.Option(help="Floating type of matrix products in training; bfloat16 is faster where native."),
     ] = Precision.float32,
     seed: Seed = 0,
-    device: Device = None,
-    threads: Threads = None,
-    minutes: Minutes = None,
-    resume: Resume = True,
-    progress: Progress = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the methods and exit.")
     ] = False,
@@ -98,15 +96,11 @@ def adapt(
         epochs=epochs, crops=crops, lr=lr, patience=patience, precision=precision.value, seed=seed
     )
     ratings = read_ratings(data)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    note_missing_kernel(device or "cpu")
-    with Watch(0, progress, minutes) as watch, watch.ends(resume):
+    device = run.prepare()
+    with run.watch() as watch, watch.ends(run.resume):
         folder = train(
-            model, ratings, out, method=method, options=options, recipe=recipe, device=device or "cpu",
-            resume=resume, report=watch,
+            model, ratings, out, method=method, options=options, recipe=recipe, device=device,
+            resume=run.resume, report=watch,
         )  # fmt: skip
     _tell(folder)
     typer.echo(str(folder))

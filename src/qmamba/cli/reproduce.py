@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qmamba.cli._command import with_groups
-from qmamba.cli._options import Minutes, OutputFormat, Progress, ReportFormat
+from qmamba.cli._options import OutputFormat, ReportFormat
 from qmamba.cli._paper import PaperOptions, watched, with_start
+from qmamba.cli._watch import WatchOptions
 from qmamba.errors import ArgumentError, RecipeError
 
 if TYPE_CHECKING:
@@ -49,12 +50,10 @@ def _list(wanted: bool) -> None:
 @with_groups
 def reproduce(
     table: Annotated[
-        str,
-        typer.Argument(
-            metavar="TABLE", help="Table: the part before the slash in `qmamba reproduce --list`."
-        ),
+        str, typer.Argument(metavar="TABLE", help="Part before the slash in `qmamba reproduce --list`.")
     ],
     paper: PaperOptions,
+    limits: WatchOptions,
     data_root: Annotated[
         Path | None,
         typer.Option(help="Folder that holds each set in a folder (or link) of the set's name. Required."),
@@ -80,9 +79,7 @@ def reproduce(
         typer.Option("--dry-run", help="Try two images per set, two steps, small crops; keep no results."),
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
-    minutes: Minutes = None,
     form: OutputFormat = ReportFormat.table,
-    progress: Progress = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List tables and rows, and exit.")
     ] = False,
@@ -98,7 +95,7 @@ def reproduce(
 
     recipes = {name: _changed(recipe, splits, init) for name, recipe in _choose(table, rows).items()}
     root, done = _checked_root(data_root, recipes), {}
-    with _folder(out, dry_run) as folder, watched(minutes, progress) as watch:
+    with _folder(out, dry_run) as folder, watched(limits) as watch:
         shop = paper.shop(root, folder / "runs", cpu=cpu, watch=watch, dry=dry_run)
         for name, recipe in recipes.items():
             recipe = dry_recipe(recipe) if dry_run else recipe

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmamba.cli._command import with_groups
-from qmamba.cli._options import Device, Minutes, Progress, Resume, Threads
-from qmamba.cli._paper import PaperOptions, train_paper, with_start
+from qmamba.cli._paper import PaperOptions, train_paper
 from qmamba.cli._ratings import source_of
-from qmamba.cli._shared import note, note_missing_kernel
-from qmamba.cli._watch import Watch
+from qmamba.cli._shared import note
+from qmamba.cli._watch import RunOptions, Watch
 from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -45,6 +44,27 @@ def _list(wanted: bool) -> None:
         raise typer.Exit()
 
 
+@dataclass(frozen=True)
+class StartOptions:
+    """What a training starts from."""
+
+    init: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint to start from: folder, name or Hub id. Default: random weights."),
+    ] = None
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEACHER",
+            help="Checkpoint of a teacher, or biq2021=FOLDER to train one that rates in OUT first. Default: "
+            "one that knows features only.",
+        ),
+    ] = None
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture to train instead of the recipe's, without its overrides.")
+    ] = None
+
+
 @with_groups
 def train(
     recipe: Annotated[
@@ -64,28 +84,10 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the checkpoint, the log, and the state to resume.")
     ],
+    start: StartOptions,
+    run: RunOptions,
     paper: PaperOptions,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share each batch, on the CPU.")] = 1,
-    device: Device = None,
-    threads: Threads = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint to start from: folder, name or Hub id. Default: random weights."),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEACHER",
-            help="Checkpoint of a teacher that rates, or biq2021=FOLDER to train one in OUT first. Default: "
-            "no teacher.",
-        ),
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="Architecture to train instead of the recipe's, without its overrides.")
-    ] = None,
-    minutes: Minutes = None,
-    resume: Resume = True,
-    progress: Progress = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the shipped recipes and exit.")
     ] = False,
@@ -99,55 +101,36 @@ def train(
     from qmamba.train.paper import PaperRecipe
 
     plan = load_recipe(recipe)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     if isinstance(plan, PaperRecipe):
-        from qmamba.train.paper.runs import other_arch
-
-        if processes > 1 or teacher is not None:
+        if processes > 1 or start.teacher is not None:
             raise RecipeError(
                 "--processes and --teacher are not for recipes with a task: start more processes by "
                 "`accelerate launch`"
             )
-        plan = with_start(plan, init)
-        plan = plan if arch is None else other_arch(plan, arch)
-        train_paper(
-            plan, Path(data), out, paper,
-            device=device, minutes=minutes, progress=progress, resume=resume,
-        )  # fmt: skip
+        train_paper(plan, Path(data), out, run, paper, init=start.init, arch=start.arch)
         return
     if paper != PaperOptions():
         raise RecipeError("--log, --workers, --cache are for recipes with a task, see docs/reproducing.md")
-    if arch is not None:
-        plan = dataclasses.replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
-    note_missing_kernel(device or "cpu")
-    options = {"processes": processes, "device": device or "cpu", "resume": resume}
-    typer.echo(str(_train_after_teacher(plan, data, out, init, teacher, minutes, progress, **options)))
+    if (arch := start.arch) is not None:
+        plan = replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
+    options = {"processes": processes, "device": run.prepare(), "resume": run.resume}
+    typer.echo(str(_train_after_teacher(plan, data, out, start, run, **options)))
 
 
 def _train_after_teacher(
-    plan: Recipe | PretrainRecipe,
-    data: str,
-    out: Path,
-    init: str | None,
-    teacher: str | None,
-    minutes: float | None,
-    progress: bool | None,
-    **options: Any,
+    plan: Recipe | PretrainRecipe, data: str, out: Path, start: StartOptions, run: RunOptions, **options: Any
 ) -> Path:
     """Return the checkpoint's folder; a teacher is trained first if its data are given, not its weights."""
     from qmamba.train import load_recipe
 
-    weights = None if teacher is None else Path(teacher)
+    teacher = start.teacher
     if teacher is not None and "=" in teacher and not Path(teacher).exists():
         lessons = load_recipe("teacher")
-        with Watch(lessons.steps, progress, minutes) as watch:
-            weights = _train(watch, lessons, teacher, out / "teacher", **options)
-        note(f"the teacher that rates is {weights}")
-    with Watch(plan.steps, progress, minutes) as watch:
-        return _train(watch, plan, data, out, init=init, teacher=weights, **options)
+        with run.watch(lessons.steps) as watch:
+            teacher = str(_train(watch, lessons, teacher, out / "teacher", **options))
+        note(f"the teacher that rates is {teacher}")
+    with run.watch(plan.steps) as watch:
+        return _train(watch, plan, data, out, init=start.init, teacher=teacher, **options)
 
 
 def _ratings(recipe: Recipe, data: str) -> list[Rated]:

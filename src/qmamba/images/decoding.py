@@ -152,6 +152,11 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or f"Pillow image ({image.mode})"
         return _planes(read_image(image, printable(name), max_pixels), printable(name))
+    return _from_file(image, max_pixels)
+
+
+def _from_file(image: Any, max_pixels: int) -> torch.Tensor:
+    """Decode what holds an image file, or an array of another library."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(image), "bytes", max_pixels)
     if isinstance(image, (str, os.PathLike)):

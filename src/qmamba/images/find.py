@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qmamba.errors import ArgumentError
+
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
@@ -55,9 +57,14 @@ def find_images(
     its sub-folders, and without it a sub-folder that ends so counts as a file. Any other name with `*`, `?`
     or `[` is a pattern, with `**` for any depth, and its matches are treated as if they had been typed. Links
     to folders are not followed on the way down, since they may lead round in circles.
+
+    Raises:
+        ArgumentError: a name is empty; as a path it would be the current folder.
     """
     found, seen = Found(), set[str]()
     arguments = list(arguments)
+    if "" in arguments:
+        raise ArgumentError('a path must not be empty; give "." for the current folder')
     # A single folder has each file once, and millions of names take memory.
     once = len(arguments) == 1 and os.path.isdir(arguments[0])  # noqa: PTH112
     for argument in arguments:

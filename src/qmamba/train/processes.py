@@ -96,34 +96,46 @@ def accelerated(
     Raises:
         RecipeError: accelerate is not installed, or has no such precision here.
     """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, GradientState, PartialState
-    except ImportError as error:
-        raise RecipeError("training needs accelerate: pip install 'qmamba[train]'") from error
     many = launched() > 1
-    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    before = [dict(state) for state in shared]
-    for state in shared[: 2 if many else 3]:  # processes that are connected stay so
-        state.clear()
-    try:
-        accelerator = Accelerator(
-            cpu=device is not None and device.type == "cpu",
-            mixed_precision=_PRECISION[precision],
-            log_with=tracker,
-            project_dir=folder,
-        )
+    with _accelerate_kept(connected=many):
+        from accelerate import Accelerator
+
+        try:
+            accelerator = Accelerator(
+                cpu=device is not None and device.type == "cpu",
+                mixed_precision=_PRECISION[precision],
+                log_with=tracker,
+                project_dir=folder,
+            )
+        except ValueError as error:  # float16 on a CPU, for example
+            reason = str(error).splitlines()[0]
+            raise RecipeError(f"accelerate cannot train in {precision} here: {reason}") from error
         chosen = accelerator.device if many or device is None else device
         if chosen.type == "cpu":  # accelerate numbers CPUs, and torch cannot load to "cpu:0"
             chosen = torch.device("cpu")
         yield Processes(chosen, accelerator.process_index, accelerator.num_processes, accelerator)
-    except ValueError as error:
-        if isinstance(error, QMambaError) or "precision" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]  # float16 on a CPU, for example
-        raise RecipeError(f"accelerate cannot train in {precision} here: {reason}") from error
+
+
+@contextmanager
+def _accelerate_kept(*, connected: bool) -> Iterator[None]:
+    """Give accelerate a fresh global state for a while; processes that are connected stay so.
+
+    Raises:
+        RecipeError: accelerate is not installed.
+    """
+    try:
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+    except ImportError as error:
+        raise RecipeError("training needs accelerate: pip install 'qmamba[train]'") from error
+    states: list[Any] = [AcceleratorState, GradientState, *([] if connected else [PartialState])]
+    shared = [state._shared_state for state in states]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        yield
     finally:
-        for state, kept in zip(shared[: 2 if many else 3], before, strict=False):
+        for state, kept in zip(shared, before, strict=True):
             state.clear()
             state.update(kept)
 
@@ -145,6 +157,7 @@ def joined(size: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> I
     """Start ``size - 1`` CPU processes that run ``work(*arguments)``, connected to this one, of rank 0.
 
     Raises:
+        RecipeError: accelerate is not installed.
         BackendError: a process could not be started.
         QMambaError: what went wrong in another process, in place of the lost connection that it caused here.
     """
@@ -154,7 +167,7 @@ def joined(size: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> I
     import torch.distributed as dist
 
     threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in _VARIABLES}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _accelerate_kept(connected=False):
         store = str(Path(folder, "store"))
         others: list[tuple[Any, Connection]] = []
         try:
