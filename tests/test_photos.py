@@ -140,7 +140,7 @@ def test_what_is_missing_is_said(clones: Path, tmp_path: Path) -> None:
         Shards(tmp_path)
     np.save(tmp_path / "crops-0000.npy", np.zeros((2, CROP, CROP, 3), np.uint8))
     np.save(tmp_path / "mos.npy", np.zeros(3, np.float32))
-    with pytest.raises(RecipeError, match="2 crops and 3 ratings"):
+    with pytest.raises(RecipeError, match="2 crops but 3 ratings"):
         Shards(tmp_path)
 
 
