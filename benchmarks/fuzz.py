@@ -4,8 +4,8 @@
 
 Each input is generated from a seed, and tried in a monitored worker process. A *crash* is a process that
 dies, or an error that is not qmamba's or has several lines; a *hang* is more than 20 s of CPU time, or ten
-minutes in all. *Peak* is the largest increase of the worker's resident memory by one input. Images may have up
-to 2,000,000 pixels. --docs rewrites the table in docs/robustness.md. Needs Linux.
+minutes in all. *Peak* is the largest increase of the worker's resident memory by one input. Images may have
+up to 2,000,000 pixels. --docs rewrites the table in docs/robustness.md. Needs Linux.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_photographs_come_from_git(clones: Path) -> None:
     with Image.open(io.BytesIO(found["pictures/a.png"])) as image:
         assert image.size == (320, 240)
     assert list(photographs(SOURCE, clones / "owner+name", seen)) == []
-    few = Source("owner/name", include=("pictures/*",), most=2)
+    few = Source("owner/name", include=("pictures/*",), limit=2)
     assert len(list(photographs(few, clones / "owner+name", set()))) == 2
 
 

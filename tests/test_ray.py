@@ -248,7 +248,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 class Killer(threading.Thread):
-    """Ends the process of one scoring actor after another, each once so many rows are there."""
+    """Kill one scoring actor after another, each after a given number of rows."""
 
     def __init__(self, at: tuple[int, ...]) -> None:
         super().__init__(daemon=True)

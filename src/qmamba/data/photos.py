@@ -38,7 +38,7 @@ class Source:
     include: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     commit: str = "HEAD"
-    most: int | None = None
+    limit: int | None = None
     crops: int = 1
     shrink: float = 1.3
 
@@ -100,7 +100,7 @@ def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[s
     found = sorted(
         (path, entry.split()[2]) for entry, _, path in (e.partition("\t") for e in listing) if path
     )
-    chosen = _spread([item for item in found if source.takes(item[0])], source.most)
+    chosen = _spread([item for item in found if source.takes(item[0])], source.limit)
     with subprocess.Popen(
         ["git", "-C", str(place), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -119,10 +119,10 @@ def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[s
         process.stdin.close()
 
 
-def _spread(items: list[tuple[str, str]], most: int | None) -> list[tuple[str, str]]:
-    if most is None or len(items) <= most:
+def _spread(items: list[tuple[str, str]], limit: int | None) -> list[tuple[str, str]]:
+    if limit is None or len(items) <= limit:
         return items
-    return [items[i * len(items) // most] for i in range(most)]
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def _git(place: Path, *args: str, check: bool = True) -> str:
@@ -147,10 +147,10 @@ def crops_of(image: Image.Image, count: int, shrink: float, rng: np.random.Gener
     """
     image = image.convert("RGB")
     shorter = min(image.size)
-    least, most = CROP / shorter, max(1 / shrink, CROP / shorter)
+    smallest, largest = CROP / shorter, max(1 / shrink, CROP / shorter)
     crops = []
     for _ in range(count):
-        scale = float(np.exp(rng.uniform(np.log(least), np.log(most))))
+        scale = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
         width, height = (max(CROP, round(side * scale)) for side in image.size)
         # `reducing_gap` shrinks much larger pictures in two steps, for speed.
         small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
