@@ -1,7 +1,8 @@
 """Convert colours of files to sRGB: embedded ICC profiles, Lab and CMYK.
 
 A profile is recognised by its primaries and curves, never by its name. Its description is never read:
-LittleCMS trusts the length that it declares, so that two kilobytes could make it allocate hundreds of megabytes.
+LittleCMS trusts the length that it declares, so that two kilobytes could make it allocate hundreds of
+megabytes.
 """
 
 from __future__ import annotations
