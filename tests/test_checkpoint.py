@@ -427,7 +427,7 @@ def test_missing_unknown_and_malformed(folder: Path) -> None:
         refused(folder, key, read_config)
         (folder / "config.json").write_text(text)
     edit_config(folder, lambda config: config.update(trainned_on=[]))
-    refused(folder, "unknown key 'trainned_on'.*'trained_on'", read_config)
+    refused(folder, "unknown key 'trainned_on'; near names: trained_on", read_config)
     for text in ("", "{", "[]", "null", '{"format_version": NaN}', "[" * 100_000, "\udcff"):
         (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(folder, "config", read_config)

@@ -149,9 +149,13 @@ def read_split(path: str | Path, ratings: Sequence[Rated], root: str | Path) -> 
     folds = {row["image"]: row["fold"] for row in read_csv(path, ("image", "fold"))}
     names = [_name(r, root) for r in ratings]
     if missing := [name for name in names if name not in folds]:
-        raise DataSetError(f"{path} must name these photographs, lacks {missing[0]}; draw splits again")
+        raise DataSetError(
+            f"{path} must name the photographs given, but lacks {missing[0]}; draw the splits again"
+        )
     if extra := sorted(set(folds) - set(names)):
-        raise DataSetError(f"{path} must name these photographs, also has {extra[0]}; draw splits again")
+        raise DataSetError(
+            f"{path} must name the photographs given, but also has {extra[0]}; draw the splits again"
+        )
     return [replace(r, fold=folds[name]) for r, name in zip(ratings, names, strict=True)]
 
 
