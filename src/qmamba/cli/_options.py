@@ -81,7 +81,7 @@ OutputFormat = Annotated[ReportFormat, typer.Option("--format", "-f", help="Form
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads, of all processes together. Default: one per processor core."),
+    typer.Option(min=1, help="Total CPU threads of all processes. Default: one per CPU."),
 ]
 Minutes = Annotated[
     float | None,
