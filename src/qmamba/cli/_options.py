@@ -44,6 +44,16 @@ class Format(str, Enum):
     jsonl = "jsonl"
 
 
+class ComparisonFormat(str, Enum):
+    """Formats of a comparison: of one row per image, or of folders."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    latex = "latex"
+
+
 class ReportFormat(str, Enum):
     """Formats of what a command has found out."""
 
