@@ -57,6 +57,9 @@ def find_images(
     its sub-folders, and without it a sub-folder that ends so counts as a file. Any other name with `*`, `?`
     or `[` is a pattern, with `**` for any depth, and its matches are treated as if they had been typed. Links
     to sub-folders are not followed, since they may form cycles.
+
+    Raises:
+        ArgumentError: a name is empty; as a path it would be the current folder.
     """
     found, seen = Found(), set[str]()
     arguments = list(arguments)
