@@ -186,5 +186,5 @@ def test_the_command(scorer, folder, tmp_path) -> None:
     assert refused.exit_code == 2 and "--force" in refused.stderr
     (folder / "z.jpg").unlink()
     done = CliRunner().invoke(app, [*arguments, "--force", "--progress", "--title", "Mine"])
-    assert done.exit_code == 0 and "/4 [" in done.stderr
+    assert done.exit_code == 0 and "/4 images [" in done.stderr
     assert "Mine" in Page(out.read_text("utf-8")).text
