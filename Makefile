@@ -8,7 +8,7 @@ KERNEL := src/qmamba/ops/native
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow gpu-check lint wheel wheels docs docs-figures clean
+.PHONY: help demo test test-quick test-slow gpu-check lint wheel wheels docs docs-figures clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
@@ -19,6 +19,14 @@ demo: $(VENV)/.installed $(VENV)/.kernel  ## Score the photographs in examples/ 
 # Two processes with one thread each, since every process takes about two gigabytes of memory.
 test: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+
+# A file or two of each room.
+QUICK := metrics protocol images images_formats models heads route_gate selective_scan checkpoint scorer \
+         golden_scores quality_map adapters adapter_files data splitting engine features cli cli_options \
+         pyiqa_shape loda
+
+test-quick: $(VENV)/.installed-test $(VENV)/.kernel  ## Run a few tests of each part, in under two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(QUICK:%=tests/test_%.py)
 
 test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow

@@ -508,6 +508,7 @@ def test_own_card_text(tmp_path: Path) -> None:
 
 
 def test_every_embedded_checkpoint_is_sound() -> None:
+    assert list_models()
     for name in list_models():
         config = verify_checkpoint(resolve(name))
         assert config.name == name

@@ -33,7 +33,9 @@ def test_four_fifths_by_image(convention: str) -> None:
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_by_reference(convention: str, references: int, most: int) -> None:
     rated = photos(references * 3, references)
-    for split in make_splits(rated, convention):
+    splits = make_splits(rated, convention)
+    assert len(splits) == 10
+    for split in splits:
         assert split.by == "reference"
         folds = {fold: {r.reference for r in split.of(rated) if r.fold == fold} for fold in ("train", "test")}
         assert not folds["train"] & folds["test"]
@@ -46,13 +48,17 @@ def test_one_image_without_a_reference_splits_by_image() -> None:
 
 def test_loda_shuffles_the_same_list_again_and_again() -> None:
     generator, order = random.Random(3407), [str(i) for i in range(10)]
-    for split in make_splits(photos(10), "loda", count=3):
+    splits = make_splits(photos(10), "loda", count=3)
+    assert len(splits) == 3
+    for split in splits:
         generator.shuffle(order)
         assert {str(i) for i, fold in enumerate(split.folds) if fold == "train"} == set(order[:8])
 
 
 def test_deiqt_gives_each_split_a_seed_of_its_own() -> None:
-    for i, split in enumerate(make_splits(photos(10), count=3, seed=5)):
+    splits = make_splits(photos(10), count=3, seed=5)
+    assert len(splits) == 3
+    for i, split in enumerate(splits):
         order = list(range(10))
         random.Random(5 + i).shuffle(order)
         assert {i for i, fold in enumerate(split.folds) if fold == "train"} == set(order[:8])
