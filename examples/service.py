@@ -127,7 +127,8 @@ class Worker:
 
     def _caution(self, found: Any) -> str | None:
         """Return what to keep in mind about the score of a photograph of this size."""
-        least = max(self.scorer.protocol.sides) if self.scorer.protocol.kind == "scales" else 224
+        protocol = self.scorer.protocol
+        least = max(protocol.sides) if protocol.kind == "scales" else protocol.crop
         if found.height * found.width < least**2:
             return f"{found.height} × {found.width} pixels are judged enlarged, to about {least} × {least}"
         return None
