@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import qmamba
+from qmamba.cli import app
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.data.photos import CROP, Shards
 from qmamba.errors import CheckpointError, RecipeError
@@ -261,3 +263,21 @@ def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
         with pytest.raises(RecipeError):
             dataclasses.replace(PLAN, **wrong)
     assert isinstance(load_recipe("pretrain-lqmamba-n"), PretrainRecipe)
+
+
+def test_the_command_pretrains_without_a_teacher_of_its_users(
+    colours: None, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        'name = "tiny"\narch = "lqmamba-n"\ndata = "photos"\ncrops = 4\ndamaged = 2\nmeasured = 4\n'
+        "[overrides]\nwidths = [8, 16, 32, 64]\ndepths = [1, 1, 1, 1]\n[[phases]]\ncrop = 32\nsteps = 2\n"
+    )
+    command = [
+        "train", str(tmp_path / "tiny.toml"), "--data", str(shards), "--out", str(tmp_path / "run"),
+        "--threads", "1",
+    ]  # fmt: skip
+    refused = CliRunner().invoke(app, [*command, "--teacher", "biq2021=BIQ2021"])
+    assert refused.exit_code == 2 and "--teacher is for recipes that train on ratings" in refused.stderr
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{tmp_path / 'run' / 'checkpoint'}\n"
