@@ -1,7 +1,7 @@
 """General features: what EfficientNet-Lite0 sees as ImageNet left it, as maps and as statistics.
 
-The teacher is never tuned. A network that rates forgets what its ratings do not need; this one still tells
-apart what ratings of another domain may need, so a network that learns its features transfers better.
+The teacher is never tuned: tuning it on one set of ratings may cost it features that ratings of another
+domain need.
 
 Seven blocks are read, the last of each width and stride. Their outputs for B crops of S pixels are the maps,
 (B, C, S / reduction, S / reduction). The statistics are (B, 2848): end by end the C means and then the C
