@@ -23,6 +23,7 @@ from test_gated_scan import make as make_gated
 from test_selective_scan import assert_same, make_inputs, run
 
 launcher = sys.modules["qmamba.ops.scan.triton"]
+slow = pytest.mark.slow  # left to `make test-slow`: the interpreter needs seconds for each case
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +55,28 @@ CASES = {
     "two groups of channels": ((Route("row"),), (2, 5), {"batch": 1, "channels": 70}, True),
 }
 
+SAMPLE = {  # of every run: the usual case, the smallest, and an odd one
+    ("cross", True),
+    ("one position", True),
+    ("one position", False),
+    ("windows, apart", False),
+    ("three states", True),
+}
 
-@pytest.mark.parametrize("chunked", [True, False], ids=["chunks", "whole"])
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize(
+    ("case", "chunked"),
+    [
+        pytest.param(
+            case,
+            chunked,
+            id=f"{case}-{'chunks' if chunked else 'whole'}",
+            marks=[] if (case, chunked) in SAMPLE else [slow],
+        )
+        for case in CASES
+        for chunked in (True, False)
+    ],
+)
 def test_forward_and_gradients(monkeypatch, case, chunked):
     routes, grid, sizes, merge = CASES[case]
     monkeypatch.setattr(launcher, "PROGRAMS", 10**6 if chunked else 1)
@@ -67,7 +87,7 @@ def test_forward_and_gradients(monkeypatch, case, chunked):
     assert_same(got, want, 2e-6)
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", [pytest.param(False, marks=slow), True])
 def test_tiles_as_a_gpu_gets_them(monkeypatch, old):
     monkeypatch.undo()
     kind = launcher.Problem.kind
@@ -78,7 +98,7 @@ def test_tiles_as_a_gpu_gets_them(monkeypatch, old):
     assert_same(got, run(inputs, routes, "reference", merge=True), 2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=slow), torch.bfloat16])
 def test_half_precision_goes_in_and_out_and_the_state_is_float32(monkeypatch, dtype):
     monkeypatch.setattr(launcher, "PROGRAMS", 10**6)
     routes = cross_scan_routes()
@@ -125,7 +145,7 @@ def test_an_empty_batch():
     assert all((v == 0).all() for name, v in got.items() if name.startswith("grad"))
 
 
-@pytest.mark.parametrize("case", ["windows", "three", "one"])
+@pytest.mark.parametrize("case", ["windows", pytest.param("three", marks=slow), "one"])
 def test_scan_and_gate_together(monkeypatch, case):
     routes, grid = {
         "windows": (local_scan_routes(2), (4, 5)),

@@ -170,7 +170,9 @@ def test_the_tables_are_those_of_the_measurements(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(ROOT / "docs")
     import make_tables
 
-    for page, tables in make_tables.rendered().items():
+    rendered = make_tables.rendered()
+    assert rendered and all(rendered.values())
+    for page, tables in rendered.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, table in tables.items():
             assert make_tables.replaced(text, name, table) == text, "run `make docs-figures`"

@@ -48,7 +48,7 @@ def tiny(arch, **overrides):
     ("arch", "head"),
     [
         ("lqmamba-n", "mean"),
-        ("qmamba-t", "mean"),
+        pytest.param("qmamba-t", "mean", marks=pytest.mark.slow),
         pytest.param("lqmamba-n", "statistics", marks=pytest.mark.slow),
     ],
 )

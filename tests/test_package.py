@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -39,33 +38,27 @@ def python(code: str) -> str:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    # What torch brings by itself is torch's business.
+    """Readers of data sets, recipes, training, features and pictures import their libraries when used."""
     code = f"""
 import sys, torch
-before = set(sys.modules)
-import qmamba
-print(*sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & set({HEAVY!r})))
+before = set(sys.modules)  # torch's own dependencies are not counted
+for line in ("import qmamba", "import qmamba.data, qmamba.data.duplicates", "import qmamba.train.paper",
+             "from qmamba.analysis import features, maps, tsne"):
+    exec(line)
+    loaded = {{name.partition('.')[0] for name in set(sys.modules) - before}}
+    print(line, *sorted(loaded & set({HEAVY!r})), sep=": ")
 """
-    assert python(code) == ""
-    # The readers of data sets look for their libraries when a file needs them.
-    assert python(code.replace("import qmamba\n", "import qmamba.data, qmamba.data.duplicates\n")) == ""
-    # So do recipes, training, features and pictures.
-    later = "import qmamba.train.paper; from qmamba.analysis import features, maps, tsne\n"
-    assert python(code.replace("import qmamba\n", later)) == ""
+    lines = python(code).splitlines()
+    assert len(lines) == 4 and [line for line in lines if ": " in line] == []
 
 
 def test_import_time() -> None:
-    """`import qmamba` against `import torch`, by turns: the best of each, since noise only ever adds. Seconds
-    are the process's own, since others may be at work."""
-    code = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
-    best = {"torch": float("inf"), "qmamba": float("inf")}
-    for attempt in range(8):
-        for name in best:
-            best[name] = min(best[name], float(python(code.format(name))))
-        if attempt >= 1 and best["qmamba"] <= best["torch"] + ALLOWED_SECONDS:
-            break
-        time.sleep(0.2 * attempt)
-    assert best["qmamba"] <= best["torch"] + ALLOWED_SECONDS, best
+    """CPU seconds of `import qmamba` once torch is imported: the minimum, since noise only adds."""
+    code = "import time, torch; t = time.process_time(); import qmamba; print(time.process_time() - t)"
+    seconds: list[float] = []
+    while len(seconds) < 5 and min(seconds, default=float("inf")) > ALLOWED_SECONDS:
+        seconds.append(float(python(code)))
+    assert min(seconds) <= ALLOWED_SECONDS, seconds
 
 
 def test_import_leaves_random_state_and_settings_alone() -> None:

@@ -202,8 +202,8 @@ def test_a_run_learns_and_its_checkpoint_starts_a_fine_tuning(
     again = train(RECIPE, photos, tmp_path / "random")
     weights = [(run / "model.safetensors").read_bytes() for run in (tuned, again)]
     assert weights[0] != weights[1]
+    other = dataclasses.replace(RECIPE, arch="lqmamba-t", overrides={})
     with pytest.raises(CheckpointError, match="of another network than lqmamba-t"):
-        other = dataclasses.replace(RECIPE, arch="lqmamba-t", overrides={})
         train(other, photos, tmp_path / "t", init=folder)
 
 

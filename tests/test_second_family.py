@@ -306,9 +306,9 @@ def test_bases_that_cannot_be_used_are_one_line(hub: LocalHub, tmp_path: Path) -
             load_checkpoint(tmp_path / "mine")
         assert "\n" not in str(caught.value)
 
+    base = base_on(hub, scorer, tmp_path / "base")
+    save_checkpoint(tmp_path / "mine", scorer.network, scorer.config.replace(bases=(base,)))
     with pytest.raises(HubError, match="not in the local cache"):
-        base = base_on(hub, scorer, tmp_path / "base")
-        save_checkpoint(tmp_path / "mine", scorer.network, scorer.config.replace(bases=(base,)))
         load_checkpoint(tmp_path / "mine", local_files_only=True)
     refused(HubError, "base weights: timm/gone at 'main': no such model", repo="timm/gone")
     refused(CheckpointError, "sha256 must be 00000000…, got ", sha256="0" * 64)

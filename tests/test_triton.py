@@ -23,16 +23,19 @@ def version(module):
     return tuple(map(int, module.__version__.split(".")[:2]))
 
 
-def test_kernels_under_the_interpreter():
+@pytest.mark.parametrize(
+    "cases", ["not slow", pytest.param("slow", marks=pytest.mark.slow)], ids=["sample", "the rest"]
+)
+def test_kernels_under_the_interpreter(cases):
     triton = pytest.importorskip("triton", reason="the kernels need triton, which is on Linux only")
     if version(triton) < (3, 7) and version(np) >= (2, 4):
         pytest.skip(f"the interpreter of triton {triton.__version__} needs NumPy before 2.4")
     tests = Path(__file__).with_name("interpreted_triton.py")
     env = {k: v for k, v in os.environ.items() if k != "QMAMBA_BACKEND"} | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", cases, str(tests)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tests.parent)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "skipped" not in done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 def resources(tmp_path, *options):

@@ -85,10 +85,10 @@ def load_teacher(name: str | Path | None = None) -> Teacher:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with a linear head, of which the stem and the first blocks are not tuned.
+    """EfficientNet-Lite0 with a linear head; its stem and first blocks are frozen.
 
-    The network is that of the PyPI package ``efficientnet-lite-pytorch``. Batch statistics stay those of
-    ImageNet, in training, too: a batch of ratings is too small for its own.
+    The network is that of the PyPI package ``efficientnet-lite-pytorch``. Batch-norm statistics stay
+    those of ImageNet, also in training: batches of ratings are too small to estimate them.
 
     Raises:
         RecipeError: the packages of the extra ``distil`` are not installed.
