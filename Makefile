@@ -1,5 +1,5 @@
-# Everything below sets itself up: it needs only python3 (3.10 or newer) with pip.
-# `make demo` and `make test` are the two commands of the README.
+# All targets set up their own environment; they need only python3 (3.10 or newer) with pip.
+# The README mentions `make demo` and `make test`.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,13 +10,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick test-slow gpu-check lint wheel wheels docs docs-figures clean
 
-help:  ## Show what can be made
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
 
 demo: $(VENV)/.installed $(VENV)/.kernel  ## Score the photographs in examples/ with the embedded model
 	$(BIN)/qmamba score examples --format table
 
-# Two processes of one thread each: more would each want two gigabytes of memory.
+# Two processes with one thread each, since every process takes about two gigabytes of memory.
 test: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
@@ -33,7 +33,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take m
 
 gpu-check:  ## Check and time the kernels on a GPU, with the torch, triton and transformers of $(PYTHON)
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu-check needs a GPU, and this torch (" + torch.__version__ + ") sees none")'
-	@$(PYTHON) -c 'import pytest, scipy, transformers, triton' || { echo "make gpu-check needs these in the environment of PYTHON=$(PYTHON)"; exit 1; }
+	@$(PYTHON) -c 'import pytest, scipy, transformers, triton' || { echo "make gpu-check needs pytest, scipy, transformers and triton in the environment of PYTHON=$(PYTHON)"; exit 1; }
 	PYTHONPATH=src $(PYTHON) -m pytest $$($(PYTHON) -c 'import xdist; print("-n 8 --dist worksteal")' 2>/dev/null) tests/test_gpu.py
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
 
@@ -48,33 +48,33 @@ wheels: $(VENV)/.installed-wheels  ## Build the wheels for all platforms into di
 	$(BIN)/python tools/make_wheels.py dist
 	$(BIN)/python tools/check_wheels.py dist
 
-docs: $(VENV)/.installed-docs  ## Build the documentation's site into site/; a broken link ends it
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/; broken links are errors
 	$(BIN)/python docs/make_site.py
 
-docs-figures: $(VENV)/.installed-dev  ## Make the documentation's pictures and tables of accuracy anew, with real scores
+docs-figures: $(VENV)/.installed-dev  ## Regenerate the documentation's figures and accuracy tables from real scores
 	$(BIN)/python docs/make_figures.py
 	$(BIN)/python docs/make_tables.py
 
-clean:  ## Remove the environment and what was built
+clean:  ## Remove the environment and all build outputs
 	rm -rf $(VENV) build dist site $(KERNEL)/*.so $(KERNEL)/*.dylib $(KERNEL)/*.dll
 
-# Stamp files: a step runs again only when what it was made from has changed.
+# Stamp files: a step is repeated only when its inputs have changed.
 
-# Some systems ship venv without its own pip; then the pip that is there installs one.
+# Some systems ship venv without pip; then the system pip installs it.
 $(VENV)/.created:
-	@echo "Making $(VENV) (the first time this takes a few minutes: it installs PyTorch)"
+	@echo "Creating $(VENV) and installing PyTorch; this takes a few minutes the first time"
 	@$(PYTHON) -c 'import sys; sys.exit("qmamba needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV) \
 	  && $(PYTHON) -m venv --without-pip $(VENV) \
 	  && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	@touch $@
 
-# torch first and by itself, so that nothing else can choose its version.
+# torch first and alone, so that no other package chooses its version.
 $(VENV)/.torch: $(VENV)/.created constraints.txt
 	$(PIP) torch
 	@touch $@
 
-# The kernel in place, as new as its source. Without a compiler it is left out, which every run says in one line.
+# Build the kernel in place. Without a compiler it is omitted, and every run prints one line about it.
 $(VENV)/.kernel: $(VENV)/.torch $(wildcard $(KERNEL)/*.[ch]) $(KERNEL)/build.py
 	@$(BIN)/python $(KERNEL)/build.py --optional && touch $@ || true
 

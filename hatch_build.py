@@ -1,7 +1,7 @@
-"""Put the native kernel into wheels and editable installations, where there is a C compiler.
+"""Add the native kernel to wheels and editable installations, if there is a C compiler.
 
-The variable ``QMAMBA_NATIVE`` decides: ``0`` leaves the kernel out, ``1`` fails without a compiler, and the
-platform tag of a wheel, ``manylinux_2_17_aarch64`` say, compiles for that platform with ziglang.
+The environment variable ``QMAMBA_NATIVE`` overrides this: ``0`` omits the kernel, ``1`` fails without a
+compiler, and a platform tag such as ``manylinux_2_17_aarch64`` cross-compiles for that platform with ziglang.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NATIVE = Path("src", "qmamba", "ops", "native")
 
 
 class NativeKernel(BuildHookInterface):  # type: ignore[type-arg]
-    """One library in plain C for each platform, whatever the version of Python or torch."""
+    """Build one plain C library per platform, independent of the versions of Python and torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        asked = os.environ.get("QMAMBA_NATIVE", "")
-        if asked == "0":
+        setting = os.environ.get("QMAMBA_NATIVE", "")
+        if setting == "0":
             return
         build = _module(Path(self.root) / NATIVE / "build.py")
-        tag = None if asked in ("", "1") else asked
+        tag = None if setting in ("", "1") else setting
         try:
             if version == "editable":
                 if not build.is_current():
@@ -37,7 +37,7 @@ class NativeKernel(BuildHookInterface):  # type: ignore[type-arg]
                 return
             library = build.build(self._scratch(), tag)
         except build.BuildError as error:
-            if asked:
+            if setting:
                 self.app.abort(f"no native kernel: {error}")
             self.app.display_warning(f"no native kernel, so {build.LOSS}: {error}")
             return
@@ -61,7 +61,7 @@ def _module(path: Path) -> ModuleType:
 
 
 def _platform_tag(macos: str) -> str:
-    """The tag of this machine. A wheel made on Linux by its own compiler runs where glibc is no older."""
-    if sys.platform == "darwin":  # the interpreter may be for both kinds of CPU, which the library is not
+    """Return this machine's platform tag. A wheel built here on Linux needs the same glibc or a newer one."""
+    if sys.platform == "darwin":  # the interpreter may be a universal binary; the library is not
         return f"macosx_{macos.replace('.', '_')}_{platform.machine()}"
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -1,13 +1,13 @@
-r"""How well scores agree with people: our model beside its peers, on the same images, in one run.
+r"""Compare the agreement with human ratings of our model and of other methods, on the same images.
 
     pip install "qmamba[train,distil,benchmarks]" brisque scikit-video
     python benchmarks/accuracy.py --biq2021 BIQ2021 --data stills=stills.csv --out accuracy.json \
         --teacher runs/teacher/checkpoint
 
-Each --data names a manifest, a CSV file with the columns image and mos. Printed are SRCC and PLCC with 95 %
-bootstrap intervals, and the difference of each SRCC from the ridge's on the same resamples. BIQ2021's val
-fold is measured by default; its test fold only with --test, once per released model. With --kept all scores
-stay in a folder, and a later run computes only what it lacks.
+Each --data names a manifest, a CSV file with the columns image and mos. Prints SRCC and PLCC with 95 %
+bootstrap intervals, and the difference of each SRCC from the ridge regression's on the same resamples. By
+default BIQ2021's val fold is measured; its test fold only with --test, once per released model. --kept saves
+all scores in a folder, and a later run computes only the missing ones.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ RESAMPLES = 1000
 
 
 def ours(model: str) -> tuple[str, Peer]:
-    """A model of ours under its name and a mark of all that its scores hang on."""
+    """Return one of our models, under its name and a digest of everything that determines its scores."""
     scorer = qmamba.load(model)
     config = scorer.config
     parts = config.weights_sha256, config.preprocessing, config.protocol, config.calibration
-    mark = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     peer = lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)  # noqa: E731
-    return f"{config.name} {mark}", peer
+    return f"{config.name} {digest}", peer
 
 
 def peers(args: argparse.Namespace) -> dict[str, Peer]:
-    """Those that can be had here; the reason for what is missing is printed."""
+    """Return the methods available here; print the reason for each missing one."""
     found: dict[str, Peer] = dict(ours(model) for model in args.model if model not in args.without)
     makers = {"brisque": brisque, "niqe": niqe}
     if args.biq2021 is not None:
@@ -59,14 +59,14 @@ def peers(args: argparse.Namespace) -> dict[str, Peer]:
 
 
 class Kept:
-    """Scores by peer and photograph, on disk too if there is a folder for them."""
+    """Cache of scores by method and photograph, also on disk if a folder is given."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.known: dict[str, dict[str, float]] = {}
 
     def scores(self, name: str, peer: Peer, paths: Sequence[Path]) -> np.ndarray:
-        """Those of a peer, which is asked for what is not known yet: parts of a set are not scored again."""
+        """Return scores of a method, computing only those that are not cached."""
         file = None if self.folder is None else self.folder / f"{name}.json"
         if name not in self.known:
             self.known[name] = json.loads(file.read_text("utf-8")) if file and file.exists() else {}
@@ -95,7 +95,7 @@ def sets(args: argparse.Namespace) -> dict[str, list[Rated]]:
 
 
 def intervals(scores: dict[str, np.ndarray], mos: np.ndarray, base: str | None) -> dict[str, Any]:
-    """Metrics of each peer with intervals, and the paired difference in SRCC from ``base``."""
+    """Return metrics of each method with intervals, and the paired difference in SRCC from ``base``."""
     rng = np.random.default_rng(0)
     draws: dict[str, list[tuple[float, float]]] = {name: [] for name in scores}
     for _ in range(RESAMPLES):
@@ -121,16 +121,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--biq2021", type=Path, help="folder with the data set; the ridge is fitted on it")
+    parser.add_argument("--biq2021", type=Path, help="folder of BIQ2021; fits the ridge")
     parser.add_argument("--data", action="append", default=[], metavar="[NAME=]MANIFEST")
     parser.add_argument(
         "--model", action="append", default=[], help="name, folder or Hub id; may be repeated"
     )
     parser.add_argument("--without", action="append", default=[], metavar="PEER")
-    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher, to measure it as well")
-    parser.add_argument("--test", action="store_true", help="open the test fold of BIQ2021")
+    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher, measured too")
+    parser.add_argument("--test", action="store_true", help="use the test fold of BIQ2021")
     parser.add_argument("--cache", type=Path, default=Path("lite0-features.npy"))
-    parser.add_argument("--kept", type=Path, help="folder for the scores, to go on from")
+    parser.add_argument("--kept", type=Path, help="folder that caches scores")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     args.model = args.model or ["lqmamba-n"]
@@ -147,9 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             line = f"  {name:22s} SRCC {row['srcc']:.3f} [{row['srcc_low']:.3f}, {row['srcc_high']:.3f}]"
             line += f"  PLCC {row['plcc']:.3f} [{row['plcc_low']:.3f}, {row['plcc_high']:.3f}]"
             if "gain" in row:
-                line += (
-                    f"  from the ridge {row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
-                )
+                line += f"  vs the ridge {row['gain']:+.3f} [{row['gain_low']:+.3f}, {row['gain_high']:+.3f}]"
             print(line, flush=True)
     if args.out:
         args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

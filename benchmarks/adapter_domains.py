@@ -1,18 +1,18 @@
-"""Manifests of three domains to adapt to, for ``benchmarks/adapters.py table``.
+"""Write manifests of three target domains, for ``benchmarks/adapters.py table``.
 
     python benchmarks/adapter_domains.py stills image_quality_test --out stills.csv
     python benchmarks/adapter_domains.py upscaled IQA_SR --out upscaled.csv
     python benchmarks/adapter_domains.py synthetic BIQ2021 --out synthetic.csv
 
 - ``stills``: a clone of github.com/Telecommunication-Telemedia-Assessment/image_quality_test: stills of
-  compressed video, opinions from the laboratory; the reference is the video.
+  compressed video, rated in a laboratory; the reference is the video.
 - ``upscaled``: a clone of github.com/juanpaberon/IQA_SR: super-resolved photographs with z-scores of
   opinions; the reference is the scene.
-- ``synthetic``: photographs of BIQ2021's val fold, which no training has seen, each with six random ones of
-  the 25 distortions. Their "MOS" is no opinion: it is the structural similarity to the photograph that
-  scikit-image computes, on luminance. The copies lie in a folder beside the manifest.
+- ``synthetic``: photographs of BIQ2021's val fold, which was never trained on, each with six of the 25
+  distortions at random. Their "MOS" is not an opinion, but the structural similarity to the photograph on
+  luminance, by scikit-image. The copies are in a folder beside the manifest.
 
-Columns are ``image,mos,reference``, and ``distortion`` where it is known. MOS is in [0, 1].
+Columns are ``image,mos,reference``, and ``distortion`` if known. MOS is in [0, 1].
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ Row = tuple[str, float, str, str]
 
 
 def stills(root: Path) -> Iterator[Row]:
-    """Rows of the video stills; opinions are from 1 to 5."""
+    """Yield rows of the video stills; opinions are from 1 to 5."""
     with (root / "test_1" / "mos_ci.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             image = root / "test_1" / "images" / f"{row['image_name']}.png"
-            if not image.is_file():  # some are no part of the repository
+            if not image.is_file():  # the repository lacks some of them
                 continue
             video = re.split(r"_1frame|\.", image.name)[0]
             yield str(image), (float(row["mos"]) - 1) / 4, video, ""
 
 
 def upscaled(root: Path) -> Iterator[Row]:
-    """Rows of the super-resolved photographs, without the originals ("HD-…"); z-scores come as 0 to 100."""
+    """Yield rows of the super-resolved photographs, without the originals ("HD-…"); z-scores are 0 to 100."""
     from scipy.io import loadmat
 
     folder = root / "Datasets" / "SRIJ"
@@ -61,7 +61,7 @@ def upscaled(root: Path) -> Iterator[Row]:
 
 
 def synthetic(root: Path, folder: Path, photographs: int) -> Iterator[Row]:
-    """Rows of distorted copies, which are written to `folder`, with their structural similarity."""
+    """Write distorted copies to `folder`, and yield their rows with their structural similarity."""
     from skimage.metrics import structural_similarity
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("domain", choices=("stills", "upscaled", "synthetic"))
     parser.add_argument("root", type=Path, help="clone of the data set")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--photographs", type=int, default=100, help="of the synthetic domain")
+    parser.add_argument("--photographs", type=int, default=100, help="number for the synthetic domain")
     options = parser.parse_args()
     root, out = options.root.resolve(), options.out.resolve()
     rows = {

@@ -1,22 +1,21 @@
-"""Adapters beside one another: what they cost, and the paper's tables on rated photographs of your own.
+"""Compare adapters: their cost, and the paper's tables on your own rated photographs.
 
     python benchmarks/adapters.py cost --out cost.json
     python benchmarks/adapters.py table --data stills.csv --table 3 --seeds 0 1 2 --runs runs/stills
     python benchmarks/adapters.py table --data stills.csv --table 9 --runs runs/stills --out found.json
 
-``cost`` measures, for each method on one base: the numbers that train, the forward pass beside the plain
-network (the two take turns, ratios are medians over the rounds), and, in a process of its own, the time of a
-training step and the memory that training takes at most beyond what the process holds before it.
+``cost`` measures, for each method on one base: the number of trained parameters, the time of the forward pass
+relative to the plain network (interleaved, medians of ratios over the rounds), and, in a separate process,
+the time of a training step and the peak memory of training beyond the process's memory before it.
 
-``table`` runs `qmamba.train.adapt` for each row of a table and each seed: 3 and 8 are the methods, 9 the
-number of prompts, 10 their size. A manifest without folds is divided anew for each seed: a fifth for testing
-and a fifth of the rest held out, by reference where there are references (``benchmarks/adapter_domains.py``
-makes such manifests). Runs that a folder has already are not run again. Seconds are those of the steps.
+``table`` runs `qmamba.train.adapt` for each row of a table and each seed: 3 and 8 compare methods, 9 the
+number of prompts, 10 their size. A manifest without folds is split anew for each seed: a fifth for testing
+and a fifth of the rest held out, by reference if there are references (``benchmarks/adapter_domains.py``
+makes such manifests). Finished runs are not repeated. Seconds are those of the training steps.
 
-What is measured is put into the file of ``--out`` beside what it has already: under "cost", or under the
-manifest's name and the table's number (with the learning rate, where one is given), where rows keep the
-seeds that they had. ``srcc_held_out`` is the best that the held-out part saw, which chooses among epochs and,
-if one likes, among learning rates.
+Results are merged into the file of ``--out``: under "cost", or under the manifest's name and the table's
+number (with the learning rate, if given), where rows keep the seeds of earlier runs. ``srcc_held_out`` is the
+best value on the held-out part, which selects the epoch and can select the learning rate.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ MEASURED = ("srcc_before", "srcc_after", "plcc_before", "plcc_after", "seconds",
 
 
 def network_of(base: str) -> QMamba:
-    """A base by its architecture's name, with random weights: costs do not depend on them."""
+    """Return a base of an architecture with random weights, on which costs do not depend."""
     torch.manual_seed(0)
     return qmamba.create_model(base).eval().requires_grad_(False)
 
 
 def forward_ratio(network: QMamba, method: str, size: int, batch: int, rounds: int, device: str) -> float:
-    """Time of the adapted forward pass over that of the plain one: the median over rounds of turns."""
+    """Return the time of the adapted forward pass over that of the plain one, median over rounds."""
     adapter = create(method, network).eval()
     images = torch.randn(batch, 3, size, size, device=device)
 
@@ -72,7 +71,7 @@ def forward_ratio(network: QMamba, method: str, size: int, batch: int, rounds: i
     ratios = []
     with torch.inference_mode():
         for i in range(rounds + 2):
-            # Who goes first changes, so that a slow moment hits both alike.
+            # The order alternates, so that slow moments affect both alike.
             first = seconds(i % 2 == 0)
             second = seconds(i % 2 == 1)
             ratios.append(first / second if i % 2 == 0 else second / first)
@@ -80,11 +79,11 @@ def forward_ratio(network: QMamba, method: str, size: int, batch: int, rounds: i
 
 
 def training(base: str, method: str, size: int, batch: int, steps: int, device: str) -> dict[str, float]:
-    """Seconds of a step, and the most memory in MB beyond what was held before; nothing is cached."""
+    """Return the seconds of a step, and the peak memory in MiB beyond that before; nothing is cached."""
     network = network_of(base).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     with torch.inference_mode():
-        network(images)  # what every pass needs is there before the measurement
+        network(images)  # warm up, so that one-time allocations are not measured
     held = _held(device)
     adapter = create(method, network).train()
     optimiser = torch.optim.AdamW(adapter.parameters(), lr=1e-4)
@@ -101,7 +100,7 @@ def training(base: str, method: str, size: int, batch: int, steps: int, device: 
 
 
 def _held(device: str) -> float:
-    """Bytes held at most so far."""
+    """Return the peak memory so far, in bytes."""
     if device != "cpu":
         return float(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -110,7 +109,7 @@ def _held(device: str) -> float:
 def cost(
     base: str, methods: list[str], *, size: int, batch: int, rounds: int, steps: int, device: str
 ) -> dict[str, dict[str, float]]:
-    """All numbers of each method."""
+    """Return all measurements of each method."""
     network = network_of(base).to(device)
     rows: dict[str, dict[str, float]] = {}
     for method in methods:
@@ -128,7 +127,7 @@ def cost(
 
 
 def divided(ratings: list[Rated], seed: int) -> list[Rated]:
-    """The photographs, a fifth of them or of their references in the fold "test", unless they have folds."""
+    """Return photographs with folds; without folds, a fifth of them or of their references become "test"."""
     if any(r.fold for r in ratings):
         return ratings
     return make_splits(ratings, count=1, seed=seed)[0].of(ratings)
@@ -142,8 +141,12 @@ def table(
     seeds: list[int],
     recipe: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """For each row its parameters, and for each seed SRCC and PLCC before and after and the seconds that its
-    steps took; prints the means over the seeds."""
+    """Run each row of a table with each seed, and print means over the seeds.
+
+    Returns:
+        For each row its number of parameters, and lists over the seeds: SRCC and PLCC before and after, and
+        the seconds of the steps.
+    """
     network, found = qmamba.load(base).base(), {}
     for row, (method, options) in rows.items():
         adapter = create(method, network, **options)
@@ -172,36 +175,36 @@ def table(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command's options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("cost", "table"))
-    parser.add_argument("--base", default="lqmamba-n", help="an architecture for cost, a model for table")
+    parser.add_argument("--base", default="lqmamba-n", help="architecture for cost, model for table")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--methods", nargs="+", default=list_methods(), help="of cost")
+    parser.add_argument("--methods", nargs="+", default=list_methods(), help="methods of cost")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, help="manifest of table")
+    parser.add_argument("--data", type=Path, help="manifest for table")
     parser.add_argument("--runs", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--table", choices=tuple(TABLES), default="3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--crops", type=int, default=5)
     parser.add_argument("--lr", type=float, help="peak learning rate; by default the method's own")
-    parser.add_argument("--rows", nargs="+", help="of the table; all unless given")
+    parser.add_argument("--rows", nargs="+", help="rows of the table; by default all")
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args(arguments)
     rows = TABLES[options.table]
     if unknown := [row for row in options.rows or () if row not in rows]:
-        parser.error(f"table {options.table} has no row {unknown[0]!r}: its rows are {', '.join(rows)}")
+        parser.error(f"--rows of table {options.table} must be among {', '.join(rows)}, got {unknown[0]!r}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write the numbers."""
+    """Measure, print and save."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -222,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def put(file: Path, place: list[str], found: dict[str, Any]) -> None:
-    """Write what was found at its place among what the file has already."""
+    """Merge results into a JSON file, under nested keys."""
     whole = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     at = whole
     for key in place[:-1]:
@@ -233,7 +236,7 @@ def put(file: Path, place: list[str], found: dict[str, Any]) -> None:
 
 
 def joined(before: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table with the seeds that it had before, less those that were measured anew; in order."""
+    """Return a row merged with its earlier seeds, except those measured again, sorted by seed."""
     kept = [i for i, seed in enumerate(before.get("seeds", ())) if seed not in line.get("seeds", ())]
     if not kept:
         return line

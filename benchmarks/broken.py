@@ -1,4 +1,4 @@
-"""Files that ought to break something, and seeded ways to damage good ones; for `fuzz.py` and the tests."""
+"""Malformed files, and seeded ways to damage valid ones, for `fuzz.py` and the tests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 
 def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Colours that change slowly, and some noise: (height, width, 3) uint8."""
+    """Return smooth gradients with noise, (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((width, height))
     return (np.asarray(coarse) * 0.8 + rng.integers(0, 51, (height, width, 3))).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """An image file in memory."""
+    """Return an encoded image."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @cache
 def good() -> dict[str, bytes]:
-    """Sound files, one of each format and colour mode that photographs come in, by name with extension."""
+    """Return valid files by name, one of each format and colour mode of photographs."""
     rgb = Image.fromarray(picture())
     deep = Image.fromarray((np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64))
     alpha = rgb.copy()
@@ -73,7 +73,7 @@ def good() -> dict[str, bytes]:
     }
     Image.init()
     if int(PIL.__version__.split(".")[0]) < 11:
-        del ask["pair.mpo"]  # as written by Pillow 10, it cannot read it itself
+        del ask["pair.mpo"]  # Pillow 10 cannot read the MPO that it writes
     known = {name: plan for name, plan in ask.items() if plan[1] in Image.SAVE}
     return {name: encoded(image, kind, **more) for name, (image, kind, more) in known.items()}
 
@@ -85,7 +85,7 @@ def _turned() -> Image.Exif:
 
 
 def png_of(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header claims a size, whatever its data hold."""
+    """Return a PNG whose header claims a size, regardless of its data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -96,14 +96,14 @@ def png_of(width: int, height: int, data: bytes = b"") -> bytes:
 
 
 def many_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG whose scans after the first say nothing, each over all of its blocks."""
+    """Return a progressive JPEG with redundant scans, each over all of its blocks."""
     file = encoded(Image.new("L", (side, side), 128), "JPEG", progressive=True)
-    end = file.rindex(b"\xff\xda")  # the last scan, of refinements, is all that is repeated
+    end = file.rindex(b"\xff\xda")  # only the last scan, a refinement, is repeated
     return file[:end] + file[end:-2] * scans + file[-2:]
 
 
 def bad() -> dict[str, bytes]:
-    """Files that cannot be scored, by name with extension."""
+    """Return files that cannot be scored, by name."""
     whole = good()
     rng = random.Random(0)
     return {
@@ -128,7 +128,7 @@ def bad() -> dict[str, bytes]:
     }
 
 
-# --- damage: what it is called in the table, and how it is done ---
+# --- kinds of damage, by their name in the table ---
 
 
 def truncated(data: bytes, rng: random.Random) -> bytes:
@@ -150,7 +150,7 @@ def header_flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def numbers_changed(data: bytes, rng: random.Random) -> bytes:
-    """Sizes, counts and offsets become those that programs stumble over."""
+    """Replace sizes, counts and offsets by values that often break programs."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 2))):
         form = rng.choice((">H", "<H", ">I", "<I"))
@@ -177,7 +177,7 @@ def noise_after_signature(data: bytes, rng: random.Random) -> bytes:
 
 
 def profile_changed(data: bytes, rng: random.Random) -> bytes:
-    """A colour profile whose bytes are damaged, in a sound file."""
+    """Return a valid file with a damaged colour profile."""
     kind = rng.choice(("sRGB", "LAB", "XYZ"))
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes())
     for _ in range(rng.choice((1, 4, 32))):

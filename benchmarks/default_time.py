@@ -1,9 +1,9 @@
-"""How long the default model takes for one 512×512 photograph, beside EfficientNet-Lite0 on the same crops.
+"""Time the default model on one 512×512 photograph, against EfficientNet-Lite0 on the same crops.
 
     pip install "qmamba[distil]" && python benchmarks/default_time.py
 
-Both networks are given what the default protocol cuts from the photograph, in turn in every round; printed
-are medians, and the median ratio. The whole of scoring, with decoding and resizing, is timed beside them.
+Both networks get the crops of the default protocol, interleaved in every round; prints medians, and the
+median ratio. Scoring from end to end, with decoding and resizing, is timed too.
 """
 
 from __future__ import annotations

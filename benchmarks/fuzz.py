@@ -1,11 +1,11 @@
-"""Feed damaged files to the decoders, the scorer, the command line and the readers of checkpoints.
+"""Feed damaged files to the decoders, the scorer, the command line and the checkpoint readers.
 
     python benchmarks/fuzz.py --inputs 10400 --docs
 
-Each input is made from a seed, and tried in a worker process that is watched: a *crash* is a process that
-ends, or an error that is none of qmamba's or has several lines; a *hang* is more than 20 s of processor time,
-or ten minutes without an end. *Peak* is the most by which one input raised the worker's resident memory.
-Images may have 2,000,000 pixels here. With --docs the table in docs/robustness.md is written anew. Linux.
+Each input is generated from a seed, and tried in a monitored worker process. A *crash* is a process that
+dies, or an error that is not qmamba's or has several lines; a *hang* is more than 20 s of CPU time, or ten
+minutes in all. *Peak* is the largest increase of the worker's resident memory by one input. Images may have
+up to 2,000,000 pixels. --docs rewrites the table in docs/robustness.md. Needs Linux.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HANG_SECONDS, ASLEEP_SECONDS = 20.0, 600.0
 EXTREMES = "bombs, empty, thin, one pixel"
 SCORED, CLI = "whole scoring, of the above", "the command line, files of odd names"
 CONFIG, HEADER, ADAPTER = "config.json", "headers of safetensors", "adapter_config.json"
-# Of 1,000 inputs how many are of a kind; what is left over goes to the first.
+# Inputs of each kind per 1,000; the remainder goes to the first kind.
 SHARES = {
     **dict.fromkeys(DAMAGE, 95), "damaged colour profiles": 40, EXTREMES: 30, SCORED: 60, CLI: 5,
     CONFIG: 80, HEADER: 80, ADAPTER: 40,
@@ -52,7 +52,7 @@ TEXTS = ("", "../../etc/passwd", "/etc/passwd", "\0", "x" * 5000, "\ud800", "lqm
 
 @dataclass
 class Tally:
-    """What came of the inputs of a kind."""
+    """Outcomes of the inputs of one kind."""
 
     tried: int = 0
     refused: int = 0
@@ -66,7 +66,7 @@ class Tally:
 
 
 def damaged(kind: str, rng: random.Random) -> bytes:
-    """A file of a kind."""
+    """Return a damaged file of a kind."""
     if kind == EXTREMES:
         height, width = rng.choice(((1, 1), (1, 10_000), (10_000, 1), (2, 3), (1414, 1414)))
         small = Image.fromarray(picture(4, 4)).resize((width, height))
@@ -82,7 +82,7 @@ def damaged(kind: str, rng: random.Random) -> bytes:
 
 
 class Subjects:
-    """What is fed: scorer, command line, folders of checkpoints; made once in a worker."""
+    """Targets of the inputs: scorer, command line, checkpoint folders; created once per worker."""
 
     def __init__(self, folder: Path) -> None:
         from qmamba.protocol import Protocol
@@ -92,13 +92,15 @@ class Subjects:
         self.scorer = qmamba.load(protocol=protocol)
         self.model, self.adapter = folder / "model", folder / "adapter"
         config = self.scorer.save_pretrained(self.model)
-        made = qmamba.adapters.create("ssf", self.scorer.base())
-        about = qmamba.adapters.AdapterConfig("ssf", config.name, config.weights_sha256)
-        qmamba.adapters.save_adapter(self.adapter, made, about)
-        self.sound = {path: path.read_bytes() for at in (self.model, self.adapter) for path in at.iterdir()}
+        adapter = qmamba.adapters.create("ssf", self.scorer.base())
+        adapter_config = qmamba.adapters.AdapterConfig("ssf", config.name, config.weights_sha256)
+        qmamba.adapters.save_adapter(self.adapter, adapter, adapter_config)
+        self.valid = {
+            path: path.read_bytes() for folder in (self.model, self.adapter) for path in folder.iterdir()
+        }
 
     def feed(self, kind: str, rng: random.Random) -> bool:
-        """Whether an input was refused; an error that is not ours comes through."""
+        """Return whether an input was refused; errors that are not qmamba's propagate."""
         if kind == CLI:
             return self._command_line(rng)
         feeders: dict[str, Callable[[random.Random], Any]] = {
@@ -137,7 +139,7 @@ class Subjects:
             for name in names:
                 path = Path(folder, "x" + os.fsdecode(name.replace(b"/", b"")) + ".jpg")
                 path.write_bytes(damaged(rng.choice(list(DAMAGE)), rng))
-            count, said = len(list(Path(folder).iterdir())), os.fstat(2).st_size
+            count, stderr_size = len(list(Path(folder).iterdir())), os.fstat(2).st_size
             arguments = [
                 "score",
                 folder,
@@ -153,25 +155,25 @@ class Subjects:
         assert len(rows) == count and done.exit_code in (0, 1), (done.exit_code, done.exception)
         assert done.exit_code == int(any(row["error"] for row in rows))
         assert len(done.stderr.splitlines()) <= 1, done.stderr
-        assert os.fstat(2).st_size == said, "a library wrote to stderr"
+        assert os.fstat(2).st_size == stderr_size, "a library wrote to stderr"
         return done.exit_code == 1
 
     def _config(self, path: Path, rng: random.Random) -> None:
-        data = self.sound[path]
+        data = self.valid[path]
         if rng.random() < 0.3:
             data = rng.choice(list(DAMAGE.values())[:5])(data, rng)
         else:
             config = json.loads(data)
-            place = config
-            while (key := rng.choice(list(place))) and isinstance(place[key], dict) and place[key]:
-                place = place[key]
-            place[key] = rng.choice((*NUMBERS, *TEXTS, None, [], {}, [[[]]], [1] * 1000, {"a": {}}, True))
+            node = config
+            while (key := rng.choice(list(node))) and isinstance(node[key], dict) and node[key]:
+                node = node[key]
+            node[key] = rng.choice((*NUMBERS, *TEXTS, None, [], {}, [[[]]], [1] * 1000, {"a": {}}, True))
             data = json.dumps(config).encode()
         self._load_with(path, data)
 
     def _header(self, rng: random.Random) -> None:
         path = rng.choice((self.model / "model.safetensors", self.adapter / "adapter_model.safetensors"))
-        data = self.sound[path]
+        data = self.valid[path]
         length = int.from_bytes(data[:8], "little")
         choice = rng.randrange(4)
         if choice == 0:
@@ -195,7 +197,7 @@ class Subjects:
         self._load_with(path, data, mend=True)
 
     def _load_with(self, path: Path, data: bytes, mend: bool = False) -> None:
-        """Load model and adapter with this in place of a file, and a config that says it is the right one."""
+        """Load a model or an adapter with one file replaced; `mend` updates the digest in its config."""
         import hashlib
 
         configs = {self.model: self.model / "config.json", self.adapter: self.adapter / "adapter_config.json"}
@@ -204,20 +206,20 @@ class Subjects:
             path.write_bytes(data)
             if mend:
                 digest = {"weights_sha256": hashlib.sha256(data).hexdigest(), "weights_bytes": len(data)}
-                config.write_text(json.dumps(json.loads(self.sound[config]) | digest))
+                config.write_text(json.dumps(json.loads(self.valid[config]) | digest))
             if path.parent == self.model:
                 qmamba.load(self.model)
             else:
                 self.scorer.load_adapter(self.adapter)
         finally:
-            path.write_bytes(self.sound[path])
-            config.write_bytes(self.sound[config])
+            path.write_bytes(self.valid[path])
+            config.write_bytes(self.valid[config])
 
 
 def work(pipe: Connection, folder: str) -> None:
-    """Take (kind, seed), answer (refused, what went wrong, bytes of memory), without end."""
+    """Serve forever: receive (kind, seed), send (refused, failure or "", bytes of memory)."""
     torch.set_num_threads(1)
-    os.dup2(os.open(Path(folder, "stderr"), os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)  # what C libraries say
+    os.dup2(os.open(Path(folder, "stderr"), os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)  # output of C libraries
     subjects = Subjects(Path(folder))
     pipe.send(None)
     while True:
@@ -232,7 +234,7 @@ def work(pipe: Connection, folder: str) -> None:
 
 
 def start_peak() -> int:
-    """Begin a new measurement of the highest resident memory; bytes now."""
+    """Reset the peak of resident memory; return the current bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
@@ -246,7 +248,7 @@ def status(key: str) -> int:
 
 
 class Worker:
-    """A process that is fed inputs, and ended when one takes too long."""
+    """A process that tries inputs, and is killed when one takes too long."""
 
     def __init__(self, folder: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -257,13 +259,13 @@ class Worker:
         self.pipe.recv()
 
     def feed(self, kind: str, seed: int) -> tuple[str, Any]:
-        """("ok", answer), ("crash", exit code) or ("hang", None)."""
+        """Return ("ok", answer), ("crash", exit code) or ("hang", None)."""
         began, spent = time.monotonic(), self._seconds()
         try:
             self.pipe.send((kind, seed))
             while not self.pipe.poll(1.0):
-                asleep = time.monotonic() - began > ASLEEP_SECONDS
-                if asleep or self._seconds() - spent > HANG_SECONDS:
+                timed_out = time.monotonic() - began > ASLEEP_SECONDS
+                if timed_out or self._seconds() - spent > HANG_SECONDS:
                     self.process.kill()
                     return "hang", None
             return "ok", self.pipe.recv()
@@ -280,7 +282,7 @@ class Worker:
 
 
 def plan(inputs: int) -> dict[str, int]:
-    """How many inputs of each kind."""
+    """Return the number of inputs of each kind."""
     whole = sum(SHARES.values())
     counts = {kind: max(1, inputs * share // whole) for kind, share in SHARES.items()}
     counts[next(iter(counts))] += max(0, inputs - sum(counts.values()))
@@ -288,15 +290,15 @@ def plan(inputs: int) -> dict[str, int]:
 
 
 def fuzz(counts: dict[str, int], seed: int) -> dict[str, Tally]:
-    """Feed everything; print each failure with what makes it again."""
+    """Try all inputs; print each failure with the options that reproduce it."""
     tallies = {kind: Tally() for kind in counts}
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(folder)
-        for which, (kind, count) in enumerate(counts.items()):
+        for index, (kind, count) in enumerate(counts.items()):
             tally = tallies[kind]
             for n in range(count):
-                its = seed + which * 1_000_003 + n
-                how, answer = worker.feed(kind, its)
+                input_seed = seed + index * 1_000_003 + n
+                how, answer = worker.feed(kind, input_seed)
                 tally.tried += 1
                 wrong = f"exit code {answer}" if how == "crash" else how if how == "hang" else answer[1]
                 if how != "ok":
@@ -307,15 +309,15 @@ def fuzz(counts: dict[str, int], seed: int) -> dict[str, Tally]:
                 tally.hangs += how == "hang"
                 tally.crashes += how == "crash" or (how == "ok" and bool(wrong))
                 if wrong:
-                    tally.examples.append(f"{its}: {wrong.strip().splitlines()[-1]}")
-                    print(f"--only {kind!r} --seed {its}: {wrong}", flush=True)
+                    tally.examples.append(f"{input_seed}: {wrong.strip().splitlines()[-1]}")
+                    print(f"--only {kind!r} --seed {input_seed}: {wrong}", flush=True)
             print(f"{kind}: {tally.tried} tried, {tally.crashes} crashes, {tally.hangs} hangs", flush=True)
         worker.process.kill()
     return tallies
 
 
 def written(tallies: dict[str, Tally], seed: int) -> str:
-    """The part of the page: what was run, and the table."""
+    """Return the generated part of the page: the command, and the table."""
     import platform
 
     import PIL
@@ -343,12 +345,14 @@ def main() -> None:
     )
     parser.add_argument("--inputs", type=int, default=10_400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one kind, one input: what a failure's line says")
+    parser.add_argument("--only", help="kind of a single input, as printed for a failure")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/robustness.md")
     args = parser.parse_args()
     if args.only:
         with tempfile.TemporaryDirectory() as folder:
-            print("refused" if Subjects(Path(folder)).feed(args.only, random.Random(args.seed)) else "taken")
+            print(
+                "refused" if Subjects(Path(folder)).feed(args.only, random.Random(args.seed)) else "accepted"
+            )
         return
     tallies = fuzz(plan(args.inputs), args.seed)
     text = written(tallies, args.seed)

@@ -1,12 +1,12 @@
-r"""How fast the scan and whole models are on a GPU, in Triton.
+r"""Time the Triton scan and whole models on a GPU.
 
     python benchmarks/gpu.py --out gpu.json
 
-Medians over rounds in which all that is compared takes turns. The scan alone is set against the card's own
-copy: bytes counted once (x, dt, B and C in, y out; backwards also the cotangent in and the gradients out)
-over the time, as a share of the bandwidth that copying a large tensor reaches. Its baseline is what published
-code does, written here anew: four permuted copies of the features, Δ expanded in memory, and one scan kernel
-over them. Whole models stand beside Swin-T of Hugging Face, with random weights, bfloat16.
+Reports medians over rounds in which the candidates are interleaved. The scan is compared with a device copy:
+bytes counted once (x, dt, B and C in, y out; backward also the cotangent in and the gradients out) over the
+time, as a share of the bandwidth of copying a large tensor. Its baseline, written here from scratch, has the
+layout of published code: four permuted copies of the features, Δ expanded in memory, and one scan kernel.
+Whole models are compared with Hugging Face's Swin-T, with random weights, in bfloat16.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Call = Callable[[], Any]
 
 
 def milliseconds(calls: dict[str, Call], rounds: int = ROUNDS) -> dict[str, float]:
-    """Medians, each call in turn in every round, after three rounds that do not count."""
+    """Return median times of interleaved calls, after three warm-up rounds."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds + 3):
         for name, call in calls.items():
@@ -48,7 +48,7 @@ def milliseconds(calls: dict[str, Call], rounds: int = ROUNDS) -> dict[str, floa
 
 
 def peak(call: Call) -> int:
-    """Bytes allocated at most during a call, beyond what is there before."""
+    """Return the peak bytes allocated during a call, beyond those before it."""
     call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -59,7 +59,7 @@ def peak(call: Call) -> int:
 
 
 def bandwidth() -> float:
-    """Bytes a second that copying 1 GiB reaches, read and written."""
+    """Return the bandwidth of copying 1 GiB, in bytes per second read and written."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / milliseconds({"copy": lambda: target.copy_(source)})["copy"] * 1e3
@@ -69,7 +69,7 @@ def bandwidth() -> float:
 
 
 def arguments(side: int, D: int, R: int, K: int, dtype: torch.dtype, batch: int = 32) -> dict[str, Tensor]:
-    """Random tensors of the op, dt, B and C as views of one projection, as models have them."""
+    """Return random arguments of the op; dt, B and C are views of one projection, as in models."""
     g = torch.Generator(device="cuda").manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -85,7 +85,7 @@ def arguments(side: int, D: int, R: int, K: int, dtype: torch.dtype, batch: int 
 
 
 def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
-    """Shares of the copy bandwidth, and ratios to the baseline, of the scan at batch 32."""
+    """Yield shares of the copy bandwidth, and the baseline's times, of the scan at batch 32."""
     from gpu_baseline import scan_of_copies
 
     for stage, (side, D, R) in STAGES.items():
@@ -109,7 +109,7 @@ def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
                 if merge:
                     calls["baseline"] = lambda args=args, routes=routes: scan_of_copies(args, routes)
                     difference = (y - scan_of_copies(args, routes)).abs().max() / y.abs().max()
-                    assert difference < 2e-2, f"the baseline computes something else: {difference:.1e}"
+                    assert difference < 2e-2, f"scan and baseline differ by {difference:.1e}"
                 took = milliseconds(calls)
                 read = sum(args[name].numel() * args[name].element_size() for name in ("x", "dt", "B", "C"))
                 once = read + y.numel() * y.element_size()
@@ -126,7 +126,7 @@ def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
 
 
 def networks() -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """lqmamba-t and Swin-T, eager and compiled, each with a function of images to a tensor."""
+    """Return lqmamba-t and Swin-T, eager and compiled, each with a function from images to a tensor."""
     import transformers as hf
 
     torch.manual_seed(0)
@@ -149,7 +149,7 @@ def networks() -> dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]]:
 
 
 def model_rows() -> Iterator[dict[str, Any]]:
-    """Inference and training steps, ratios to Swin-T's of the same kind."""
+    """Yield times of inference and training steps, and ratios to Swin-T's."""
     nets = networks()
     for title, shape in IMAGES.items():
         batch, height, width = shape
@@ -185,11 +185,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
+    parser.add_argument("--out", type=Path, help="write all results to this JSON file")
     args = parser.parse_args()
     reason = next(b.note for b in qmamba.backends() if b.name == "triton")
     if not torch.cuda.is_available():
-        sys.exit(f"nothing can be measured here: {reason}")
+        sys.exit(f"cannot measure here: {reason}")
     copied = bandwidth()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy, bytes a second": copied,
@@ -199,7 +199,7 @@ def main() -> None:
         for row in rows:
             print(json.dumps(row), file=sys.stderr)
             report[part].append(row)
-            if args.out:  # as far as it is, since compiling takes long, and a run may be ended
+            if args.out:  # saved after each row, since compiling takes long and a run may be interrupted
                 args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report, indent=1))
 

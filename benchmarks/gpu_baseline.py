@@ -1,4 +1,4 @@
-"""The selective scan as published code lays it out, written here anew: what ours is measured against."""
+"""Baseline of the selective scan with the memory layout of published code, written from scratch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scan_kernel(decay, drive, states, L, D, T: tl.constexpr, CHANNELS: tl.conste
 
 
 def scan_of_copies(args: dict[str, Tensor], routes: Sequence[Route]) -> Tensor:
-    """The layout of published code: x, Δ, B, C of every route in its own order, materialised."""
+    """Scan with x, Δ, B and C materialised in the order of each route."""
     x, dt, B, C = (args[name].flatten(1, 2) for name in ("x", "dt", "B", "C"))
     side = args["x"].shape[1]
     ys = []

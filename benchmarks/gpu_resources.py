@@ -1,11 +1,11 @@
-r"""What the scan's kernels take of a GPU, compiled ahead of time: no GPU is needed.
+r"""Report the GPU resources of the scan's kernels, compiled ahead of time; needs no GPU.
 
     python benchmarks/gpu_resources.py --markdown
     python benchmarks/gpu_resources.py --targets sm_90 --ranks 12 --json resources.json
 
-For each kernel and all constants that dispatch can pick for the library's models: registers a thread, bytes
-of shared memory a program, bytes a thread spills; and on NVIDIA's cards, for the scan's, instructions of a
-thread for each step of each channel, the most of its loops. Needs triton, which brings its own assembler.
+For each kernel and all constants that dispatch can choose for the library's models: registers per thread,
+bytes of shared memory per program, bytes spilled per thread; and for the scan's kernels on NVIDIA GPUs, the
+instructions per thread, step and channel of the longest loop. Needs triton, which has its own assembler.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-OLD = {"sm_75": GPUTarget("cuda", 75, 32)}  # whose tensor cores don't take bfloat16: slow, only if asked for
+OLD = {"sm_75": GPUTarget("cuda", 75, 32)}  # tensor cores without bfloat16: slow, only on request
 RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ⌈C / 16⌉ of every stage of every model
 POINTERS = {
     "x",
@@ -51,8 +51,8 @@ POINTERS = {
     "out",
     "g_out",
     "g_y",
-}  # of the features' dtype, not float32
-OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler
+}  # pointers of the features' dtype, not float32
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # options of the compiler
 ALIGNED = {"D", "y_image", "y_route", "gy_image", "gy_route"}  # multiples of 16, as in models
 NUMBERS = {"H", "W", "L", "D", "chunk", "chunks", "tiles", "lanes"}
 
@@ -70,7 +70,7 @@ class Usage(NamedTuple):
 
 
 def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTarget) -> Any:
-    """A kernel for a target, with pointers, D, and strides of images and routes that 16 divides."""
+    """Compile a kernel for a target; pointers, D and the strides of images and routes are multiples of 16."""
     options = {name: constants_[name] for name in OPTIONS if name in constants_}
     known = {name: value for name, value in constants_.items() if name in kernel.arg_names}
     signature = {}
@@ -91,7 +91,7 @@ def compiled(kernel: Any, constants_: dict[str, Any], dtype: str, target: GPUTar
 
 
 def dumped(binary: Any, what: str) -> str:
-    """What the assembler's tool tells of a kernel for NVIDIA's cards."""
+    """Return cuobjdump's output for a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
@@ -100,7 +100,7 @@ def dumped(binary: Any, what: str) -> str:
 
 
 def resources(binary: Any) -> tuple[int, int, int]:
-    """Registers, shared memory, spills."""
+    """Return registers, bytes of shared memory, and bytes spilled."""
     if "cubin" in binary.asm:
         found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dumped(binary, "-res-usage")))
         return int(found["REG"]), binary.metadata.shared, int(found["STACK"]) + int(found["LOCAL"])
@@ -112,8 +112,10 @@ def resources(binary: Any) -> tuple[int, int, int]:
 
 
 def instructions(binary: Any, known: dict[str, Any]) -> float | None:
-    """Of a thread, in the longest of the innermost loops, which goes through a tile, for each step of each
-    channel; None for other kernels, and where the assembler is not NVIDIA's."""
+    """Return the instructions per thread, step and channel in the longest innermost loop, over a tile.
+
+    None for kernels other than the scan's, and for other GPUs than NVIDIA's.
+    """
     if "cubin" not in binary.asm or "STATES_" not in known:
         return None
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", dumped(binary, "-sass"))
@@ -129,8 +131,10 @@ def instructions(binary: Any, known: dict[str, Any]) -> float | None:
 
 
 def configurations(kind: Kind) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Name, function and constants of each kernel: over the whole grid, whose routes models merge, and over
-    windows, whose routes stay apart for the gate. The first pair of routes and the last share names."""
+    """Yield name, function and constants of each kernel, with merged cross-scan and separate window routes.
+
+    The first and the last pair of routes share names.
+    """
     for what, routes in (("cross", cross_scan_routes()), ("windows", local_scan_routes(7))):
         both = pairs(routes)
         for index, pair in enumerate(both):
@@ -154,15 +158,15 @@ def configurations(kind: Kind) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def table(usages: list[Usage]) -> str:
-    """Markdown, one row for each kernel, with the largest numbers over all that was compiled."""
+    """Return a Markdown table with one row per kernel: maxima over all compiled variants."""
     rows = ["| kernel | " + " | ".join(TARGETS) + " |", "|---|" + "---|" * len(TARGETS)]
     for kernel in dict.fromkeys(u.kernel for u in usages):
         cells = []
         for target in TARGETS:
-            those = [u for u in usages if (u.kernel, u.target) == (kernel, target)]
-            most = [str(max(u[i] for u in those)) for i in (5, 6, 7)] if those else ["–"]
-            counted = [u.instructions for u in those if u.instructions is not None]
-            cells.append(" / ".join(most + ([f"{max(counted):.0f}"] if counted else [])))
+            selected = [u for u in usages if (u.kernel, u.target) == (kernel, target)]
+            maxima = [str(max(u[i] for u in selected)) for i in (5, 6, 7)] if selected else ["–"]
+            counted = [u.instructions for u in selected if u.instructions is not None]
+            cells.append(" / ".join(maxima + ([f"{max(counted):.0f}"] if counted else [])))
         rows.append(f"| {kernel} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -175,12 +179,12 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
     parser.add_argument("--states", nargs="+", type=int, default=[1])
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16", "fp16"], default=["bf16", "fp32"])
-    parser.add_argument("--kernels", default="", help="only those whose names contain this")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
-    parser.add_argument("--markdown", action="store_true", help="print the largest numbers as a table")
+    parser.add_argument("--kernels", default="", help="only kernels whose names contain this text")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the maxima as a table")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        sys.exit("unset TRITON_INTERPRET: kernels are to be compiled")
+        sys.exit("TRITON_INTERPRET must be unset, since kernels are compiled")
     modules = ("qmamba.ops.scan.triton_kernels", "qmamba.ops.route_gate.triton_kernels")
     kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
     usages = []

@@ -1,10 +1,10 @@
-"""Crops a second of the loader beside those of a network in training: nobody should wait for the loader.
+"""Compare the crops per second of the data loader with those of a network in training.
 
     python benchmarks/loader.py --data-root DATA --set biq2021 --models lqmamba-n lqmamba-t --workers 0 1 2
 
-The loader decodes a photograph for each crop, brings it to its set's size, and cuts and flips it, as training
-does. The network does a whole step (forward, backward, AdamW) on batches that lie ready. The two take turns
-over the rounds; what is told is the median. ``--device cuda`` puts the network on a GPU.
+The loader decodes a photograph for each crop, resizes it to the size of its set, crops and flips it, as in
+training. The network runs whole steps (forward, backward, AdamW) on prepared batches. The two are interleaved
+over the rounds; medians are reported. ``--device cuda`` puts the network on a GPU.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from qmamba.train.paper.sets import Crops, read_set, split_set
 
 
 def crops_of(name: str, root: Path, batch: int, cache: Path | None) -> Crops:
-    """The crops of a set's training fold."""
+    """Return the crops of a set's training fold."""
     recipe = PaperRecipe(task="single", name="loader", arch="lqmamba-n", data=(name,), batch=batch, epochs=99)
     images = split_set(name, read_set(name, root), recipe, 0, cache=cache)
     return Crops([images], recipe, seed=0)
 
 
 def loading(crops: Crops, workers: int, batches: int) -> float:
-    """Crops a second, the first batch left out: until then processes start."""
+    """Return crops per second of the loader, without the first batch, during which workers start."""
     loader = DataLoader(crops, batch_size=crops.batch, num_workers=workers)
     taken = iter(loader)
     next(taken)
@@ -46,7 +46,7 @@ def loading(crops: Crops, workers: int, batches: int) -> float:
 
 
 def learning(arch: str, batch: int, size: int, steps: int, device: str) -> float:
-    """Crops a second of whole steps, after one to warm up."""
+    """Return crops per second of training steps, after one warm-up step."""
     torch.manual_seed(0)
     network = create_model(arch).to(device).train()
     interface = interface_of(arch)
@@ -72,17 +72,17 @@ def _wait(device: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="as for `qmamba reproduce`")
-    parser.add_argument("--set", default="biq2021", help="a set below it")
-    parser.add_argument("--cache", type=Path, help="as for `qmamba reproduce`")
+    parser.add_argument("--data-root", type=Path, required=True, help="see `qmamba reproduce`")
+    parser.add_argument("--set", default="biq2021", help="data set in --data-root")
+    parser.add_argument("--cache", type=Path, help="see `qmamba reproduce`")
     parser.add_argument("--models", nargs="+", default=["lqmamba-n", "lqmamba-t"])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=6, help="of the loader, in each round")
-    parser.add_argument("--steps", type=int, default=2, help="of the network, in each round")
-    parser.add_argument("--device", default="cpu", help="of the network")
-    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--batches", type=int, default=6, help="batches of the loader per round")
+    parser.add_argument("--steps", type=int, default=2, help="steps of the network per round")
+    parser.add_argument("--device", default="cpu", help="device of the network")
+    parser.add_argument("--out", type=Path, help="write medians to this JSON file")
     args = parser.parse_args()
     crops = crops_of(args.set, args.data_root, args.batch, args.cache)
     found: dict[str, Any] = {}

@@ -1,9 +1,9 @@
-"""Memory and time of a scorer as a loss, with and without activation checkpointing, on a processor.
+"""Measure memory and time of a scorer as a loss on the CPU, with and without activation checkpointing.
 
     python benchmarks/loss_memory.py [--model lqmamba-n] [--sides 512 1024] [--threads 1]
 
-Each case is a process of its own: the forward and the backward of one image that is scored as a whole. Memory
-is by how much the process's peak (ru_maxrss, Linux) grows by it; time is the lesser of two.
+Each case runs in a separate process: forward and backward of one image, scored whole. Memory is the growth of
+the process's peak (ru_maxrss, Linux); time is the shorter of two runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def step(scorer: qmamba.Scorer, side: int) -> tuple[float, torch.Tensor]:
 
 
 def peak() -> int:
-    """Kibibytes."""
+    """Return the peak memory in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -1,9 +1,10 @@
-"""The scan's forward in numba beside the native kernel and torch: why the native one is C.
+"""Compare the scan's forward pass in numba, the native C kernel and torch; shows why the kernel is C.
 
     pip install numba && python benchmarks/numba_scan.py
 
-One image, one state, LQMamba-T's first and third stage, routes merged. numba gets what the C kernel has:
-channels in the inner loop, exponentials and softplus inside, threads over blocks of channels, fastmath.
+One image, one state, first and third stage of LQMamba-T, merged routes. The numba version is structured like
+the C kernel: channels in the inner loop, fused exponentials and softplus, threads over channel blocks,
+fastmath.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BLOCK = 64
 
 @numba.njit(parallel=True, fastmath=True, cache=False)
 def scan(order, x, dt, B, C, weight, bias, A, D, y):  # type: ignore[no-untyped-def]
-    """x, y (L, D); dt (L, K, R); B, C (L, K); weight (K, R, D); bias, A, D (K, D); order (K, L)."""
+    """Scan x into y (L, D); dt (L, K, R); B, C (L, K); weight (K, R, D); bias, A, D (K, D); order (K, L)."""
     K, L = order.shape
     channels, R = x.shape[1], dt.shape[2]
     for block in numba.prange((channels + BLOCK - 1) // BLOCK):

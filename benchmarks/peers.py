@@ -1,8 +1,8 @@
-"""Other ways to judge a photograph, measured beside ours: each is a function of paths to scores.
+"""Other quality measures to compare with, each a function from paths to scores.
 
-Only such as can be had without a download at run time: BRISQUE from the PyPI package ``brisque``, NIQE from
-``scikit-video``, a ridge regression on the frozen features of EfficientNet-Lite0, fitted to the training fold
-of BIQ2021, and the same network fine-tuned on that fold.
+None needs a download at run time: BRISQUE from the PyPI package ``brisque``, NIQE from ``scikit-video``, a
+ridge regression on frozen features of EfficientNet-Lite0, fitted to the training fold of BIQ2021, and the
+same network fine-tuned on that fold.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from qmamba.data import Rated
 Peer = Callable[[Sequence[Path]], np.ndarray]
 LEAST_NIQE = 194
 SIDE = 320
-BLOCKS = (2, 4, 10)  # of 16, whose features the ridge is given
+BLOCKS = (2, 4, 10)  # of 16, whose features the ridge regression uses
 STRENGTHS = (1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4)
 
 
 def brisque() -> Peer:
-    """BRISQUE as the PyPI package ``brisque`` computes it, turned round: higher is better."""
+    """Return BRISQUE by the PyPI package ``brisque``, negated: higher is better."""
     from brisque import BRISQUE
 
     metric = BRISQUE(url=False)
@@ -48,10 +48,10 @@ def brisque() -> Peer:
 
 
 def niqe() -> Peer:
-    """NIQE as the PyPI package ``scikit-video`` computes it on luminance, turned round: higher is better.
+    """Return NIQE on luminance by the PyPI package ``scikit-video``, negated: higher is better.
 
-    The package is of 2018. What numpy and scipy have dropped since and it calls is put back for it: `np.int`,
-    and `scipy.misc.imresize`, which was Pillow's resizing.
+    The package dates from 2018 and calls functions that NumPy and SciPy have removed. They are restored here:
+    `np.int`, and `scipy.misc.imresize`, which was Pillow's resizing.
     """
     import scipy
 
@@ -66,7 +66,7 @@ def niqe() -> Peer:
         for path in tqdm(paths, desc="niqe", unit=" images", leave=False):
             with Image.open(path) as image:
                 grey = image.convert("L")
-            if min(grey.size) < LEAST_NIQE:  # its least: two patches of 96 pixels
+            if min(grey.size) < LEAST_NIQE:  # minimum size: two patches of 96 pixels
                 ratio = LEAST_NIQE / min(grey.size)
                 grey = grey.resize([math.ceil(side * ratio) for side in grey.size], Image.Resampling.BICUBIC)
             scores.append(-float(measure(np.asarray(grey))[0]))
@@ -82,12 +82,12 @@ def _halved(pixels: np.ndarray, ratio: float, interp: str, mode: str) -> np.ndar
 
 
 def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Peer:
-    """Ridge on EfficientNet-Lite0's features of the whole image at 320 × 320, strength chosen on val.
+    """Fit ridge regression to EfficientNet-Lite0's features of images at 320 × 320; val selects the strength.
 
-    Of what was tried, these features agree best with val: means and deviations of three blocks in the
-    middle and the means at the end. Those at the end alone are weaker by 0.05. The image is resized without
-    smoothing, which leaves traces of sharpness. The features of the training photographs are kept in
-    ``cache``, since they take minutes.
+    Features are means and standard deviations of three middle blocks and means of the last block, the best
+    on val among those tried; the last block alone is worse by 0.05. Images are resized without antialiasing,
+    which preserves traces of sharpness. The features of the training photographs are cached in ``cache``,
+    since they take minutes.
     """
     features = _lite0_features()
     if cache.exists():
@@ -98,15 +98,15 @@ def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Pe
     y = np.array([r.mos for r in train])
     mean, std = x.mean(0), x.std(0) + 1e-6
     z, centre = (x - mean) / std, y.mean()
-    watched, wanted = (features([r.path for r in val]) - mean) / std, np.array([r.mos for r in val])
+    val_z, val_mos = (features([r.path for r in val]) - mean) / std, np.array([r.mos for r in val])
     gram, moment = z.T @ z, z.T @ (y - centre)
     fits = [np.linalg.solve(gram + strength * np.eye(len(gram)), moment) for strength in STRENGTHS]
-    best = max(fits, key=lambda w: np.corrcoef(watched @ w, wanted)[0, 1])
+    best = max(fits, key=lambda w: np.corrcoef(val_z @ w, val_mos)[0, 1])
     return lambda paths: (features(paths) - mean) / std @ best + centre
 
 
 def lite0_tuned(weights: Path) -> Peer:
-    """EfficientNet-Lite0 fine-tuned by ``qmamba train teacher``, with the protocol of its recipe."""
+    """Load EfficientNet-Lite0 fine-tuned by ``qmamba train teacher``, with the protocol of its recipe."""
     import_module("qmamba.train.teacher")  # registers the architecture
     scorer = qmamba.load(weights)
     return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
@@ -135,7 +135,7 @@ def _lite0_features() -> Callable[[Sequence[Path]], np.ndarray]:
 
 
 def _pooled(network: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """Means and deviations over positions of some blocks, and the means of the last features."""
+    """Return means and standard deviations over positions of BLOCKS, and means of the last features."""
     found = []
     x = network._swish(network._bn0(network._conv_stem(x)))
     for i, block in enumerate(network._blocks):

@@ -1,11 +1,11 @@
-"""A data root for `qmamba reproduce public`: BIQ2021, video stills and super-resolved images.
+"""Make a data root for `qmamba reproduce public`: BIQ2021, video stills and super-resolved images.
 
     python benchmarks/public_sets.py --biq2021 BIQ2021 --video video.csv --sr sr.csv --root DATA
 
-``video.csv`` and ``sr.csv`` list image and mos of what is in the repositories
-Telecommunication-Telemedia-Assessment/image_quality_test and juanpaberon/IQA_SR. What is written adds each
-image's content as its reference, which splits are drawn by: the source video, before ``_1frame`` in the name
-of the file; the photograph, between the factor and the number in ``METHOD-FACTOR-NAMENUMBER``.
+``video.csv`` and ``sr.csv`` list image and mos of the repositories
+Telecommunication-Telemedia-Assessment/image_quality_test and juanpaberon/IQA_SR. The output adds each image's
+content as its reference, by which splits are drawn: the source video, before ``_1frame`` in the file name, or
+the photograph, NAME in ``METHOD-FACTOR-NAMENUMBER``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def content_of(kind: str, name: str) -> str:
-    """What is shown in a picture, by the name of its file.
+    """Return the content of a picture, from its file name.
 
     >>> content_of("video", "air_show_4k.mkv_1frame_crf_22_height_0256.png")
     'air_show_4k.mkv'
@@ -28,12 +28,12 @@ def content_of(kind: str, name: str) -> str:
         return name.partition("_1frame")[0]
     found = re.fullmatch(r".+?-\d-(.+?)\d+\.\w+", name)
     if found is None:
-        raise SystemExit(f"{name}: not a name of the data set IQA_SR")
+        raise SystemExit(f"names in IQA_SR must be like METHOD-FACTOR-NAMENUMBER, got {name}")
     return found[1]
 
 
 def write(kind: str, manifest: Path, root: Path) -> None:
-    """The manifest with absolute paths and references."""
+    """Write a manifest with absolute paths and references."""
     with manifest.open(newline="", encoding="utf-8") as file:
         rows = [(manifest.parent / row["image"], row["mos"]) for row in csv.DictReader(file)]
     with (root / f"{kind}.csv").open("w", newline="", encoding="utf-8") as file:

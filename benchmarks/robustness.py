@@ -1,10 +1,10 @@
-"""What a score does when a photograph is damaged more and more, and when it is saved at another size.
+"""Measure how scores respond to increasing distortion, and to a change of size.
 
     python benchmarks/robustness.py examples/*.jpg --out robustness.json
 
-Printed are, for each of the 25 distortions, the Spearman correlation between level and score, undamaged
-included, mean over the photographs (-1: every level scores below the one before), and the mean over the 17
-that only degrade; then the scores of each photograph shrunk to several lengths of its longer side.
+Prints, for each of the 25 distortions, the Spearman correlation between level and score, including the
+original, mean over the photographs (-1: each level scores below the previous one), and the mean over the 17
+distortions that only degrade; then the scores of each photograph shrunk to several longer sides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LENGTHS = (4000, 2000, 1000, 500)
 
 
 def distortion_sense(scorer: qmamba.Scorer, photos: list[Image.Image]) -> dict[str, float]:
-    """Mean Spearman between level and score, by distortion."""
+    """Return the mean Spearman correlation between level and score, by distortion."""
     originals = scorer.score(photos).tolist()
     sense: dict[str, float] = {}
     for name, distortion in DISTORTIONS.items():
@@ -40,7 +40,7 @@ def distortion_sense(scorer: qmamba.Scorer, photos: list[Image.Image]) -> dict[s
 
 
 def at_sizes(scorer: qmamba.Scorer, photo: Image.Image) -> dict[int, float]:
-    """Scores of a photograph shrunk so that its longer side has each length; it is never enlarged."""
+    """Return scores of a photograph shrunk to each length of its longer side; it is never enlarged."""
     longer = max(photo.size)
     scores = {longer: scorer.score(photo)}
     for length in LENGTHS:
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="+", type=Path, help="photographs that were never trained on")
+    parser.add_argument("photos", nargs="+", type=Path, help="photographs not used in training")
     parser.add_argument("--model", default="lqmamba-n")
     parser.add_argument("--sizes-only", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -63,7 +63,7 @@ def main() -> None:
     photos = [Image.open(path).convert("RGB") for path in args.photos]
     report: dict[str, Any] = {}
     if not args.sizes_only:
-        print(f"Spearman between level and score, mean over {len(photos)} photographs")
+        print(f"Spearman correlation between level and score, mean over {len(photos)} photographs")
         report["distortions"] = sense = distortion_sense(scorer, photos)
         report["degrading"] = round(mean(sense[name] for name, d in DISTORTIONS.items() if d.degrades), 4)
         print(f"  mean over the 17 that only degrade {report['degrading']:+.3f}")

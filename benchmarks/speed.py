@@ -1,10 +1,10 @@
-"""How long our models take on a processor, whole and in parts, beside Swin-T and others of Hugging Face.
+"""Time our models on a CPU, whole and in parts, against Swin-T and other models of Hugging Face.
 
     pip install "qmamba[benchmarks]" && python benchmarks/speed.py --out speed.json --plot speed.svg
 
-Random weights, float32, eager. The models take turns within each round, so that a slow moment of the machine
-hits all of them; ratios are medians over the rounds of time ÷ Swin-T's time in the same round. Memory is what
-a process of its own needs at most for one pass, beyond what it holds before.
+Random weights, float32, eager. Models are interleaved within each round, so that slow moments of the machine
+affect all of them; ratios are medians over rounds of time ÷ Swin-T's time in the same round. Memory is the
+peak of one pass in a separate process, beyond the memory before it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ CASES = {  # name → batch, height, width
     "768×1024": (1, 768, 1024),
     "1536×2048": (1, 1536, 2048),
 }
-SLOW = {"reference": 10 * 224**2, "vit-s": 768 * 1024}  # the most pixels that these are given
+SLOW = {"reference": 10 * 224**2, "vit-s": 768 * 1024}  # maximum pixels for slow models
 
 
 def models(names: list[str]) -> dict[str, tuple[nn.Module, Forward]]:
-    """Networks in evaluation mode, each with a function of images (B, 3, H, W) to a tensor."""
+    """Return networks in evaluation mode, each with a function from images (B, 3, H, W) to a tensor."""
     return {name: _model(name) for name in names}
 
 
@@ -100,7 +100,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def in_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after one to warm up."""
+    """Return the seconds of interleaved runs in each round, after one warm-up round."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -111,7 +111,7 @@ def in_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
 
 
 def whole_models(nets: dict[str, tuple[nn.Module, Forward]], args: argparse.Namespace) -> dict[str, Any]:
-    """Forward passes of every case, then forward and backward of the ten crops."""
+    """Time forward passes of every case, then forward and backward of the ten crops."""
     found: dict[str, Any] = {}
     for title in args.cases:
         batch, height, width = CASES[title]
@@ -120,12 +120,12 @@ def whole_models(nets: dict[str, tuple[nn.Module, Forward]], args: argparse.Name
         with torch.inference_mode():
             runs = {name: partial(forward, images) for name, forward in fit.items()}
             rounds = args.rounds if pixels < 10**6 else max(2, args.rounds // 2)
-            found[title] = _told(title, pixels, in_turns(runs, rounds))
+            found[title] = _report(title, pixels, in_turns(runs, rounds))
     if args.backward:
         images = images_of(CASES["ten 224 crops"])
         runs = {name: partial(step, *net, images) for name, net in nets.items() if name != "reference"}
         title = "forward + backward, ten 224 crops"
-        found[title] = _told(title, images.numel() // 3, in_turns(runs, max(2, args.rounds // 2)))
+        found[title] = _report(title, images.numel() // 3, in_turns(runs, max(2, args.rounds // 2)))
     return found
 
 
@@ -136,7 +136,7 @@ def step(net: nn.Module, forward: Forward, images: Tensor) -> Tensor:
     return out
 
 
-def _told(title: str, pixels: int, taken: dict[str, list[float]]) -> dict[str, Any]:
+def _report(title: str, pixels: int, taken: dict[str, list[float]]) -> dict[str, Any]:
     rows: dict[str, Any] = {"pixels": pixels}
     print(title)
     for name, times in taken.items():
@@ -154,7 +154,7 @@ def _told(title: str, pixels: int, taken: dict[str, list[float]]) -> dict[str, A
 
 @contextmanager
 def timed_parts(net: nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds of the parts of one of our networks, by kind."""
+    """Accumulate the seconds of the parts of one of our networks, by kind."""
     began: dict[nn.Module, float] = {}
     inside = [False]
     handles = []
@@ -213,7 +213,7 @@ def _kind(name: str, module: nn.Module) -> str | None:
 
 
 def parts(arch: str, case: tuple[int, int, int], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each kind of part of a forward pass; `rest` is what is left of the whole."""
+    """Return median milliseconds of each kind of part of a forward pass; `rest` is the remainder."""
     net, images = qmamba.create_model(arch).eval(), images_of(case)
     rows: list[dict[str, float]] = []
     with torch.inference_mode():
@@ -231,7 +231,7 @@ def parts(arch: str, case: tuple[int, int, int], rounds: int) -> dict[str, float
 
 
 def peak_memory(name: str, case: tuple[int, int, int], threads: int) -> float:
-    """MB that a forward pass needs beyond what the process held before it."""
+    """Return the peak MB of a forward pass beyond the memory before it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, case, threads))
 
@@ -241,23 +241,23 @@ def _peak(name: str, case: tuple[int, int, int], threads: int) -> float:
     _, forward = _model(name)
     images = images_of(case)
     with torch.inference_mode():
-        forward(torch.randn(1, 3, 224, 224))  # libraries are loaded by then
-        before = _most_held(forget=True)
+        forward(torch.randn(1, 3, 224, 224))  # warm up, so that libraries are loaded
+        before = _peak_bytes(reset=True)
         forward(images)
-    return round((_most_held() - before) / 1e6, 1)
+    return round((_peak_bytes() - before) / 1e6, 1)
 
 
-def _most_held(forget: bool = False) -> float:
-    """Bytes that this process has held at most; with ``forget``, from now on, which only Linux can."""
+def _peak_bytes(reset: bool = False) -> float:
+    """Return the peak memory of this process in bytes; ``reset`` starts a new peak (Linux only)."""
     if sys.platform != "linux":
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    if forget:
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     (line,) = (v for v in Path("/proc/self/status").read_text().splitlines() if v.startswith("VmHWM"))
     return 1024 * float(line.split()[1])
 
 
-# Colours of Okabe and Ito, which people with any colour vision can tell apart, each with a marker of its own.
+# Colours of Okabe and Ito, distinguishable with any colour vision, and a marker for each.
 STYLES = {
     "lqmamba-n": ("#009E73", "o-"),
     "lqmamba-t": ("#0072B2", "s-"),
@@ -271,7 +271,7 @@ STYLES = {
 
 
 def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
-    """Time against pixels of single images, both logarithmic."""
+    """Plot time against pixels of single images, both logarithmic."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -288,7 +288,7 @@ def plot(found: dict[str, Any], names: Sequence[str], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, reverse=True)
-        figure.savefig(path, metadata={"Date": None})  # the same bytes for the same numbers
+        figure.savefig(path, metadata={"Date": None})  # reproducible bytes
 
 
 def main() -> None:
@@ -307,7 +307,7 @@ def main() -> None:
         "--models",
         nargs="+",
         default=every,
-        help='also: reference, any of our archs, and any name with " compiled" after it',
+        help='also: reference, any of our architectures, and any name followed by " compiled"',
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=7)
@@ -316,12 +316,12 @@ def main() -> None:
     parser.add_argument("--parts", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path, help="an .svg; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="SVG file of a plot; needs matplotlib")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, float32")
     report: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads, "rounds": args.rounds}
-    torch._dynamo.config.recompile_limit = 64  # types of one model and shapes of every case
+    torch._dynamo.config.recompile_limit = 64  # dtypes of a model and shapes of all cases
     report["models"] = whole_models(models(args.models), args)
     if args.parts:
         report["parts"] = {title: parts("lqmamba-t", CASES[title], args.rounds) for title in args.cases[:2]}

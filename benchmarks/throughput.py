@@ -1,13 +1,12 @@
-"""Images per second and peak memory: decoding alone, scoring alone, both in one process, and both by Ray.
+"""Measure images per second and peak memory: decoding, scoring, both in one process, and both by Ray.
 
     pip install "qmamba[ray]" && python benchmarks/throughput.py --docs
 
 The images are 2,000 JPEG files of 0.3 to 12 megapixels, resized from the photographs in examples/ (40
-different ones, under 2,000 names). Each measurement runs in a process of its own for a share of --minutes,
-over as many of the files, in a fixed mixed order, as it gets to; a few at the beginning are not counted.
-Memory is the resident memory of a measurement's processes together, looked at four times a second; what they
-share counts for each. Results go to --out, and with --docs into docs/scale.md, with what follows from them
-for a million images.
+distinct ones, under 2,000 names). Each measurement runs in a separate process for a share of --minutes, over
+the files in a fixed random order; the first few are not counted. Memory is the total resident memory of a
+measurement's processes, sampled four times a second; shared memory counts for each process.
+Results go to --out, and with --docs into docs/scale.md, extrapolated to a million images.
 """
 
 from __future__ import annotations
@@ -37,22 +36,22 @@ from qmamba.images import decode
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "throughput.json"
 SIZES = {(640, 480): 12, (1024, 768): 10, (1920, 1080): 10, (3000, 2000): 6, (4000, 3000): 2}
-WARM = 8  # images at the beginning that are not counted
-# What is measured, and its share of the time.
+WARM = 8  # first images, which are not counted
+# Measurements, and their shares of the time.
 PARTS = {
     "decoding alone, 1 thread": 1.0,
     "decoding alone, 2 threads": 1.0,
     "scoring alone": 1.5,
     "both, 1 decoding thread": 2.0,
     "both, 2 decoding threads": 2.0,
-    "Ray, 1 actor of 1 processor": 3.0,
-    "Ray, 2 actors of 1 processor": 3.0,
+    "Ray, 1 actor of 1 CPU": 3.0,
+    "Ray, 2 actors of 1 CPU": 3.0,
 }
 MACHINES = {"a laptop of 8 cores": 8, "a server of 64 cores": 64}
 
 
 def make_files(folder: Path, count: int) -> list[Path]:
-    """JPEG files of mixed sizes; the same each time."""
+    """Make JPEG files of mixed sizes, the same in every run."""
     rng, photos = random.Random(0), sorted((HERE.parent / "examples").glob("*.jpg"))
     made = []
     for (width, height), times in SIZES.items():
@@ -69,11 +68,11 @@ def make_files(folder: Path, count: int) -> list[Path]:
     return files
 
 
-# --- measurements; each in a process of its own ---
+# --- measurements, each in a separate process ---
 
 
 def rate(done: Iterator[Any], seconds: float) -> dict[str, float]:
-    """Images per second of something that yields one after the other, after the first few."""
+    """Return the images per second of an iterator, without the first few."""
     for _ in range(WARM):
         next(done)
     began, count = time.perf_counter(), 0
@@ -133,13 +132,13 @@ def by_ray(files: list[Path], actors: int, seconds: float, expected: float) -> d
     chosen = files[: together * max(5, int(expected * seconds / together))]
     times: list[float] = []
 
-    def told(rows: int) -> None:
+    def record(rows: int) -> None:
         times.extend([time.perf_counter()] * rows)
 
     with tempfile.TemporaryDirectory() as folder:
-        score_to_parquet(chosen, Path(folder, "scores"), actors=actors, done=told)
-    # Rows come when all that an actor was given together is scored, and the first come late: it is given the
-    # next before its rows are fetched. So from the second such moment to the last.
+        score_to_parquet(chosen, Path(folder, "scores"), actors=actors, done=record)
+    # Rows arrive in blocks, and the first arrive late, since an actor gets its next block before its rows are
+    # fetched. So count from the second block to the last.
     first = min(2 * together, len(times) // 2) - 1
     count, spent = len(times) - 1 - first, times[-1] - times[first]
     return {"images": count, "seconds": round(spent, 2), "per_second": round(count / max(spent, 1e-6), 3)}
@@ -157,7 +156,7 @@ def measure(part: str, files: list[Path], seconds: float, device: str, expected:
 
 
 class Memory(threading.Thread):
-    """The most resident memory that this process and those it started had together, in bytes."""
+    """Peak resident memory of this process and its descendants together, in bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -178,14 +177,13 @@ class Memory(threading.Thread):
                     memory[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
                 except OSError:
                     continue
-        ours, more = {os.getpid()}, True
-        while more:
-            found = {pid for pid, parent in parents.items() if parent in ours} - ours
-            ours, more = ours | found, bool(found)
+        ours = {os.getpid()}
+        while children := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= children
         return sum(memory.get(pid, 0) for pid in ours)
 
 
-# --- the run, and what is written about it ---
+# --- the run, and its report ---
 
 
 def run_part(part: str, listing: Path, seconds: float, args: argparse.Namespace, expected: float) -> Any:
@@ -193,7 +191,7 @@ def run_part(part: str, listing: Path, seconds: float, args: argparse.Namespace,
     command += ["--seconds", str(seconds), "--expected", str(expected)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        print(f"{part}: failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
+        print(f"{part}: failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", flush=True)
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -203,7 +201,7 @@ def machine(device: str) -> dict[str, Any]:
     models = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {
-        "cores": len(os.sched_getaffinity(0)), "processor": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)), "cpu": models[0] if models else platform.processor(),
         "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -227,14 +225,14 @@ def hours(per_second: float) -> str:
 
 
 def written(runs: dict[str, Any]) -> str:
-    """The part of the page."""
+    """Return the generated part of the page."""
     text = ""
     head = ["", "images", "images per second", "peak memory, MiB", "of the time not the model"]
     costs = []
     for device, run in runs.items():
         about, parts = run["machine"], run["parts"]
         best = max(found["per_second"] for part, found in parts.items() if found and part[0] in "bR")
-        where = about["gpu"] or f"{about['cores']} cores of {about['processor']}"
+        where = about["gpu"] or f"{about['cores']} cores of {about['cpu']}"
         option = "" if device == "cpu" else f" --device {device}"
         text += f"Measured on {where}, torch {about['torch']}, {about['date']}, by "
         text += f"`python benchmarks/throughput.py{option} --docs`:\n\n{table(head, rows_of(run))}\n"
@@ -256,11 +254,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--minutes", type=float, default=7.0, help="of measuring, all together")
+    parser.add_argument("--minutes", type=float, default=7.0, help="total minutes of all measurements")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/scale.md")
-    for inner in ("--part", "--listing"):  # of the processes that this one starts
+    for inner in ("--part", "--listing"):  # options of the child processes
         parser.add_argument(inner, help=argparse.SUPPRESS)
     for inner in ("--seconds", "--expected"):
         parser.add_argument(inner, type=float, help=argparse.SUPPRESS)

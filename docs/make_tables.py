@@ -110,7 +110,7 @@ def model_row(test: dict[str, Any]) -> str:
                 "BIQ2021 train fold; a teacher on public photographs",
                 interval(test, "srcc"),
                 interval(test, "plcc"),
-                "scales: all of it at 448² and at 480²",
+                "the whole image at 448² and 480² pixels",
             ]
         ],
         numbers=(2, 4, 5),

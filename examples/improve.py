@@ -1,9 +1,9 @@
-"""Raise the score of a photograph by gradient ascent, while it is kept near what it was.
+"""Raise the score of a photograph by gradient ascent, while keeping it close to the original.
 
     python examples/improve.py photo.jpg improved.png
 
-Every step moves the pixels along the gradient of `score - fidelity * mean squared change`. What comes of
-it, and why it is no restoration, is in docs/loss.md.
+Every step moves the pixels along the gradient of `score - fidelity * mean squared change`. See docs/loss.md
+for results, and for why this is not restoration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import qmamba
 def improve(
     photograph: Image.Image, scorer: qmamba.Scorer, *, steps: int = 40, fidelity: float = 30.0
 ) -> Image.Image:
-    """The photograph after some steps of Adam, of 0.004 of the range of a pixel each."""
+    """Return the photograph after gradient steps with Adam at a learning rate of 0.004."""
     start = torch.from_numpy(np.array(photograph.convert("RGB"))).permute(2, 0, 1)[None] / 255
     pixels = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([pixels], lr=0.004)

@@ -23,6 +23,7 @@ PHOTOS = (
         "versions/2.jpg",
         "archive/2024/1.jpg",
     ),
+    *(f"{folder}/000{number}.png" for folder in ("gt", "bicubic", "mine") for number in range(1, 4)),
     *(f"photos/000{number}.jpg" for number in range(1, 9)),
 )
 FOLDS = ("train", "train", "val", "val", "test", "test", "test", "test")

@@ -88,7 +88,7 @@ def test_it_goes_with_the_outer_module_and_its_checkpoint(scorer: Scorer, tmp_pa
     other = Restorer(Scorer(tiny_network(seed=5), tiny_config()))
     other.load_state_dict(torch.load(tmp_path / "model.pt"))
     assert torch.equal(other.quality(batch()), scorer(batch()))  # type: ignore[misc]
-    beside = Restorer()  # who holds it beside the model has it in no checkpoint
+    beside = Restorer()  # a scorer held outside the module is in no checkpoint
     assert set(beside.state_dict()) == {"mend.weight", "mend.bias"}
     assert model.to(torch.float64).quality is scorer and scorer(batch()).dtype == torch.float32
 

@@ -371,7 +371,7 @@ def test_a_missing_kernel_is_said_once(tiny: Path, photos: Path, monkeypatch: py
     assert first.exit_code == 0 and len(first.stderr.splitlines()) == 1 and second.stderr == ""
     assert "twice as long" in first.stderr and "`python -m qmamba.ops.native.build`" in first.stderr
     shared._note_once.cache_clear()
-    monkeypatch.setenv("QMAMBA_BACKEND", "torch")  # who chooses knows
+    monkeypatch.setenv("QMAMBA_BACKEND", "torch")  # an explicit choice needs no note
     assert run(*commands).stderr == ""
 
 

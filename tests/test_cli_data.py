@@ -64,7 +64,7 @@ def test_check_counts_and_opens(tmp_path: Path) -> None:
     ]
     assert problems[0] == "9 rated images, expected 10,125"
     assert problems[1] == "2 references, expected 81"
-    assert problems[2] == f"{tmp_path / 'images' / 'I01_01_03.png'}: named 2 times"
+    assert problems[2] == f"{tmp_path / 'images' / 'I01_01_03.png'}: listed 2 times"
     assert "I01_09_03.png" in problems[3] and "I81_25_03.png" in problems[4] and len(problems) == 5
     found = json.loads(run("check", f"kadid10k={tmp_path}", "--format", "json").stdout)
     assert (found["images"], found["expected"], found["with_std"]) == (9, 10125, 9)
@@ -186,7 +186,7 @@ def test_images_of_one_reference_look_alike_by_design(alike: Path) -> None:
 
 def test_duplicates_of_what_cannot_be_opened(alike: Path) -> None:
     (alike.parent / "2.png").write_bytes(b"no picture")
-    assert "2.png cannot be opened: `qmamba data check`" in refused("duplicates", alike)
+    assert "2.png cannot be opened; `qmamba data check`" in refused("duplicates", alike)
 
 
 def test_duplicates_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,5 +208,5 @@ def test_near_pairs_are_those_of_plain_counting() -> None:
 
 
 def test_reading_errors_are_data_set_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataSetError, match="there is no such folder"):
+    with pytest.raises(DataSetError, match="no such folder"):
         read_dataset("livec", tmp_path / "none")

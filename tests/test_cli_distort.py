@@ -82,7 +82,7 @@ def test_list() -> None:
 def test_refusals(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     assert "near names: gaussian_blur" in refused(photo, "gaussian", "-o", out)
-    assert "from 1 to 5, not 6" in refused(photo, "jpeg", "--level", 6, "-o", out)
+    assert "from 1 to 5, got 6" in refused(photo, "jpeg", "--level", 6, "-o", out)
     assert "either the NAME" in refused(photo, "-o", out)
     assert "either the NAME" in refused(photo, "jpeg", "--all", "-o", out)
     assert "none.png: no such file" in refused(tmp_path / "none.png", "jpeg", "-o", out)
@@ -120,7 +120,7 @@ def test_the_scale_of_kadid(photo: Path, tmp_path: Path) -> None:
 
 def test_what_a_scale_lacks_is_refused(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.png"
-    assert "an integer from 1 to 5, not 2.5" in refused(photo, "jpeg", "--level", 2.5, "-o", out)
+    assert "an integer from 1 to 5, got 2.5" in refused(photo, "jpeg", "--level", 2.5, "-o", out)
     assert "from 1 to 5 on the scale 'kadid', got 5.5" in refused(
         photo, "jpeg", "--scale", "kadid", "--level", 5.5, "-o", out
     )

@@ -73,7 +73,7 @@ def test_biq2021_incomplete(biq: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'ss01 \(2\)\.jpg' has no label"):
         read_biq2021(biq)
     labels.write_text("Image Name,MOS\nss03 (9).jpg,good\n")
-    with pytest.raises(RecipeError, match=r"'ss03 \(9\)\.jpg' is 'good', not a number"):
+    with pytest.raises(RecipeError, match=r"'ss03 \(9\)\.jpg' must be a number, got 'good'"):
         read_biq2021(biq)
     labels.write_text("Name,MOS\nss03 (9).jpg,0.75\n")
     with pytest.raises(RecipeError, match="no column 'Image Name'"):
@@ -129,7 +129,7 @@ def test_manifest_with_all_columns(tmp_path: Path) -> None:
     assert [r.mos for r in read_manifest(path, score="dmos")] == [7.0]
     with pytest.raises(RecipeError, match="no column 'mos'"):
         read_manifest(path)
-    with pytest.raises(RecipeError, match="row 1: std is 'wide', not a number"):
+    with pytest.raises(RecipeError, match="row 1: std must be a number, got 'wide'"):
         read_manifest(manifest(tmp_path, "image,mos,std\nphotos/a.jpg,1,wide\n"))
 
 
@@ -148,10 +148,10 @@ def test_manifest_with_absolute_paths_and_without_folds(tmp_path: Path) -> None:
         ("image,mos\nphotos/a.jpg,1\nphotos/z.jpg,1\n", "row 2: no image at .*z.jpg"),
         ("image,mos\n,1\n", "row 1: no image"),
         ("mos,image\n1\n", "row 1: no image"),
-        ("image,mos\nphotos/a.jpg,good\n", "row 1: mos is 'good', not a number"),
-        ("image,mos\nphotos/a.jpg,nan\n", "mos is 'nan', not a number"),
-        ("image,mos\nphotos/a.jpg,inf\n", "mos is 'inf', not a number"),
-        ("image,mos\nphotos/a.jpg\n", "mos is '', not a number"),
+        ("image,mos\nphotos/a.jpg,good\n", "row 1: mos must be a number, got 'good'"),
+        ("image,mos\nphotos/a.jpg,nan\n", "mos must be a number, got 'nan'"),
+        ("image,mos\nphotos/a.jpg,inf\n", "mos must be a number, got 'inf'"),
+        ("image,mos\nphotos/a.jpg\n", "mos must be a number, got ''"),
     ],
 )
 def test_bad_manifests(tmp_path: Path, text: str, says: str) -> None:
@@ -161,7 +161,7 @@ def test_bad_manifests(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_manifests_that_are_no_csv(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no manifest at .*expected a CSV"):
+    with pytest.raises(RecipeError, match=r"no manifest at .*give a CSV"):
         read_manifest(tmp_path / "none.csv")
     with pytest.raises(RecipeError, match="no manifest"):
         read_manifest(tmp_path)

@@ -56,28 +56,28 @@ def test_facts() -> None:
 MISSING = [
     ("live", "dmos_realigned.mat", "dmos_realigned.mat is missing"),
     ("live", "refnames_all.mat", "refnames_all.mat is missing"),
-    ("live", "jp2k/img227.bmp", "1 of 779 images are missing from .*: jp2k/img227.bmp first"),
+    ("live", "jp2k/img227.bmp", "1 of 779 images are missing from .*, the first is jp2k/img227.bmp"),
     ("csiq", "csiq.DMOS.xlsx", "csiq.DMOS.xlsx is missing"),
-    ("csiq", "dst_imgs/jpeg2000/1600.jpeg2000.2.png", "1 of 24 .* jpeg2000/1600.jpeg2000.2.png first"),
+    ("csiq", "dst_imgs/jpeg2000/1600.jpeg2000.2.png", "1 of 24 .* first is jpeg2000/1600.jpeg2000.2.png"),
     ("tid2013", "mos_with_names.txt", "mos_with_names.txt is missing"),
     ("tid2013", "mos_std.txt", "mos_std.txt is missing"),
-    ("tid2013", "distorted_images/i02_24_5.bmp", "1 of 12 images are missing .* I02_24_5.bmp first"),
+    ("tid2013", "distorted_images/i02_24_5.bmp", "1 of 12 images are missing .* first is I02_24_5.bmp"),
     ("kadid10k", "dmos.csv", "dmos.csv is missing"),
-    ("kadid10k", "images/I01_09_03.png", "1 of 8 images are missing from images: I01_09_03.png first"),
+    ("kadid10k", "images/I01_09_03.png", "1 of 8 images are missing from images, the first is I01_09_03.png"),
     ("livec", "Data/AllImages_release.mat", "AllImages_release.mat is missing"),
     ("livec", "Data/AllMOS_release.mat", "AllMOS_release.mat is missing"),
     ("livec", "Data/AllStdDev_release.mat", "AllStdDev_release.mat is missing"),
-    ("livec", "Images/1024.JPG", "1 of 5 images are missing from Images: 1024.JPG first"),
+    ("livec", "Images/1024.JPG", "1 of 5 images are missing from Images, the first is 1024.JPG"),
     ("koniq10k", "koniq10k_scores_and_distributions.csv", "koniq10k_scores_and_distributions.csv is missing"),
-    ("koniq10k", "1024x768/300.jpg", "1 of 5 images are missing from 1024x768: 300.jpg first"),
+    ("koniq10k", "1024x768/300.jpg", "1 of 5 images are missing from 1024x768, the first is 300.jpg"),
     ("flive", "labels_image.csv", "labels_image.csv is missing"),
-    ("flive", "database/EE371R/rq59.jpg", "1 of 3 .* database: EE371R/rq59.jpg first"),
+    ("flive", "database/EE371R/rq59.jpg", "1 of 3 .* database, the first is EE371R/rq59.jpg"),
     ("spaq", "Annotations/MOS and Image attribute scores.xlsx", "attribute scores.xlsx is missing"),
-    ("spaq", "TestImage/00003.jpg", "1 of 4 images are missing from TestImage: 00003.jpg first"),
+    ("spaq", "TestImage/00003.jpg", "1 of 4 images are missing from TestImage, the first is 00003.jpg"),
     ("agiqa3k", "data.csv", "data.csv is missing"),
-    ("agiqa3k", "images/AttnGAN_normal_002.jpg", "1 of 4 .*: AttnGAN_normal_002.jpg first"),
+    ("agiqa3k", "images/AttnGAN_normal_002.jpg", "1 of 4 .*, the first is AttnGAN_normal_002.jpg"),
     ("aigciqa2023", "DATA/MOS/mosz1.mat", "mosz1.mat is missing"),
-    ("aigciqa2023", "Image/allimg/7.png", "1 of 12 images are missing from Image/allimg: 7.png first"),
+    ("aigciqa2023", "Image/allimg/7.png", "1 of 12 images are missing from Image/allimg, the first is 7.png"),
 ]
 
 
@@ -95,7 +95,7 @@ def test_a_partial_tree_of_a_layout_that_is_verified(tmp_path: Path) -> None:
     (tmp_path / "Images").mkdir()
     assert refused("biq2021", tmp_path) == (
         f"BIQ2021 at {tmp_path} is incomplete: 'Train (Images and MOS).csv' is missing;"
-        " docs/data.md shows the files that are expected"
+        " docs/data.md shows the expected files"
     )
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_folder(name: str, tmp_path: Path) -> None:
         pytest.importorskip("openpyxl", reason="openpyxl, which reads .xlsx files, is not installed")
     assert DATASETS[name].title in refused(name, tmp_path)  # empty
     where = f"{DATASETS[name].title} at {tmp_path / 'elsewhere'}"
-    assert refused(name, tmp_path / "elsewhere") == f"{where}: there is no such folder"
+    assert refused(name, tmp_path / "elsewhere") == f"{where}: no such folder; check the path"
 
 
 @pytest.mark.parametrize("name", ["kadid10k", "koniq10k", "flive", "agiqa3k"])
@@ -121,7 +121,7 @@ def test_a_csv_without_its_columns_or_rows(name: str, tmp_path: Path) -> None:
     assert "name no images" in refused(name, tmp_path)
     cells = ["x" if cell.replace(".", "", 1).isdecimal() else cell for cell in first.split(",")]
     labels.write_text(f"{header}\n{','.join(cells)}\n")
-    assert "is 'x', not a number" in refused(name, tmp_path)
+    assert "must be a number, got 'x'" in refused(name, tmp_path)
     labels.write_bytes(b"\xff\xfe\xff")
     assert "cannot be read as CSV" in refused(name, tmp_path)
 
@@ -137,7 +137,7 @@ def test_broken_matlab_files(tmp_path: Path) -> None:
     mos.write_bytes(b"no MATLAB")
     assert "cannot be read as MATLAB" in refused("livec", tmp_path)
     savemat(mos, AllMOS_release=[*[1.0] * 11, float("nan")])
-    assert "AllMOS_release of a photo.jpg is" in refused("livec", tmp_path)
+    assert "AllMOS_release of a photo.jpg must be" in refused("livec", tmp_path)
 
 
 def test_live_arrays_of_another_length(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_broken_sheets(tmp_path: Path) -> None:
     sheet = tmp_path / "csiq.DMOS.xlsx"
     head: list[object] = ["image", "dst_type", "dst_lev", "dmos_std", "dmos"]
     save_xlsx(sheet, [head, ["1600", "sepia", 1, 0.1, 0.2]], "all_by_image")
-    assert "dst_type is 'sepia', not one of noise" in refused("csiq", tmp_path)
+    assert "dst_type must be noise" in refused("csiq", tmp_path)
     save_xlsx(sheet, [head, ["1600", "blur", 1, 0.1, "bad"]], "all_by_image")
-    assert "dmos of blur/1600.BLUR.1.png is 'bad', not a number" in refused("csiq", tmp_path)
+    assert "dmos of blur/1600.BLUR.1.png must be a number, got 'bad'" in refused("csiq", tmp_path)
     save_xlsx(sheet, [head], "another")
     assert "cannot be read as Excel" in refused("csiq", tmp_path)
     save_xlsx(sheet, [["image", "dmos"]], "all_by_image")
@@ -169,10 +169,10 @@ def test_broken_text_files_of_tid2013(tmp_path: Path) -> None:
     names.write_text(whole + "5.5 I01_01_2.bmp\n")
     assert "13 mos_with_names, 12 mos_std" in refused("tid2013", tmp_path)
     names.write_text(whole.replace(" I01_08_1.bmp", ""))
-    assert "is not a score and a name" in refused("tid2013", tmp_path)
+    assert "must be a score and a name" in refused("tid2013", tmp_path)
     names.write_text(whole.replace("I01_24_5", "I01_25_5"))
     (tmp_path / "distorted_images" / "I01_25_5.bmp").touch()
-    assert "with a distortion from 1 to 24" in refused("tid2013", tmp_path)
+    assert "with distortions 1 to 24" in refused("tid2013", tmp_path)
 
 
 def test_koniq_at_half_size(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_own_ratings(tmp_path: Path) -> None:
     labels = tmp_path / "mine.csv"
     labels.write_text("image,mos\na.jpg,3\n")
     assert read_dataset("manifest", labels) == [Rated(tmp_path / "a.jpg", 3.0)]
-    assert "takes the CSV file" in refused("manifest", labels, manifest=labels)
+    assert "give the CSV file" in refused("manifest", labels, manifest=labels)
 
 
 def test_unknown_name(tmp_path: Path) -> None:

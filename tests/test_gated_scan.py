@@ -80,7 +80,7 @@ def test_value_and_gradients(grid, batch, routes, poisoned):
 @pytest.mark.parametrize("channels", [4, 5, 16, 17, 64, 100, 200])
 def test_every_variant_and_width(variant, channels, library, monkeypatch, poisoned):
     if variant not in library.variants:
-        pytest.skip(f"this processor does not run {variant}")
+        pytest.skip(f"this CPU does not run {variant}")
     monkeypatch.setenv("QMAMBA_NATIVE_ISA", variant)
     for grid in [(1, 1), (9, 7)]:
         check(make(grid, channels=channels))

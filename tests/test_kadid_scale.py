@@ -320,7 +320,7 @@ def test_qmamba_distort_takes_the_scale() -> None:
         ("jpeg", True, "kadid", r"got True"),
         ("jpeg", "3", "kadid", r"got '3'"),
         ("jpeg", None, "kadid", r"got None"),
-        ("jpeg", 3.0, "qmamba", r"an integer from 1 to 5, not 3\.0"),
+        ("jpeg", 3.0, "qmamba", r"an integer from 1 to 5, got 3\.0"),
         ("jpeg", 1, "KADID", r"^scale must be one of qmamba, kadid, got 'KADID'"),
         ("jpeg", 1, 7, r"^scale must be .*got 7"),
     ],

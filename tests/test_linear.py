@@ -91,7 +91,7 @@ def test_a_tracer_records_what_runs_anywhere():
     assert "mkldnn" not in str(traced.graph)
 
 
-@pytest.mark.skipif(not _available(), reason="this torch or this processor has nothing better than F.linear")
+@pytest.mark.skipif(not _available(), reason="this torch or this CPU has nothing better than F.linear")
 def test_onednn_computes_it_unless_it_is_switched_off():
     x, weight = torch.randn(3, 4), torch.randn(5, 4)
     assert "mkldnn::_linear_pointwise" in operations(lambda: linear(x, weight))

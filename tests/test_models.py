@@ -87,7 +87,7 @@ def test_any_size_any_batch(arch, size):
 
 
 def test_gradients_are_the_same_with_and_without_the_image_by_image_path():
-    """Without gradients, a processor works image by image; the numbers are those of the whole batch."""
+    """Without gradients the CPU works image by image, with the results of the whole batch."""
     torch.manual_seed(0)
     model = create_model("lqmamba-n", **TINY).eval()
     images = torch.randn(3, 3, 48, 64)

@@ -45,15 +45,15 @@ before = set(sys.modules)  # torch's own dependencies are not counted
 for line in ("import qmamba", "import qmamba.data, qmamba.data.duplicates", "import qmamba.train.paper",
              "from qmamba.analysis import features, maps, tsne"):
     exec(line)
-    heavy = {{m.partition('.')[0] for m in set(sys.modules) - before}} & set({HEAVY!r})
-    print(line, *sorted(heavy), sep=": ")
+    loaded = {{name.partition('.')[0] for name in set(sys.modules) - before}}
+    print(line, *sorted(loaded & set({HEAVY!r})), sep=": ")
 """
     lines = python(code).splitlines()
     assert len(lines) == 4 and [line for line in lines if ": " in line] == []
 
 
 def test_import_time() -> None:
-    """CPU seconds of `import qmamba` once torch is imported: the best of a few, as noise only adds."""
+    """CPU seconds of `import qmamba` once torch is imported: the minimum, since noise only adds."""
     code = "import time, torch; t = time.process_time(); import qmamba; print(time.process_time() - t)"
     seconds: list[float] = []
     while len(seconds) < 5 and min(seconds, default=float("inf")) > ALLOWED_SECONDS:

@@ -92,7 +92,7 @@ def test_photographs_come_from_git(clones: Path) -> None:
     with Image.open(io.BytesIO(found["pictures/a.png"])) as image:
         assert image.size == (320, 240)
     assert list(photographs(SOURCE, clones / "owner+name", seen)) == []
-    few = Source("owner/name", include=("pictures/*",), most=2)
+    few = Source("owner/name", include=("pictures/*",), limit=2)
     assert len(list(photographs(few, clones / "owner+name", set()))) == 2
 
 
@@ -140,7 +140,7 @@ def test_what_is_missing_is_said(clones: Path, tmp_path: Path) -> None:
         Shards(tmp_path)
     np.save(tmp_path / "crops-0000.npy", np.zeros((2, CROP, CROP, 3), np.uint8))
     np.save(tmp_path / "mos.npy", np.zeros(3, np.float32))
-    with pytest.raises(RecipeError, match="2 crops and 3 ratings"):
+    with pytest.raises(RecipeError, match="2 crops but 3 ratings"):
         Shards(tmp_path)
 
 

@@ -133,4 +133,4 @@ def test_the_choice_of_colours_is_kept(visit) -> None:
     page.locator("#theme").click()
     page.reload()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
-    assert page.locator("#theme").text_content() == "Light colours"
+    assert page.locator("#theme").text_content() == "Light theme"

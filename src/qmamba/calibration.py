@@ -1,4 +1,4 @@
-"""From a network's raw quality to a score: monotone, smooth, with a gradient everywhere."""
+"""Map a network's raw quality to a score: monotone and smooth, with a gradient everywhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from qmamba.errors import CheckpointError, RecipeError
 class Calibration:
     """score = 1 / (1 + exp(-(slope · raw + offset))).
 
-    A logistic curve, and not a line with a clamp: a clamp has no gradient outside its range, and a score that
-    is used as a loss must always have one.
+    A logistic curve rather than a clamped line: a clamp has no gradient outside its range, and a score
+    used as a loss needs one everywhere.
 
     Attributes:
         slope: above 0, which keeps the order of images.
@@ -46,8 +46,8 @@ class Calibration:
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         """Return calibrated scores in [0, 1], in the shape of `raw`; float64 for float64, else float32.
 
-        float32 has no number between 1 - 6e-8 and 1: scores of raw values far outside those of the training
-        are exactly 0 or 1, and their gradients 0.
+        float32 has no number between 1 - 6e-8 and 1: scores of raw values far outside the training range are
+        exactly 0 or 1, and their gradients are 0.
         """
         raw = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
         return torch.sigmoid(self.slope * raw + self.offset)
@@ -99,7 +99,7 @@ class Calibration:
             (1.5, 0.25)
         """
         x, y = _pairs(raw, mos)
-        # On standardised values the search is well conditioned whatever the network's scale.
+        # Standardised values keep the search well conditioned at any scale of the network.
         centre, spread = x.mean(), x.std()
         x = (x - centre) / spread
         start = torch.logit(y.clamp(0.02, 0.98))
@@ -132,7 +132,7 @@ class Scale:
 
     Attributes:
         calibration: from raw quality to [0, 1], higher is better.
-        low, high: least and greatest score.
+        low, high: lowest and highest score.
         lower_better: whether the best quality has the score `low`.
 
     Examples:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from qmamba.errors import CheckpointError
+from qmamba.errors import CheckpointError, near_names
 
 DTYPES = ("float32", "float16", "bfloat16")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,9 +62,7 @@ def same_keys(data: Mapping[str, Any], expected: set[str], where: str = "") -> N
     if missing := sorted(expected - data.keys()):
         raise CheckpointError(f"config: missing {', '.join(repr(prefix + key) for key in missing)}")
     for key in sorted(str(key) for key in data.keys() - expected):
-        near = difflib.get_close_matches(key, expected, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise CheckpointError(f"config: unknown key {prefix + key!r}{hint}")
+        raise CheckpointError(f"config: unknown key {prefix + key!r}; {near_names(key, sorted(expected))}")
 
 
 def sha256(value: object, key: str) -> str:

@@ -43,7 +43,7 @@ def _column(values: Any, name: str) -> Array:
         raise MetricError(f"{name} must hold at least 2 values, got {array.size}")
     if not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise MetricError(f"{name} holds {array[bad]} at index {bad}: leave such pairs out first")
+        raise MetricError(f"{name} holds {array[bad]} at index {bad}: drop such pairs first")
     return array
 
 
@@ -157,10 +157,10 @@ def logistic4(x: Any, params: Sequence[float] | Array) -> Array:
 def fit_logistic4(pred: Any, mos: Any) -> tuple[float, float, float, float]:
     """Fit β1, β2, β3, β4 of `logistic4` from `pred` to `mos` by least squares; needs scipy and n ≥ 4.
 
-    As published results are made: MINPACK from (max mos, min mos, mean pred, 0.5). A width of 0.5 is far too
-    narrow for predictions in [0, 100], say. A logistic can follow any straight line, so a fit that is worse
-    than the best line has got stuck; only then it starts again from the spread of `pred`. Deterministic.
-    Where one side is constant the curve is the constant mean of `mos`.
+    Uses MINPACK from (max mos, min mos, mean pred, 0.5), as published results do. A width of 0.5 is far too
+    narrow for predictions in [0, 100], for example. A logistic can approximate any straight line, so a fit
+    that is worse than the best line is stuck; only then is it restarted from the spread of `pred`.
+    Deterministic. If one side is constant, the curve is the constant mean of `mos`.
 
     Raises:
         MetricError: scipy is not installed, fewer than four pairs, or no fit was found.
@@ -181,7 +181,9 @@ def fit_logistic4(pred: Any, mos: Any) -> tuple[float, float, float, float]:
         if best[0] <= line * (1 + 1e-6) + 1e-12 * float(y @ y):
             break
     if best[1] is None:
-        raise MetricError("the four-parameter logistic could not be fitted: look at the predictions' range")
+        raise MetricError(
+            "the four-parameter logistic could not be fitted; check the range of the predictions"
+        )
     top, bottom, middle, width = (float(value) for value in best[1])
     return top, bottom, middle, abs(width)
 
@@ -195,24 +197,24 @@ def _least_squares(x: Array, y: Array, start: Array) -> tuple[Array, float]:
         ) from error
 
     def residual(params: Array) -> Array:
-        # A width of zero is no curve; the nearest number is, and keeps MINPACK going.
+        # A width of zero is invalid; the smallest number keeps MINPACK running.
         width = params[3] if params[3] != 0 else np.finfo(np.float64).tiny
         return logistic4(x, (params[0], params[1], params[2], width)) - y
 
-    # `leastsq`, not `curve_fit`: the same MINPACK, and no warning about a covariance nobody asked for.
+    # `leastsq` instead of `curve_fit`: the same MINPACK without a warning about an unused covariance.
     params = leastsq(residual, start, maxfev=10_000, full_output=True)[0]
     squares = float((residual(params) ** 2).sum())
     return params, squares if math.isfinite(squares) and params[3] != 0 else math.inf
 
 
 def plcc_fitted(pred: Any, mos: Any) -> float:
-    """Return Pearson's correlation of `mos` with predictions behind the fitted `logistic4`; nan if flat."""
+    """Return Pearson's correlation of `mos` and predictions after the fitted `logistic4`; nan if flat."""
     x, y = _pair(pred, mos)
     return _pearson(logistic4(x, fit_logistic4(x, y)), y)
 
 
 def rmse_fitted(pred: Any, mos: Any) -> float:
-    """Return the root mean squared error behind the fitted `logistic4`, in the units of `mos`."""
+    """Return the root mean squared error after mapping by the fitted `logistic4`, in the units of `mos`."""
     x, y = _pair(pred, mos)
     return rmse(logistic4(x, fit_logistic4(x, y)), y)
 
@@ -238,15 +240,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Return all metrics in one flat dict, the form of a checkpoint's `results`.
 
-    With `resamples` > 0 there is a bootstrap interval of each metric `m`, as `m_low` and `m_high`. `n` is the
-    number of images.
+    With `resamples` > 0, each metric `m` has a bootstrap interval, `m_low` and `m_high`. `n` is the number of
+    images.
 
     >>> evaluate([1, 2, 3, 4], [1, 2, 3, 4], metrics=["srcc", "krcc"])
     {'n': 4, 'srcc': 1.0, 'krcc': 1.0}
     """
     x, y = _pair(pred, mos)
     if unknown := [name for name in metrics if name not in METRICS]:
-        raise MetricError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+        raise MetricError(f"metrics must be among {', '.join(METRICS)}, got {unknown[0]!r}")
     results: dict[str, float] = {"n": x.size}
     for name in metrics:
         results[name] = METRICS[name](x, y)
@@ -261,8 +263,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a metric, from `n` resamples of the pairs with replacement.
 
-    Deterministic for a seed, from a generator of its own. Resamples in which the metric is undefined are left
-    out; (nan, nan) if all are.
+    Deterministic for a seed; the global random state is untouched. Resamples with an undefined metric are
+    dropped; (nan, nan) if all are.
 
     >>> low, high = bootstrap_interval(srcc, range(50), range(50), n=20)
     >>> (low, high)

@@ -77,14 +77,14 @@ class Protocol:
         if self.kind not in KINDS:
             raise ArgumentError(f"protocol: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         crops = 0 if self.kind == "scales" else 1
-        for name, least, most in (
+        for name, minimum, maximum in (
             *(("crop", 32, 2**13), ("max_crops", crops, MOST_CROPS), ("n_crops", 1, MOST_CROPS)),
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
+            if type(value) is not int or not minimum <= value <= maximum:
                 raise ArgumentError(
-                    f"protocol: {name} must be an integer from {least} to {most}, got {value!r}"
+                    f"protocol: {name} must be an integer from {minimum} to {maximum}, got {value!r}"
                 )
         if not isinstance(self.sides, (tuple, list)) or not 1 <= len(self.sides) <= MOST_SIDES:
             raise ArgumentError(f"protocol: sides must list 1 to {MOST_SIDES} sizes, got {self.sides!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ..errors import AdapterError
+from ..errors import AdapterError, near_names
 from ..models.capabilities import TakesPrompts, require
 from .base import Adapter, NoOptions
 
@@ -83,8 +82,7 @@ def build(method: str, model: nn.Module, **options: Any) -> Adapter:
     """Build an adapter as :func:`create` does, on the current default device: without data on "meta"."""
     kinds = _kinds()
     if method not in kinds:
-        near = difflib.get_close_matches(str(method), kinds, n=2, cutoff=0.4) or list_methods()
-        raise AdapterError(f"no adapter method is named {method!r}; near names: {', '.join(near)}")
+        raise AdapterError(f"no adapter method is named {method!r}; {near_names(method, list_methods())}")
     require(model, TakesPrompts, "adapters")
     kind = kinds[method]
     known = {field.name for field in dataclasses.fields(kind.options)}

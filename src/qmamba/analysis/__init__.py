@@ -1,1 +1,8 @@
-"""Analysis of scores and networks: features, t-SNE, drawings of maps, reports."""
+"""Analysis of scores and networks: comparisons, reasons, features, t-SNE, drawings of maps, reports."""
+
+from __future__ import annotations
+
+from .comparison import PairedComparison, compare, compare_folders
+from .measures import Reasons, reasons
+
+__all__ = ["PairedComparison", "Reasons", "compare", "compare_folders", "reasons"]

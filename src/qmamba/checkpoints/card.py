@@ -75,7 +75,7 @@ def _opening(config: ModelConfig) -> str:
     better = "lower" if config.lower_better else "higher"
     return (
         f"# {config.name}\n\n"
-        "Tells how good a photograph looks, with no reference image. "
+        "Predicts the perceived quality of a photograph, with no reference image. "
         f"Architecture `{config.arch}`; scores lie in [{low:g}, {high:g}], {better} is better.\n\n"
         "```python\nimport qmamba\n\n"
         'scorer = qmamba.load("PATH_OR_HUB_ID_OF_THIS_FOLDER")\n'
@@ -124,17 +124,17 @@ def results_section(results: dict[str, Any]) -> str:
         for where, values in tables.items()
         if (rest := {key: value for key, value in values.items() if not _in_table(key)})
     }
-    lines = ["## Measured", ""]
+    lines = ["## Results", ""]
     if keys:
-        lines.append("| on | " + " | ".join(METRIC_TITLES[key] for key in keys) + " |")
+        lines.append("| data | " + " | ".join(METRIC_TITLES[key] for key in keys) + " |")
         lines.append("|---" * (len(keys) + 1) + "|")
         for where, values in tables.items():
             cells = [inline(where), *(_shown(values, key) for key in keys)]
             lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", "In brackets: bootstrap interval over the images, 95 % unless said otherwise.", ""]
+        lines += ["", "In brackets: bootstrap interval over the images, 95 % unless stated otherwise.", ""]
     lines += bullets({**notes, **other})
     if not results:
-        lines.append("Nothing measured yet.")
+        lines.append("No results yet.")
     return "\n".join([*lines, ""])
 
 
@@ -147,7 +147,7 @@ def _in_table(key: str) -> bool:
 
 
 def _scoring(config: ModelConfig) -> str:
-    lines = ["## How a photograph is scored", "", "Mean of the calibrated scores of these crops:", ""]
+    lines = ["## Protocol", "", "A score is the mean of the calibrated scores of these crops:", ""]
     lines += bullets(config.protocol.to_dict())
     lines += ["", "Calibration of a crop's raw output, `sigmoid(slope * raw + offset)`:", ""]
     return "\n".join([*lines, *bullets(config.calibration.to_dict()), ""])
@@ -159,7 +159,7 @@ def _bases_section(config: ModelConfig) -> str:
     lines = [
         "## Base weights",
         "",
-        "Frozen weights that are not in this folder, and are loaded from the Hub:",
+        "Frozen weights that are not in this folder, but loaded from the Hub:",
         "",
     ]
     lines += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import os
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.checkpoints.hub import fetch, is_repo_id
-from qmamba.errors import AdapterError, CheckpointError, UnknownModelError
+from qmamba.errors import AdapterError, CheckpointError, UnknownModelError, near_names
 
 _HUB_PREFIX = "hf-hub:"
 
@@ -149,6 +148,4 @@ def _unknown(name: str) -> str:
             f"no weights ship for {name!r} (those that do: {shipped}): load a folder or a Hub id, "
             f"or build it untrained with create_model({name!r})"
         )
-    near = " or ".join(difflib.get_close_matches(name.lower(), models, n=3, cutoff=0.5))
-    hint = f"did you mean {near}?" if near else f"models: {', '.join(models) or 'none yet'};"
-    return f"no model and no folder {name!r}: {hint} a Hub id is written user/repo"
+    return f"no model and no folder {name!r}; {near_names(name, models)}; a Hub id is written user/repo"

@@ -44,6 +44,16 @@ class Format(str, Enum):
     jsonl = "jsonl"
 
 
+class ComparisonFormat(str, Enum):
+    """Formats of a comparison: of one row per image, or of folders."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    latex = "latex"
+
+
 class ReportFormat(str, Enum):
     """Formats of what a command has found out."""
 
@@ -81,7 +91,7 @@ OutputFormat = Annotated[ReportFormat, typer.Option("--format", "-f", help="Form
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads, of all processes together. Default: one per processor core."),
+    typer.Option(min=1, help="Total CPU threads of all processes. Default: one per CPU."),
 ]
 Minutes = Annotated[
     float | None,

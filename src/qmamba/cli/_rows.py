@@ -57,9 +57,7 @@ def render(form: Format, row: Row | Comparison, *, first: bool) -> str:
         reason = "" if row.error is None else f"  ({printable(row.error).removeprefix(f'{name}: ')})"
         return f"{'  '.join(cells)}  {name}{reason}\n"
     if form is Format.csv:
-        texts = [
-            "" if v is None else f"{v:.6f}" if n in numbers else _csv_field(v) for n, v in record.items()
-        ]
+        texts = ["" if v is None else f"{v:.6f}" if n in numbers else csv_field(v) for n, v in record.items()]
         return ",".join(texts) + "\n"
     record |= {n: None if record[n] is None else round(record[n], 6) for n in numbers}
     # ASCII only: a name that is not valid UTF-8 survives as \udcXX escapes in any encoding.
@@ -88,6 +86,7 @@ def prepare_stdout(form: Format) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _csv_field(text: str) -> str:
+def csv_field(text: str) -> str:
+    """Return text as a field of CSV, quoted where it has to be."""
     # Not csv.writer: before Python 3.13 it leaves a lone carriage return unquoted, which breaks the row.
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text

@@ -1,4 +1,4 @@
-"""`qmamba compare A B...`: images beside each other, best first."""
+"""`qmamba compare A B...`: images beside each other, best first; folders with `--by-folder`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmamba.cli._command import with_groups
 from qmamba.cli._find import named_images
+from qmamba.cli._folders import FORMATS, FolderOptions, chosen, named_folders, note_left_out
+from qmamba.cli._folders import render as render_folders
 from qmamba.cli._options import (
+    ComparisonFormat,
     Format,
     Paths,
     Progress,
     ReadingOptions,
     Recursive,
-    RowFormat,
     ScorerOptions,
 )
 from qmamba.cli._progress import bar_of
 from qmamba.cli._rows import Comparison, footer, header, prepare_stdout, render
 from qmamba.cli._shared import hushed, note_failed
-from qmamba.errors import ImageError
+from qmamba.errors import ArgumentError, ImageError
 from qmamba.scoring.pipeline import senseless
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ EPILOG = """\
 Examples:
   qmamba compare before.jpg after.jpg
   qmamba compare versions/ --format csv > versions.csv
+  qmamba compare --by-folder gt/ bicubic/ mine/ --against bicubic --format latex
 
 \b
 Exit code:
   0  every image was scored
-  1  some images could not be scored; their rows, the last ones, say why
+  1  some images could not be scored; their rows, the last ones, say why; or, with --by-folder, some were
+     left out, and stderr says which
   2  nothing was scored: no images, an unknown model, a wrong option
 """
 
@@ -50,15 +54,43 @@ def compare(
     paths: Paths,
     scorer: ScorerOptions,
     reading: ReadingOptions,
+    folders: FolderOptions,
     recursive: Recursive = False,
-    form: RowFormat = Format.table,
+    form: Annotated[
+        ComparisonFormat,
+        typer.Option(
+            "--format", "-f", help="Format of the output; latex needs --by-folder, which has no jsonl."
+        ),
+    ] = ComparisonFormat.table,
     progress: Progress = None,
 ) -> None:
     """Score images and list them, best first, with the difference from the best one.
 
     The last number is the standard deviation over the scores of an image's parts: its crops, or the sizes
     at which it is scored.
+
+    With --by-folder, images are paired by their file names without extensions, and folders are listed: mean
+    scores, mean differences from one folder with paired bootstrap intervals, and p-values of the paired
+    permutation test.
     """
+    if folders.by_folder:
+        _compare_folders(paths, scorer, reading, folders, recursive, form.value, progress)
+        return
+    if folders.against is not None:
+        raise ArgumentError("--against compares folders; add --by-folder")
+    if form is ComparisonFormat.latex:
+        raise ArgumentError("--format latex is for folders; add --by-folder")
+    _compare_images(paths, scorer, reading, recursive, Format(form.value), progress)
+
+
+def _compare_images(
+    paths: list[str],
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
+    recursive: bool,
+    form: Format,
+    progress: bool | None,
+) -> None:
     with hushed():
         files, is_complete = named_images(paths, recursive)
         loaded = scorer.load()
@@ -70,6 +102,40 @@ def compare(
         failed = sum(row.error is not None for row in rows)
         note_failed(failed, len(files))
     if failed or not is_complete:
+        raise typer.Exit(1)
+
+
+def _compare_folders(
+    paths: list[str],
+    scorer: ScorerOptions,
+    reading: ReadingOptions,
+    options: FolderOptions,
+    recursive: bool,
+    form: str,
+    progress: bool | None,
+) -> None:
+    from qmamba.analysis import compare_folders
+
+    if form not in FORMATS:
+        raise ArgumentError(f"--format must be one of {', '.join(FORMATS)} with --by-folder, got {form}")
+    folders = named_folders(paths)
+    against = chosen(options.against, folders)
+    with hushed():
+        loaded = scorer.load()
+        with bar_of(None, progress) as bar:
+
+            def advance(total: int) -> None:
+                bar.total = total
+                bar.update()
+
+            found = compare_folders(
+                loaded, folders, against=against, recursive=recursive, on_image=advance,
+                resamples=options.resamples, seed=options.seed, **reading.to_dict(),
+            )  # fmt: skip
+        prepare_stdout(Format.csv if form == "csv" else Format.table)
+        sys.stdout.write(render_folders(form, found))
+        is_partial = note_left_out(found)
+    if is_partial:
         raise typer.Exit(1)
 
 

@@ -65,9 +65,7 @@ Exit code:
   2  the data set could not be read
 """
 
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads that open images. Default: one per processor core.")
-]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that open images. Default: one per CPU.")]
 
 
 class ConventionName(str, Enum):

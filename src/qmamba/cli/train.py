@@ -56,8 +56,8 @@ class StartOptions:
         str | None,
         typer.Option(
             metavar="TEACHER",
-            help="Checkpoint of a teacher, or biq2021=FOLDER to train one that rates in OUT first. Default: "
-            "one that knows features only.",
+            help="For recipes that train on ratings: checkpoint of a teacher, or biq2021=FOLDER to train one "
+            "that rates in OUT first. Default: one that knows features only.",
         ),
     ] = None
     arch: Annotated[
@@ -121,8 +121,16 @@ def _train_after_teacher(
     plan: Recipe | PretrainRecipe, data: str, out: Path, start: StartOptions, run: RunOptions, **options: Any
 ) -> Path:
     """Return the checkpoint's folder; a teacher is trained first if its data are given, not its weights."""
-    from qmamba.train import load_recipe
+    from qmamba.train import PretrainRecipe, load_recipe, pretrain
 
+    if isinstance(plan, PretrainRecipe):
+        if start.teacher is not None:
+            raise RecipeError(
+                "--teacher is for recipes that train on ratings; pretraining has a teacher of its own, which "
+                "is never tuned"
+            )
+        with run.watch(plan.steps) as watch, watch.ends(options["resume"]):
+            return pretrain(plan, data, out, init=start.init, report=watch, **options)
     teacher = start.teacher
     if teacher is not None and "=" in teacher and not Path(teacher).exists():
         lessons = load_recipe("teacher")
@@ -139,13 +147,9 @@ def _ratings(recipe: Recipe, data: str) -> list[Rated]:
     return rated if source.is_manifest else [r for r in rated if r.fold in ("train", "val")]
 
 
-def _train(watch: Watch, recipe: Recipe | PretrainRecipe, data: str, out: Path, **options: Any) -> Path:
-    from qmamba.train import PretrainRecipe, pretrain
+def _train(watch: Watch, recipe: Recipe, data: str, out: Path, **options: Any) -> Path:
     from qmamba.train import train as tune
 
-    if isinstance(recipe, PretrainRecipe):
-        with watch.ends(options["resume"]):
-            return pretrain(recipe, data, out, report=watch, **options)
     ratings = _ratings(recipe, data)
     with watch.ends(options["resume"]):
         return tune(recipe, ratings, out, report=watch, **options)

@@ -1,4 +1,4 @@
-"""Rated photographs: readers of data sets, their folds, and distortions of known strength."""
+"""Rated photographs: data set readers, folds, and distortions of known strength."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported on first use, for `import qmamba` imports this package and is to stay light.
+    # Imported on first use, so that `import qmamba` stays light.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)

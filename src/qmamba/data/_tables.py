@@ -1,4 +1,4 @@
-"""Label files as data sets ship them (CSV, Excel, MATLAB) and the images they name."""
+"""Read label files (CSV, Excel, MATLAB), and find the images that they name."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ import numpy as np
 
 from ..errors import DataSetError, RecipeError
 
-HEADER_ROWS = 20  # how far down a sheet its header is looked for
+HEADER_ROWS = 20  # rows of a sheet that are searched for its header
 
 
 def number(value: object, what: str) -> float:
-    """A finite number from a cell.
+    """Return the finite number in a cell.
 
     Raises:
-        DataSetError: it is none; the message calls it ``what``.
+        DataSetError: the cell holds no finite number; the message calls the cell ``what``.
 
     >>> number("3.5", "mos")
     3.5
     >>> number("good", "row 2: mos")
     Traceback (most recent call last):
-    qmamba.errors.DataSetError: row 2: mos is 'good', not a number
+    qmamba.errors.DataSetError: row 2: mos must be a number, got 'good'
     """
     try:
         found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise DataSetError(f"{what} is {value!r}, not a number")
+        raise DataSetError(f"{what} must be a number, got {value!r}")
     return found
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header line; a cell that is not there is empty.
+    """Return the rows of a CSV file with a header line; missing cells are empty.
 
     Raises:
-        DataSetError: it is not there, is no CSV in UTF-8, or has no such column.
+        DataSetError: the file is missing, is not CSV in UTF-8, or lacks a column.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -59,10 +59,10 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold anything.
+    """Return the non-empty lines of a text file, stripped.
 
     Raises:
-        DataSetError: it is not there, or is no text.
+        DataSetError: the file is missing, or is not text.
     """
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -73,11 +73,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[dict[str, Any]]:
-    """The rows below the header of an Excel sheet, which may stand anywhere near its top left corner.
+    """Return the rows below the header of an Excel sheet; the header is searched for in the first rows.
 
     Args:
-        path: of an .xlsx file.
-        columns: names in the header; other columns are left out, and so are rows that lack the first one.
+        path: an .xlsx file.
+        columns: names in the header; other columns are dropped, and so are rows without the first one.
         sheet: name of the sheet; the first one by default.
 
     Raises:
@@ -95,7 +95,7 @@ def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> l
         table = book[sheet] if sheet else book.worksheets[0]
         cells = [list(row) for row in table.iter_rows(values_only=True)]
         book.close()
-    except Exception as error:  # a damaged file fails in any of zip, XML and openpyxl
+    except Exception as error:  # a damaged file may fail in zip, XML or openpyxl
         raise DataSetError(f"{path} cannot be read as Excel: {' '.join(str(error).split())}") from error
     for top, row in enumerate(cells[:HEADER_ROWS]):
         if all(name in row for name in columns):
@@ -106,7 +106,7 @@ def read_xlsx(path: Path, columns: Sequence[str], sheet: str | None = None) -> l
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:
-    """Variables of a MATLAB file, each as a vector; a cell array becomes one of objects.
+    """Return variables of a MATLAB file as vectors; cell arrays become arrays of objects.
 
     Raises:
         DataSetError: the file or a variable is missing.
@@ -120,59 +120,60 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
         raise DataSetError(f"{path.name} is missing")
     try:
         found = loadmat(path, squeeze_me=True)
-    except Exception as error:  # a damaged file fails in whatever scipy happens to be reading
+    except Exception as error:  # scipy fails on damaged files in many ways
         raise DataSetError(f"{path} cannot be read as MATLAB: {' '.join(str(error).split())}") from error
-    there = [name for name in found if not name.startswith("__")]
+    variables = [name for name in found if not name.startswith("__")]
     if missing := [name for name in names if name not in found]:
         raise DataSetError(
-            f"{path} has no variable {missing[0]!r}; its variables are {', '.join(there) or 'none'}"
+            f"{path} has no variable {missing[0]!r}; its variables are {', '.join(variables) or 'none'}"
         )
     return [np.atleast_1d(found[name]).ravel() for name in names]
 
 
 def same_length(**lists: Sequence[Any] | np.ndarray) -> None:
-    """Check that lists which belong together are equally long.
+    """Check that lists have the same length.
 
     Raises:
-        DataSetError: they are not.
+        DataSetError: their lengths differ.
 
     >>> same_length(mos=[1, 2], names=["a"])
     Traceback (most recent call last):
-    qmamba.errors.DataSetError: the labels do not fit together: 2 mos, 1 names
+    qmamba.errors.DataSetError: label lists must have the same length, got 2 mos, 1 names
     """
     if len({len(each) for each in lists.values()}) > 1:
         counts = ", ".join(f"{len(each)} {name}" for name, each in lists.items())
-        raise DataSetError(f"the labels do not fit together: {counts}")
+        raise DataSetError(f"label lists must have the same length, got {counts}")
 
 
 def files_below(root: Path, folder: str = "", *, by_name: bool = False) -> dict[str, Path]:
-    """The files of a folder and all below it, by their path from it in lower case, with slashes.
+    """Return the files below a folder, keyed by relative path in lower case, with slashes.
 
-    Lower case, since labels and disks of old data sets differ in it. ``by_name`` gives them by name alone.
+    Keys are lower-case because labels and files of old data sets differ in case. With ``by_name`` they are
+    file names only.
 
     Raises:
         DataSetError: the folder is missing.
     """
-    place = root / folder
-    if not place.is_dir():
+    top = root / folder
+    if not top.is_dir():
         raise DataSetError(f"the folder {folder or root} is missing")
     found = {}
-    for where, _, names in os.walk(place):
-        above = "" if by_name else Path(where).relative_to(place).as_posix() + "/"
+    for parent, _, names in os.walk(top):
+        prefix = "" if by_name else Path(parent).relative_to(top).as_posix() + "/"
         for name in names:
-            found[(above.removeprefix("./") + name).lower()] = Path(where, name)
+            found[(prefix.removeprefix("./") + name).lower()] = Path(parent, name)
     return found
 
 
 def locate(names: Iterable[str], files: Mapping[str, Path], where: str) -> list[Path]:
-    """The file of each name.
+    """Return the file of each name.
 
     Raises:
-        DataSetError: some are not there; the message counts them and names the first.
+        DataSetError: files are missing; the message counts them and names the first.
     """
     names = list(names)
     if missing := [name for name in names if name.lower() not in files]:
         raise DataSetError(
-            f"{len(missing)} of {len(names)} images are missing from {where}: {missing[0]} first"
+            f"{len(missing)} of {len(names)} images are missing from {where}, the first is {missing[0]}"
         )
     return [files[name.lower()] for name in names]

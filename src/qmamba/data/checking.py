@@ -1,4 +1,4 @@
-"""Is a data set whole? Its labels counted, every one of its images opened."""
+"""Check that a data set is complete: count its labels, and open each of its images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found in a data set.
+    """Contents of a data set, and its problems.
 
     Attributes:
-        images: how many rated images it has.
-        mos: least and greatest of their scores, higher for better images.
-        with_std: how many have a standard deviation.
-        references: how many different references they name.
-        distortions: how many different distortions they name.
-        problems: one line for each thing that is wrong; none says that the data set is whole.
+        images: number of rated images.
+        mos: lowest and highest score, higher is better.
+        with_std: number of images with a standard deviation.
+        references: number of distinct references.
+        distortions: number of distinct distortions.
+        problems: one line per problem; empty for a complete data set.
     """
 
     images: int
@@ -46,20 +46,18 @@ def check_dataset(
     workers: int | None = None,
     done: Callable[[], object] | None = None,
 ) -> CheckReport:
-    """Open every image of a data set, and compare counts with those of the whole.
+    """Open every image of a data set, and compare its counts with those of the published one.
 
-    Scores that leave the scale are no problem: scales are nominal, and LIVE's realigned DMOS, for one, leave
-    theirs.
+    Scores outside the scale are allowed: scales are nominal, and LIVE's realigned DMOS exceed theirs.
 
     Args:
-        ratings: what its reader returned, at least one.
-        facts: what is known of the whole data set; without, nothing is compared.
-        workers: threads that open images; one a processor by default.
+        ratings: rated images from the reader, at least one.
+        facts: expected counts of the complete data set; None skips the comparison.
+        workers: number of threads that open images; by default one per CPU.
         done: called after each image.
 
     Returns:
-        Counts, and what is wrong: other counts than expected, images named twice, images that cannot be
-        opened.
+        Counts, and problems: unexpected counts, duplicate paths, images that cannot be opened.
     """
     problems = []
     references = len({r.reference for r in ratings} - {""})
@@ -68,8 +66,8 @@ def check_dataset(
             problems.append(f"{len(ratings):,} rated images, expected {facts.images:,}")
         if facts.references and references != facts.references:
             problems.append(f"{references} references, expected {facts.references}")
-    named = Counter(r.path for r in ratings)
-    problems += [f"{path}: named {count} times" for path, count in named.items() if count > 1]
+    listed = Counter(r.path for r in ratings)
+    problems += [f"{path}: listed {count} times" for path, count in listed.items() if count > 1]
     for reason in in_threads(_unreadable, [r.path for r in ratings], workers):
         if reason:
             problems.append(reason)
@@ -88,8 +86,8 @@ def check_dataset(
 def in_threads(
     work: Callable[[Path], Found], paths: Sequence[Path], workers: int | None = None
 ) -> Iterator[Found]:
-    """What ``work`` makes of each path, in their order; ends without waiting for what has not begun."""
-    # Decoding lets go of the interpreter's lock, so threads are enough.
+    """Yield ``work(path)`` for each path, in order; closing the generator cancels pending paths."""
+    # Decoding releases the GIL, so threads suffice.
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
         yield from pool.map(work, paths)
@@ -98,7 +96,7 @@ def in_threads(
 
 
 def _unreadable(path: Path) -> str:
-    """Why an image cannot be opened; "" where it can."""
+    """Return the reason why an image cannot be opened, or ""."""
     try:
         decode(path)
     except ImageError as error:

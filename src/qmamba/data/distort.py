@@ -1,6 +1,6 @@
-"""`qmamba.distort`: images of any kind in, damaged images of the same kind out.
+"""`qmamba.distort`: distort an image of any kind, and return the same kind.
 
-The distortions themselves are in `qmamba.data.distortions`, which is imported when the first one is wanted.
+The distortions are in `qmamba.data.distortions`, which is imported on first use.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ def distort(
 def distort(
     image: ImageInput, name: str, level: float, *, seed: int = 0, scale: str | Scale = "qmamba"
 ) -> Any:
-    """Return a damaged copy of an image, of the same size.
+    """Return a distorted copy of an image, of the same size.
 
     Args:
-        image: one image, of any kind that `qmamba.score` takes. Images of 16 bits and floats are rounded to
-            8 bits first.
-        name: of the distortion; `list_distortions` has them, docs/distortions.md describes them.
-        level: 1 (just visible) to 5 (severe): an integer, on the scale "kadid" also a float.
-        seed: of what is random; 0 or more. With the same seed, the levels of a distortion share their random
+        image: one image, of any kind that `qmamba.score` takes. 16-bit and float images are rounded to 8 bits
+            first.
+        name: name of the distortion; see `list_distortions` and docs/distortions.md.
+        level: severity from 1 (just visible) to 5 (severe): an integer, or on the scale "kadid" also a float.
+        seed: random seed, at least 0. With the same seed, the levels of a distortion share their random
             draws. The global random state is not used.
-        scale: what the levels mean: "qmamba" for the package's own, "kadid" or a `qmamba.data.KadidScale` for
+        scale: scale of the levels: "qmamba" for the package's own, "kadid" or a `qmamba.data.KadidScale` for
             those of the data set KADID-10k, which are not always ordered by severity.
 
     Returns:
-        For a numpy array, a numpy array (H, W, 3) uint8. For a tensor, a tensor (3, H, W) uint8 on its
-        device. For everything else, a Pillow image in mode RGB. Equal arguments give equal bits.
+        A NumPy array (H, W, 3) uint8 for an array, a tensor (3, H, W) uint8 on the same device for a tensor,
+        and a Pillow image in mode RGB for other inputs. Equal arguments give equal bits.
 
     Raises:
         DistortionError: an unknown name or scale, a level or seed out of range, or `denoise` on the scale
             "kadid".
-        ImageError: what cannot be decoded; `MissingImageError` for a path that names no file.
+        ImageError: the image cannot be decoded; `MissingImageError` if its file does not exist.
 
     Examples:
         >>> distort(Image.new("L", (60, 40), 128), "pixelate", level=3)  # doctest: +ELLIPSIS
@@ -64,7 +64,7 @@ def distort(
         torch.Size([3, 40, 60])
         >>> distort("photo.jpg", "color_noise", 1)
         Traceback (most recent call last):
-        qmamba.errors.DistortionError: no distortion is called 'color_noise'; near names: colour_noise
+        qmamba.errors.DistortionError: no distortion is named 'color_noise'; near names: colour_noise
     """
     from qmamba.data.distortions import find
 
@@ -75,7 +75,7 @@ def distort(
 
 
 def to_pixels(image: ImageInput) -> Pixels:
-    """(H, W, 3) uint8 of an image of any kind, rounded where it has more than 8 bits.
+    """Return an image of any kind as (H, W, 3) uint8, rounded if it has more than 8 bits.
 
     >>> to_pixels(np.full((1, 2), 0.5, np.float32)).tolist()
     [[[128, 128, 128], [128, 128, 128]]]
@@ -87,9 +87,9 @@ def to_pixels(image: ImageInput) -> Pixels:
 
 
 def list_distortions() -> list[str]:
-    """The names that `distort` takes, family by family: blur, colour, compression, noise, and so on.
+    """Return the names of the distortions, grouped by family: blur, colour, compression, noise, and so on.
 
-    `qmamba.data.DISTORTIONS` has the parameters and all else that is known of each.
+    `qmamba.data.DISTORTIONS` has their parameters and descriptions.
 
     >>> list_distortions()[:3]
     ['gaussian_blur', 'lens_blur', 'motion_blur']

@@ -1,7 +1,7 @@
-"""Photographs that look the same, by the perceptual hash of the library ImageHash.
+"""Find near-duplicate photographs by the perceptual hash of the library ImageHash.
 
-A hash of 64 bits stands for what a photograph looks like at 32 × 32 pixels: copies that were resized,
-compressed or slightly retouched have nearly the same one; those that were mirrored or cropped by much do not.
+The 64-bit hash describes a photograph at 32 × 32 pixels: resized, compressed or slightly retouched copies
+have nearly the same hash; mirrored or heavily cropped ones do not.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..errors import DataSetError, RecipeError
 from .checking import in_threads
 from .ratings import Rated
 
-DISTANCE = 8  # bits of 64; hashes of unlike photographs differ in about 32
+DISTANCE = 8  # of 64 bits; hashes of unrelated photographs differ in about 32
 BLOCK = 128  # rows compared at a time: 80 MB for 40,000 photographs
-_BITS = np.array([bin(i).count("1") for i in range(1 << 16)], np.uint8)  # numpy has bit counts from 2.0 on
+_BITS = np.array([bin(i).count("1") for i in range(1 << 16)], np.uint8)  # numpy.bitwise_count needs NumPy 2
 
 
 class Duplicate(NamedTuple):
-    """Two photographs that look alike: their places in the list, and how many of 64 bits differ."""
+    """Two similar photographs: their indices in the list, and the number of differing bits of 64."""
 
     first: int
     second: int
@@ -38,14 +38,14 @@ def find_duplicates(
     workers: int | None = None,
     done: Callable[[], object] | None = None,
 ) -> list[Duplicate]:
-    """Pairs of photographs that look alike and ought not to be, nearest first.
+    """Return pairs of near-duplicate photographs, nearest first.
 
     Args:
         ratings: photographs, each opened once.
-        distance: of the most bits that may differ, of 64.
-        across_folds: look for pairs in different folds, which is what leaks into a test, whatever their
-            references. Otherwise for any pair but those of one reference, which look alike by design.
-        workers: threads; one a processor by default.
+        distance: maximum number of differing bits, of 64.
+        across_folds: whether to return only pairs in different folds, which leak into a test, whatever their
+            references. Otherwise all pairs except those of one reference, which look alike by design.
+        workers: number of threads; by default one per CPU.
         done: called after each photograph.
 
     Raises:
@@ -66,7 +66,7 @@ def find_duplicates(
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> list[Duplicate]:
-    """Pairs of hashes (n,) uint64 in which at most ``distance`` bits differ.
+    """Return the pairs of hashes (n,) uint64 that differ in at most ``distance`` bits.
 
     >>> near_pairs(np.array([0b0000, 0b0011, 0b1111], np.uint64), 2)
     [Duplicate(first=0, second=1, distance=2), Duplicate(first=1, second=2, distance=2)]
@@ -91,10 +91,10 @@ def _hasher() -> Callable[[Path], int]:
     def hash_of(path: Path) -> int:
         try:
             with Image.open(path) as image:
-                image.draft("L", (128, 128))  # JPEG is decoded at a fraction of its size, which is enough
+                image.draft("L", (128, 128))  # decodes JPEG at a fraction of its size, which suffices
                 bits = phash(ImageOps.exif_transpose(image)).hash
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataSetError(f"{path} cannot be opened: `qmamba data check` lists such files") from error
+            raise DataSetError(f"{path} cannot be opened; `qmamba data check` lists such files") from error
         return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
     return hash_of

@@ -1,8 +1,7 @@
-"""Photographs for pretraining: read out of git repositories, cut into crops, packed into shards.
+"""Prepare photographs for pretraining: read git repositories, cut crops, pack shards.
 
-A shard is an array of crops on disk, small enough to be moved about and mapped into memory; beside them
-``mos.npy`` has the rating of each crop where there is one. Repositories are read through git itself, so that
-a bare clone serves as well as a checkout.
+A shard is an array of crops on disk that can be mapped into memory; ``mos.npy`` has the rating of each crop,
+or NaN. Repositories are read through git, so that bare clones work too.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ from ..errors import RecipeError
 from ..toml import parse_toml
 from .ratings import Rated
 
-CROP = 160  # pixels a side
-SHARD = 768  # crops; 59 MB
+CROP = 160  # side of a crop, in pixels
+SHARD = 768  # crops per shard; 59 MB
 SUFFIXES = (".jpg", ".jpeg", ".png")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A repository of photographs, and which of them to take; see ``sources/photos.toml``."""
+    """A repository of photographs, and rules that select them; see ``sources/photos.toml``."""
 
     repository: str
     include: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     commit: str = "HEAD"
-    most: int | None = None
+    limit: int | None = None
     crops: int = 1
     shrink: float = 1.3
 
     def takes(self, path: str) -> bool:
-        """Whether a path in the repository is one of its photographs."""
+        """Return whether a path in the repository is a selected photograph."""
         wanted = any(fnmatchcase(path, pattern) for pattern in self.include)
         return (
             wanted
@@ -54,7 +53,7 @@ class Source:
 
 
 def list_sources() -> list[Source]:
-    """The repositories that the default model was pretrained on."""
+    """Return the repositories that the default model was pretrained on."""
     text = (resources.files("qmamba.data") / "sources" / "photos.toml").read_text(encoding="utf-8")
     return [_source(entry) for entry in parse_toml(text)["source"]]
 
@@ -68,7 +67,7 @@ def _source(entry: dict[str, Any]) -> Source:
 
 
 def find_clone(source: Source, folder: Path) -> Path | None:
-    """A clone of a repository in a folder: ``owner/name``, ``owner+name``, ``name`` or ``name.git``."""
+    """Return a repository's clone in a folder: ``owner/name``, ``owner+name``, ``name`` or ``name.git``."""
     owner, name = source.repository.split("/")
     for place in (f"{owner}/{name}", f"{owner}+{name}", name, f"{name}.git"):
         if (folder / place).is_dir() and _git(folder / place, "rev-parse", "--git-dir", check=False):
@@ -77,10 +76,10 @@ def find_clone(source: Source, folder: Path) -> Path | None:
 
 
 def clone(source: Source, folder: Path) -> Path:
-    """The repository from GitHub, bare; only the commit that is needed.
+    """Clone a repository from GitHub, bare, with a single commit.
 
     Raises:
-        RecipeError: git is not installed, or it failed.
+        RecipeError: git is not installed, or failed.
     """
     place = folder / source.repository.replace("/", "+")
     place.mkdir(parents=True, exist_ok=True)
@@ -93,15 +92,15 @@ def clone(source: Source, folder: Path) -> Path:
 
 
 def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of each photograph of a clone, in the order of their paths.
+    """Yield path and content of each photograph of a clone, sorted by path.
 
-    Files that the clone does not hold, and those whose content ``seen`` has, are left out; it grows.
+    Files missing from the clone, and contents in ``seen``, are skipped; new contents are added to ``seen``.
     """
     listing = _git(place, "ls-tree", "-r", "-z", source.commit).split("\0")
     found = sorted(
         (path, entry.split()[2]) for entry, _, path in (e.partition("\t") for e in listing) if path
     )
-    chosen = _spread([item for item in found if source.takes(item[0])], source.most)
+    chosen = _spread([item for item in found if source.takes(item[0])], source.limit)
     with subprocess.Popen(
         ["git", "-C", str(place), "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -120,19 +119,17 @@ def photographs(source: Source, place: Path, seen: set[str]) -> Iterator[tuple[s
         process.stdin.close()
 
 
-def _spread(items: list[tuple[str, str]], most: int | None) -> list[tuple[str, str]]:
-    if most is None or len(items) <= most:
+def _spread(items: list[tuple[str, str]], limit: int | None) -> list[tuple[str, str]]:
+    if limit is None or len(items) <= limit:
         return items
-    return [items[i * len(items) // most] for i in range(most)]
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def _git(place: Path, *args: str, check: bool = True) -> str:
     try:
         result = subprocess.run(["git", "-C", str(place), *args], capture_output=True, check=check)
     except FileNotFoundError as error:
-        raise RecipeError(
-            "git is needed to read repositories of photographs, and is not installed"
-        ) from error
+        raise RecipeError("reading repositories of photographs needs git; install it") from error
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise RecipeError(f"git {args[0]} failed in {place}: {why[0]}") from error
@@ -143,35 +140,35 @@ def _git(place: Path, *args: str, check: bool = True) -> str:
 
 
 def crops_of(image: Image.Image, count: int, shrink: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random crops (160, 160, 3) uint8 of a photograph, each at a scale of its own.
+    """Return random crops (160, 160, 3) uint8 of a photograph, each at a random scale.
 
-    A scale lies between 1 / ``shrink`` and the one at which the shorter side is a crop's, uniform in its
-    logarithm; a photograph too small for that is brought to that one.
+    The scale is log-uniform between 1 / ``shrink`` and the scale at which the shorter side is a crop's; a
+    photograph that is too small is resized to the latter.
     """
     image = image.convert("RGB")
     shorter = min(image.size)
-    least, most = CROP / shorter, max(1 / shrink, CROP / shorter)
+    smallest, largest = CROP / shorter, max(1 / shrink, CROP / shorter)
     crops = []
     for _ in range(count):
-        scale = float(np.exp(rng.uniform(np.log(least), np.log(most))))
+        scale = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
         width, height = (max(CROP, round(side * scale)) for side in image.size)
-        # `reducing_gap` lets a much larger picture be shrunk in two steps, for speed.
+        # `reducing_gap` shrinks much larger pictures in two steps, for speed.
         small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
         crops.append(_random_crop(small, rng))
     return crops
 
 
 def rated_crops(image: Image.Image, rng: np.random.Generator) -> list[np.ndarray]:
-    """A rated photograph three ways: all of it at 160 × 160, and a crop at half size and one at its own.
+    """Return three views (160, 160, 3) uint8: the whole photograph, and crops at half and at full size.
 
-    Never enlarged, except to the size of a crop.
+    Photographs are never enlarged, except to the size of a crop.
     """
     image = image.convert("RGB")
     views = [np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC, reducing_gap=3.0))]
     for shrink in (2.0, 1.0):
         scale = max(1 / shrink, CROP / min(image.size))
         width, height = (max(CROP, round(side * scale)) for side in image.size)
-        sized = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy where it has that size
+        sized = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy if it has that size
         views.append(_random_crop(sized, rng))
     return views
 
@@ -216,30 +213,29 @@ def pack(
 
     Args:
         out: folder for ``crops-0000.npy`` …, each (≤ 768, 160, 160, 3) uint8, ``mos.npy``, float32 with NaN
-            where there is no rating, and ``photos.json``, which says how many came from where.
-        sources: repositories; :func:`list_sources` by default.
-        clones: a folder with clones of them that are there already; those that are not there are an error.
-            Without it they are cloned into ``out/clones``.
-        rated: rated photographs to add, three crops each: only such as may be learnt from.
-        say: called with a line now and then.
+            for unrated crops, and ``photos.json``, the number of photographs of each source.
+        sources: repositories; by default :func:`list_sources`.
+        clones: folder with clones of all repositories; by default they are cloned into ``out/clones``.
+        rated: rated photographs to add, three crops each; pass training photographs only.
+        say: called with lines of progress.
 
     Returns:
         ``out``.
 
     Raises:
-        RecipeError: a repository cannot be had, or ``out`` holds shards already.
+        RecipeError: a repository cannot be cloned or found, or ``out`` holds shards already.
         OSError: a rated photograph cannot be read.
     """
     out = Path(out)
     if (out / "photos.json").exists():
-        raise RecipeError(f"{out} holds shards already: choose another folder")
+        raise RecipeError(f"{out} holds shards already; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     writer, seen, say = _Writer(out), set[str](), say or (lambda line: None)
     counts: dict[str, int] = {}
     for source in list_sources() if sources is None else sources:
         place = clone(source, out / "clones") if clones is None else find_clone(source, Path(clones))
         if place is None:
-            raise RecipeError(f"no clone of {source.repository} in {clones}")
+            raise RecipeError(f"no clone of {source.repository} in {clones}; clone it there")
         counts[source.repository] = _pack_source(source, place, writer, seen)
         say(f"{source.repository}: {counts[source.repository]} photographs, {len(writer.mos)} crops so far")
     for r in rated:
@@ -262,7 +258,7 @@ def _pack_source(source: Source, place: Path, writer: _Writer, seen: set[str]) -
                 if min(image.size) < CROP:
                     continue
                 writer.add(crops_of(image, source.crops, source.shrink, _rng(f"{source.repository}/{path}")))
-        except OSError:  # a broken picture among thousands
+        except OSError:  # a damaged file among thousands
             continue
         count += 1
     return count
@@ -273,31 +269,31 @@ def _rng(name: str) -> np.random.Generator:
 
 
 class Shards:
-    """The crops of a folder of shards, mapped into memory.
+    """Crops of a folder of shards, mapped into memory.
 
     Attributes:
-        mos: (n,) float32, NaN where there is no rating.
+        mos: (n,) float32, NaN for unrated crops.
 
     Raises:
-        RecipeError: there are no shards, or they do not fit together.
+        RecipeError: there are no shards, or crops and ratings differ in number.
     """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         files = sorted(folder.glob("crops-*.npy"))
         if not files or not (folder / "mos.npy").is_file():
-            raise RecipeError(f"no shards of photographs in {folder}: make them with qmamba photos")
+            raise RecipeError(f"no shards of photographs in {folder}; make them with qmamba photos")
         self._arrays = [np.load(file, mmap_mode="r") for file in files]
         self._starts = np.cumsum([0, *(len(a) for a in self._arrays)])
         self.mos: np.ndarray = np.load(folder / "mos.npy")
         if len(self.mos) != len(self):
-            raise RecipeError(f"{folder} holds {len(self)} crops and {len(self.mos)} ratings: pack it again")
+            raise RecipeError(f"{folder} holds {len(self)} crops but {len(self.mos)} ratings; pack it again")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Crop (160, 160, 3) uint8."""
+        """Return a crop (160, 160, 3) uint8."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         crop: np.ndarray = self._arrays[shard][index - self._starts[shard]]
         return crop

@@ -1,4 +1,4 @@
-"""Readers: a data set's files in, a list of rated photographs out."""
+"""Read rated photographs from label files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Rated:
     """A photograph and its mean opinion score.
 
     Attributes:
-        path: of the image file.
-        mos: mean opinion score on the data set's own scale, higher is better; DMOS come turned.
-        fold: "train", "val" or "test", or "" where a set has none.
-        std: standard deviation of the opinions, in units of `mos`; None where it is not given.
-        reference: id of the original or content that it was made from, "" where there is none. Photographs of
-            one reference belong in one fold.
-        distortion: what was done to the original, "" where that is not known.
-        scale: nominal ends of the scale of `mos`, worst and best; None where they are not known.
-        direction: which end of the label in the data set's files is the good one. "lower" (a DMOS) says
-            that `mos` is that label turned: worst + best - label.
+        path: image file.
+        mos: mean opinion score on the data set's own scale, higher is better; DMOS are reversed.
+        fold: "train", "val" or "test", or "" without folds.
+        std: standard deviation of the opinions, in units of `mos`, or None if unknown.
+        reference: id of the pristine original or content, or "". Photographs of one reference belong in one
+            fold.
+        distortion: distortion of the original, or "" if unknown.
+        scale: nominal worst and best value of `mos`, or None if unknown.
+        direction: whether a higher or a lower label in the data set's files is better. For "lower" (DMOS),
+            `mos` is worst + best - label.
     """
 
     path: Path
@@ -45,21 +45,20 @@ BIQ2021_LABELS = ("Train (Images and MOS).csv", "Test (Images and MOS).csv")
 
 
 def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
-    """BIQ2021 (github.com/nisarahmedrana/BIQ2021): 12,000 photographs, MOS in [0, 1].
+    """Read BIQ2021 (github.com/nisarahmedrana/BIQ2021): 12,000 photographs, MOS in [0, 1].
 
-    Its official test split shares near-duplicate photographs with its training split. The folds used here
+    The official test split shares near-duplicate photographs with its training split. The folds used here
     keep all near-duplicates of a photograph together (``data/splits/biq2021.csv``, by content).
 
     Args:
-        root: a checkout of the repository, holding ``Images/`` and the two label files.
-        folds: which folds to return.
+        root: a checkout of the repository, with ``Images/`` and the two label files.
+        folds: folds to return.
 
     Returns:
-        The photographs of these folds, in the order of the split file; `reference` is the number of their
-        content.
+        The photographs of these folds, in the order of the split file; `reference` is their content id.
 
     Raises:
-        DataSetError: an unknown fold, a file is missing, or the labels do not cover the folds.
+        DataSetError: a fold is unknown, a file is missing, or the labels do not cover the folds.
     """
     root = Path(root)
     images, wanted = root / "Images", set(folds)
@@ -67,9 +66,9 @@ def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
         raise DataSetError(f"BIQ2021 has no fold {unknown[0]!r}: choose from {', '.join(FOLDS)}")
     if not images.is_dir():
         raise DataSetError(
-            f"no BIQ2021 at {root}: it has no folder Images (clone nisarahmedrana/BIQ2021 there)"
+            f"no BIQ2021 at {root}: the folder Images is missing; clone nisarahmedrana/BIQ2021 there"
         )
-    # Names are looked up in lower case: one differs between the labels and the disk.
+    # Lower case: one name differs in case between the labels and the files.
     mos = {}
     for label in BIQ2021_LABELS:
         if not (root / label).is_file():
@@ -95,25 +94,25 @@ def read_biq2021(root: str | Path, folds: Iterable[str] = FOLDS) -> list[Rated]:
 def read_manifest(
     path: str | Path, *, root: str | Path | None = None, score: Literal["mos", "dmos"] = "mos"
 ) -> list[Rated]:
-    """A CSV with the columns ``image`` and ``mos``, and perhaps others.
+    """Read a CSV file with the columns ``image`` and ``mos``.
 
-    These are ``fold``, ``std``, ``reference`` and ``distortion``; any further ones are ignored. Folds may
-    have any name; training looks at "train" and "val".
+    Optional columns are ``fold``, ``std``, ``reference`` and ``distortion``; others are ignored. Folds may
+    have any name; training uses "train" and "val".
 
     Args:
-        path: of the CSV file, in UTF-8, with a header line.
-        root: folder that relative image paths start at; the manifest's own by default.
-        score: the column with the opinion scores, as `mos` of what is returned.
+        path: a CSV file in UTF-8, with a header line.
+        root: folder of relative image paths; by default the folder of the manifest.
+        score: column of the opinion scores, which become `mos`.
 
     Returns:
         The photographs, in the order of the rows.
 
     Raises:
-        DataSetError: the file, a column or an image is missing, or a score is no number.
+        DataSetError: the file, a column or an image is missing, or a score is not a number.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataSetError(f"no manifest at {path}: expected a CSV file with the columns image and {score}")
+        raise DataSetError(f"no manifest at {path}; give a CSV file with the columns image and {score}")
     rows = read_csv(path, ("image", score))
     if not rows:
         raise DataSetError(f"{path} lists no images")

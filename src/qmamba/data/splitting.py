@@ -1,4 +1,4 @@
-"""Training and test folds, drawn as published protocols draw them, and kept in files."""
+"""Draw training and test folds by published protocols, and save and read them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TRAIN_PART = 0.8
 
 @dataclass(frozen=True)
 class Convention:
-    """How a protocol draws its splits.
+    """Published convention for drawing splits.
 
     Attributes:
-        name: what it is called by.
-        seed: its own seed.
-        cumulative: one generator shuffles the same list again for each split; otherwise split `i` shuffles
-            the list in its original order with the seed `seed + i`.
-        source: where it comes from.
+        name: key in `CONVENTIONS`.
+        seed: default seed.
+        cumulative: if True, one generator reshuffles the same list for each split; otherwise split `i`
+            shuffles the original list with the seed `seed + i`.
+        source: publication.
     """
 
     name: str
@@ -45,7 +45,7 @@ CONVENTIONS = {
         Convention("loda", 3407, True, "LoDa (CVPR 2024)"),
     )
 }
-"""The named ways to draw splits."""
+"""Conventions by name."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Split:
 
     Attributes:
         name: convention, seed and number, as in ``loda-3407-00``.
-        by: "reference" where all photographs of a reference are in one fold, "image" where there are none.
-        folds: "train" or "test" for each photograph, in their order.
+        by: "reference" if all photographs of a reference are in one fold, "image" without references.
+        folds: "train" or "test" of each photograph, in order.
     """
 
     name: str
@@ -63,23 +63,23 @@ class Split:
     folds: tuple[str, ...]
 
     def of(self, ratings: Sequence[Rated]) -> list[Rated]:
-        """The photographs that it was drawn for, with their folds."""
+        """Return the photographs that the split was drawn for, with their folds."""
         return [replace(r, fold=fold) for r, fold in zip(ratings, self.folds, strict=True)]
 
 
 def make_splits(
     ratings: Sequence[Rated], convention: str = "deiqt", *, count: int = 10, seed: int | None = None
 ) -> list[Split]:
-    """Divide photographs into 80 % for training and 20 % for testing, several times.
+    """Draw random splits of photographs into 80 % for training and 20 % for testing.
 
-    By reference where every photograph has one, else by image. The same photographs in the same order, the
-    same convention and seed give the same splits on every machine; a smaller count gives the first of them.
+    Photographs are split by reference if each has one, else by image. The same photographs in the same order,
+    convention and seed give the same splits on every machine; a smaller count gives the first of them.
 
     Args:
         ratings: the photographs.
         convention: a key of ``CONVENTIONS``.
-        count: how many splits.
-        seed: another seed than the convention's own.
+        count: number of splits.
+        seed: random seed; by default the convention's.
 
     Raises:
         DataSetError: an unknown convention, or fewer than two references or images.
@@ -90,32 +90,32 @@ def make_splits(
     ('loda-3407-00', 'image', 8)
     """
     if convention not in CONVENTIONS:
-        raise DataSetError(f"no splits are called {convention!r}: choose from {', '.join(CONVENTIONS)}")
-    way = CONVENTIONS[convention]
-    start = way.seed if seed is None else seed
+        raise DataSetError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    rule = CONVENTIONS[convention]
+    start = rule.seed if seed is None else seed
     by: Literal["image", "reference"] = "reference" if all(r.reference for r in ratings) else "image"
-    # Images keep the order of the label files, references are sorted: what is shuffled is part of a protocol.
+    # Images are shuffled in the order of the label files, references in sorted order: part of the protocol.
     keys = [r.reference if by == "reference" else str(i) for i, r in enumerate(ratings)]
     units = sorted(set(keys)) if by == "reference" else keys
     if len(units) < 2:
-        raise DataSetError(f"a split takes two {by}s at least, and here is {len(units)}")
-    most = min(max(round(TRAIN_PART * len(units)), 1), len(units) - 1)
+        raise DataSetError(f"a split needs at least two {by}s, got {len(units)}")
+    train_count = min(max(round(TRAIN_PART * len(units)), 1), len(units) - 1)
     generator, order, splits = random.Random(start), list(units), []
     for i in range(count):
-        if not way.cumulative:
+        if not rule.cumulative:
             generator, order = random.Random(start + i), list(units)
         generator.shuffle(order)
-        train = set(order[:most])
+        train = set(order[:train_count])
         folds = tuple("train" if key in train else "test" for key in keys)
-        splits.append(Split(f"{way.name}-{start}-{i:02d}", by, folds))
+        splits.append(Split(f"{rule.name}-{start}-{i:02d}", by, folds))
     return splits
 
 
 def save_split(split: Split, ratings: Sequence[Rated], root: str | Path, path: str | Path) -> None:
-    """Write a split as CSV with the columns ``image`` and ``fold``; images by their path from ``root``.
+    """Write a split as CSV with the columns ``image`` (path relative to ``root``) and ``fold``.
 
     Raises:
-        DataSetError: another split is there already.
+        DataSetError: the file exists and holds another split.
     """
     path = Path(path)
     text = io.StringIO()
@@ -126,21 +126,21 @@ def save_split(split: Split, ratings: Sequence[Rated], root: str | Path, path: s
     if path.is_file():
         if path.read_bytes() == content:
             return
-        raise DataSetError(f"{path} holds another split: choose another folder, or delete it")
+        raise DataSetError(f"{path} holds another split; choose another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all.
+    # Written atomically.
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     part.replace(path)
 
 
 def read_split(path: str | Path, ratings: Sequence[Rated], root: str | Path) -> list[Rated]:
-    """Photographs with the folds that a file gives them, in their own order.
+    """Return photographs with their folds from a file, in the order of `ratings`.
 
     Args:
-        path: a CSV file with the columns ``image`` and ``fold``, such as :func:`save_split` writes.
+        path: a CSV file with the columns ``image`` and ``fold``, as written by :func:`save_split`.
         ratings: the photographs of the data set.
-        root: the folder that the file's paths start at.
+        root: folder of the file's relative paths.
 
     Raises:
         DataSetError: the file cannot be read, or does not name the same photographs.
@@ -149,14 +149,18 @@ def read_split(path: str | Path, ratings: Sequence[Rated], root: str | Path) -> 
     folds = {row["image"]: row["fold"] for row in read_csv(path, ("image", "fold"))}
     names = [_name(r, root) for r in ratings]
     if missing := [name for name in names if name not in folds]:
-        raise DataSetError(f"{path} is a split of other photographs: it lacks {missing[0]}")
+        raise DataSetError(
+            f"{path} must name the photographs given, but lacks {missing[0]}; draw the splits again"
+        )
     if extra := sorted(set(folds) - set(names)):
-        raise DataSetError(f"{path} is a split of other photographs: {extra[0]} is not among these")
+        raise DataSetError(
+            f"{path} must name the photographs given, but also has {extra[0]}; draw the splits again"
+        )
     return [replace(r, fold=folds[name]) for r, name in zip(ratings, names, strict=True)]
 
 
 def _name(rated: Rated, root: str | Path) -> str:
-    # Not Path.relative_to: a manifest may name images beside its folder.
+    # Not Path.relative_to: a manifest may name images outside its folder.
     try:
         return Path(os.path.relpath(rated.path, root)).as_posix()
     except ValueError:  # another drive, on Windows

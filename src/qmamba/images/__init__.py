@@ -1,4 +1,4 @@
-"""Images: from whatever a user calls an image to a tensor (3, H, W), and files found in folders."""
+"""Images: decode any kind of input to a tensor (3, H, W), and find image files in folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy arrays and tensors to planes (3, H, W)."""
+"""Convert NumPy arrays and tensors to planes (3, H, W)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from qmamba.errors import ImageError
 from qmamba.images.pillow import check_size, read_image
 
-_OVERSHOOT = 1e-3  # what resampling and float arithmetic leave outside [0, 1]; clipped silently
+_OVERSHOOT = 1e-3  # tolerated excess over [0, 1] from resampling and float rounding; clipped silently
 _CHANNELS = (1, 2, 3, 4)
 
 

@@ -1,7 +1,7 @@
-"""Colours of files to sRGB: embedded ICC profiles, Lab and inks.
+"""Convert colours of files to sRGB: embedded ICC profiles, Lab and CMYK.
 
-A profile is recognised by its primaries and curves, never by its name. Nothing here reads a profile's
-description: LittleCMS believes what that says of its length, and two kilobytes can make it fill hundreds of
+A profile is recognised by its primaries and curves, never by its name. Its description is never read:
+LittleCMS trusts the length that it declares, so that two kilobytes could make it allocate hundreds of
 megabytes.
 """
 
@@ -72,7 +72,7 @@ def grey_to_srgb(values: np.ndarray, profile: bytes) -> np.ndarray:
     flat = converted.reshape(-1)
     try:
         curve = _tags(profile)[b"kTRC"]
-        for start in range(0, flat.size, _CHUNK):  # in float64, and not for all at once
+        for start in range(0, flat.size, _CHUNK):  # in chunks, since float64 takes memory
             part = flat[start : start + _CHUNK]
             part[...] = _encoded(_linear(curve, part.astype(np.float64)))
     except (KeyError, ValueError, IndexError, struct.error):
@@ -118,7 +118,7 @@ def _is_srgb_curve(tag: bytes) -> bool:
 
 
 def _linear(tag: bytes, x: np.ndarray) -> np.ndarray:
-    """Return what a curve of a profile makes of values in [0, 1]."""
+    """Return linear light of values in [0, 1], by a curve of a profile."""
     if tag[:4] == b"curv":
         (count,) = struct.unpack(">I", tag[8:12])
         if count == 0:

@@ -1,4 +1,4 @@
-"""From whatever a user calls an image to a (3, H, W) tensor.
+"""Decode any kind of image to a (3, H, W) tensor.
 
 `decode` turns one input into pixels; `as_list` tells one image from a sequence of images. Both are safe to
 call from several threads, and neither changes a global setting of Pillow, NumPy or torch.
@@ -32,7 +32,7 @@ MAX_PIXELS = 50_000_000
 """Images with more pixels than this are refused unless `max_pixels` says otherwise."""
 
 _SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-_PIECE = 1 << 22  # bytes of a file object that are read at a time
+_PIECE = 1 << 22  # bytes read from a file object at a time
 
 
 def iterate(images: Any) -> tuple[Iterator[Any], bool]:
@@ -107,13 +107,13 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     * A Pillow image of any mode; of an open animation the current frame.
     * A NumPy array (H, W) or (H, W, C), with C one of 1 (grey), 2 (grey and alpha), 3 (RGB), 4 (RGB and
       alpha): uint8, uint16, bool, or float in [0, 1]. Channels are in the order red, green, blue: of OpenCV's
-      blue, green, red pass ``array[..., ::-1]``. Nothing of a masked array may be masked.
+      blue, green, red pass ``array[..., ::-1]``. Masked arrays must have no masked elements.
     * A tensor (C, H, W) of the same types, on any device. It is detached.
     * A dict with "bytes" or "path", as `datasets` has undecoded images, and a scalar of pyarrow.
 
-    EXIF orientation is applied to whatever carries it. That holds for a Pillow image after
-    ``image.rotate()``, which keeps the flag: turn images with ``ImageOps.exif_transpose(image)``, or delete
-    the flag by ``del image.getexif()[274]``.
+    EXIF orientation is applied wherever present, also to a Pillow image after ``image.rotate()``, which keeps
+    the flag: turn images with ``ImageOps.exif_transpose(image)``, or delete the flag with
+    ``del image.getexif()[274]``.
 
     Transparent pixels are laid on white, but an alpha channel of zeros in a BMP counts as unset. An embedded
     ICC profile with other primaries and curves than sRGB is applied, at 8 bits for colours. Grey becomes
@@ -124,8 +124,8 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
 
     Args:
         image: one image.
-        max_pixels: the most pixels, height × width, that are accepted; files are checked before they are
-            decoded. A file of more than 16 bytes for each of them, and 16 MiB besides, is not read at all.
+        max_pixels: maximum height × width; files are checked before they are decoded. A file of more than 16
+            bytes per pixel of this maximum, plus 16 MiB, is not read at all.
 
     Returns:
         A tensor (3, H, W), uint8 where the input has 8 bits and otherwise float32 in [0, 1]. On the input's
@@ -182,7 +182,7 @@ def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
 
     Args:
         pixels: (3, H, W), uint8 or float in [0, 1], as `decode` gives it.
-        longest: the most pixels of the longer side.
+        longest: maximum of the longer side, in pixels.
 
     Examples:
         >>> thumbnail(torch.zeros(3, 300, 400), 100).size
@@ -253,7 +253,7 @@ def _is_record(image: Any) -> bool:
 
 
 def _unwrapped(image: Any) -> Any:
-    """Return what a record of `datasets`, a pyarrow scalar or buffer, or an array of one object holds."""
+    """Unwrap a record of `datasets`, a pyarrow scalar or buffer, or an array of one object."""
     if hasattr(image, "as_py"):
         image = image.as_py()
     elif hasattr(image, "to_pybytes"):
@@ -290,7 +290,7 @@ def _from_bytes(data: bytes, name: str, max_pixels: int) -> torch.Tensor:
 
 
 def _from_opener(path: Any, max_pixels: int) -> torch.Tensor:
-    """Decode what opens like a path but is none of the file system, such as `zipfile.Path`."""
+    """Decode a path-like object outside the file system, such as `zipfile.Path`."""
     name = printable(path)
     try:
         if hasattr(path, "is_dir") and path.is_dir():
@@ -362,7 +362,7 @@ def _unreadable(name: str, error: Exception) -> ImageError:
 
 
 def _planes(pixels: np.ndarray, name: str) -> torch.Tensor:
-    """Turn (H, W, 3) that nobody else holds into (3, H, W)."""
+    """Turn (H, W, 3), which no other object shares, into (3, H, W)."""
     planes = np.moveaxis(pixels, 2, 0)
     if planes.dtype == np.uint8:  # a copy, since Pillow's own may not be written to
         return torch.from_numpy(np.array(planes, order="C"))

@@ -1,4 +1,4 @@
-"""From names (files, folders, patterns) to a list of image files in a stable order."""
+"""Expand names (files, folders, patterns) to a list of image files in a stable order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def find_images(
     for the files in it that end in one of `suffixes`, except hidden ones; with `recursive` also for those in
     its sub-folders, and without it a sub-folder that ends so counts as a file. Any other name with `*`, `?`
     or `[` is a pattern, with `**` for any depth, and its matches are treated as if they had been typed. Links
-    to folders are not followed on the way down, since they may lead round in circles.
+    to sub-folders are not followed, since they may form cycles.
 
     Raises:
         ArgumentError: a name is empty; as a path it would be the current folder.

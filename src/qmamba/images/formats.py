@@ -1,7 +1,6 @@
-"""Formats that Pillow does not read, or not right: raw camera files, HEIC, JPEG XL, deep JPEG 2000.
+"""Formats that Pillow cannot read, or misreads: raw camera files, HEIC, JPEG XL, deep JPEG 2000.
 
-HEIC and JPEG XL are read by Pillow plugins where they are installed (the extra `heif`). A plugin is imported
-when the first file of its kind comes.
+Pillow plugins read HEIC and JPEG XL if installed (the extra `heif`). A plugin is imported on first use.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ _HEAD = 1 << 12  # bytes of a codestream's beginning
 
 
 def is_raw_camera_file(head: bytes) -> bool:
-    """Return whether a file that begins so is a raw camera file. For those in TIFF see `tiff.find_layout`."""
+    """Return whether a file with this head is a raw camera file. For those in TIFF see `tiff.find_layout`."""
     return head.startswith(RAW_SIGNS) or head[4:12] == b"ftypcrx "  # Canon's third format
 
 
 def is_jxl(head: bytes) -> bool:
-    """Return whether a file that begins so is JPEG XL."""
+    """Return whether a file with this head is JPEG XL."""
     return head.startswith((_JXL_STREAM, _JXL_BOX))
 
 
 def is_heic(head: bytes) -> bool:
-    """Return whether a file that begins so is HEIF with pictures in HEVC, as far as its first brand tells."""
+    """Return whether a file with this head is HEIF with pictures in HEVC, as far as its first brand tells."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
 
 
@@ -140,7 +139,7 @@ def _codestreams(stream: IO[bytes], signature: bytes, kinds: tuple[bytes, ...]) 
 
 
 def advice(head: bytes) -> str:
-    """Return what to do about a file that begins so and that nothing reads."""
+    """Return advice for a file with this head that no reader accepts."""
     if head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS and "AVIF" not in Image.OPEN:
         return "AVIF needs Pillow 11.3 or newer; upgrade Pillow, or save it as JPEG or PNG"
-    return "not an image, or not in a format that can be read; save it as JPEG or PNG"
+    return "not an image, or in an unsupported format; save it as JPEG or PNG"

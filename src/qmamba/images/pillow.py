@@ -28,10 +28,10 @@ FORMATS = (
     *("HEIF", "JXL"),
 )
 
-# No image needs more bytes than this, even with four floats a pixel and much metadata; several readers take
-# the whole file into memory before they know its size.
+# No image needs more bytes than this, even with four floats per pixel and much metadata; some readers load
+# the whole file before they know its size.
 _BYTES_PER_PIXEL, _BYTES_BESIDES = 16, 1 << 24
-# Each scan of a progressive JPEG goes over the whole image, and a few bytes make one: pixels times scans.
+# Maximum pixels times scans: each scan of a progressive JPEG covers the image, and takes only a few bytes.
 _MAX_SCANNED = 5_000_000_000
 _START_OF_SCAN = b"\xff\xda"
 
@@ -47,7 +47,7 @@ _UPRIGHT = {
 }
 
 
-# A Pillow image that is open and not loaded is loaded by whoever comes first: one thread at a time.
+# Pillow loads an open image lazily: one thread at a time.
 _LOADING = tuple(threading.Lock() for _ in range(64))
 
 
@@ -63,7 +63,7 @@ def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
 
 
 def max_bytes(max_pixels: int) -> int:
-    """Return the most bytes that a file of `max_pixels` pixels may have."""
+    """Return the maximum size in bytes of a file of `max_pixels` pixels."""
     return _BYTES_PER_PIXEL * max_pixels + _BYTES_BESIDES
 
 
@@ -81,8 +81,8 @@ def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
 
     Args:
         stream: seekable, with an image file from its start to its end.
-        name: what errors call it.
-        max_pixels: the most pixels, checked before anything is decoded.
+        name: name of the image in errors.
+        max_pixels: maximum height × width, checked before decoding.
 
     Returns:
         (H, W, 3): uint8, or float32 in [0, 1] for deeper grey and for deeper colours of TIFF.
@@ -124,7 +124,7 @@ def _open_or_refuse(stream: IO[bytes], head: bytes, name: str, max_pixels: int) 
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: far too many pixels to decode; shrink the image") from error
     except Exception as error:
-        # Damaged headers make Pillow's readers fail in every way there is, not only with OSError.
+        # On damaged headers Pillow's readers raise all kinds of errors, not only OSError.
         raise ImageError(f"{name}: the image's header is damaged; save or download it again") from error
     if image is None:
         raise ImageError(f"{name}: {formats.advice(head)}")
@@ -150,7 +150,7 @@ def _check_scans(stream: IO[bytes], pixels: int, name: str) -> None:
     stream.seek(position)
     if scans * pixels > _MAX_SCANNED:
         raise ImageError(
-            f"{name}: a progressive JPEG of {scans} scans, which take too long; save it as another"
+            f"{name}: a progressive JPEG of {scans} scans, too many to decode; save it with fewer"
         )
 
 
@@ -183,7 +183,7 @@ def _open(stream: IO[bytes]) -> Image.Image | None:
 
 
 def _may_be(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> bool:
-    """Return whether a file that begins so may be of the format. Some checks fail for a few bytes."""
+    """Return whether a file with this prefix may be of the format; some checks fail on very short files."""
     try:
         return accept is None or accept(prefix) is True
     except (IndexError, TypeError, ValueError, struct.error):
@@ -195,8 +195,8 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
 
     Args:
         image: its EXIF orientation is applied, see `qmamba.images.decode`.
-        name: what errors call it.
-        max_pixels: the most pixels.
+        name: name of the image in errors.
+        max_pixels: maximum height × width.
 
     Returns:
         (H, W, 3), as `read_stream`; read-only where it is uint8.
@@ -236,10 +236,10 @@ def _loaded(image: Image.Image, name: str) -> Image.Image:
 
 
 def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.ndarray | None:
-    """Read the current page of a TIFF that Pillow has opened and would show as something else.
+    """Read the current page of a TIFF that Pillow has opened and would misread.
 
     Returns:
-        As `read_stream`; None for a page that Pillow shows as what it is, at 8 bits once it is loaded.
+        As `read_stream`; None for a page that Pillow reads correctly, at 8 bits once it is loaded.
 
     Raises:
         ImageError: for a raw camera file, or a layout that is not read.
@@ -249,7 +249,7 @@ def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.nd
         return None if layout.is_read_by_pillow else _read_layout(image.fp, layout, name, max_pixels)
     loaded = tiff.layout_of_pillow(image.tag_v2, image.tag_v2.prefix, name)
     if loaded is not None and not loaded.is_shown_by_pillow:
-        raise ImageError(f"{name}: Pillow reads this kind of TIFF as something else; pass its path or bytes")
+        raise ImageError(f"{name}: Pillow misreads this kind of TIFF; pass its path or bytes")
     return None
 
 
@@ -257,7 +257,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
-        # A damaged EXIF block says nothing about the pixels: they are shown as stored, as viewers do.
+        # A damaged EXIF block does not affect the pixels: they are kept as stored, as in viewers.
         return image
     return image if method is None else image.transpose(method)
 
@@ -304,10 +304,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _is_unset(image: Image.Image, rgba: Image.Image) -> bool:
-    """Return whether an alpha channel is one that a writer left at zero, and its image opaque.
+    """Return whether an alpha channel of zeros is unset, and its image opaque.
 
-    So it is in a BMP, whose fourth byte most writers do not set, and in a TIFF that does not say what its
-    fourth sample is for.
+    This is the case in BMP, whose fourth byte most writers do not set, and in TIFF with an undeclared fourth
+    sample.
     """
     may_be = image.format in ("BMP", "DIB") or (
         isinstance(image, TiffImageFile) and tiff.EXTRA_SAMPLES not in image.tag_v2

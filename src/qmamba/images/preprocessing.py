@@ -1,4 +1,4 @@
-"""Bring a crop of an image to what a network sees."""
+"""Resize and normalise crops for a network."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""TIFF: which images of a file are finished pictures, how their pixels are stored, and who reads them.
+"""Find the picture in a TIFF file, describe the layout of its pixels, and choose a reader.
 
-Pillow reads some layouts as something else: 16-bit planes as 8-bit values, 12-bit grey at a sixteenth of its
-brightness, deep white-is-zero as a negative. Here the directory of a file is read first. What Pillow reads
-right is left to it, other layouts are read by `tiff_samples`, and what neither reads is refused by name.
+Pillow misreads some layouts: 16-bit planes as 8-bit values, 12-bit grey at a sixteenth of its brightness, and
+deep white-is-zero as a negative. So the directory is parsed first: Pillow reads the layouts that it supports,
+`tiff_samples` reads others, and the rest are refused with the reason.
 
 Tag numbers and defaults: TIFF 6.0 (Adobe, 1992) and its Technical Notes, DNG 1.4, and the BigTIFF design for
 64-bit offsets.
@@ -38,7 +38,7 @@ CODED = (*_FAX, _OLD_JPEG, JPEG)
 """Compressions that define by themselves how pixels are stored."""
 
 EXTRA_SAMPLES, _DNG_VERSION, _SUB_IFDS, _ICC_PROFILE = 338, 50706, 330, 34675
-_MAX_DIRECTORIES = 64  # that are searched for signs of a raw file, or for the picture behind a thumbnail
+_MAX_DIRECTORIES = 64  # searched for signs of a raw file, or for the picture of a thumbnail
 _MAX_BLOCKS = 1 << 16  # strips or tiles; each takes a tenth of a millisecond
 
 Alpha: TypeAlias = Literal["straight", "premultiplied", "undeclared"]
@@ -51,22 +51,22 @@ class Layout:
     Attributes:
         order: byte order, "<" or ">".
         height, width: in pixels, as stored.
-        photometric: what samples mean.
+        photometric: photometric interpretation (tag 262).
         bits, kind: of each sample; "u" for unsigned integers, "f" for floats.
-        samples: per pixel: those of the colours, then extra ones.
-        extra: what the extra samples are, as far as that is said.
-        alpha: what the first extra sample does to the colours, if it is alpha; "undeclared" for a fourth
-            sample of RGB that no field describes.
-        is_planar: whether samples of a kind lie together, and not those of a pixel.
-        compression, predictor: their numbers in the format.
+        samples: samples per pixel: colours, then extra samples.
+        extra: declared kinds of the extra samples.
+        alpha: kind of the first extra sample if it is alpha; "undeclared" for a fourth sample of RGB that no
+            field describes.
+        is_planar: whether samples are stored in planes instead of interleaved.
+        compression, predictor: tag values.
         is_reversed: whether the first pixel of a byte is in its lowest bits.
-        is_tiled, rows, columns: tiles or strips, and the size of each.
-        offsets, lengths: of tiles or strips, one plane after the other.
+        is_tiled, rows, columns: whether there are tiles or strips, and their size.
+        offsets, lengths: of tiles or strips, plane by plane.
         colour_map: (3, n) uint8 for a palette.
         is_map_short: whether the colour map is written in 8 bits in place of 16.
         subsampling: of the chroma of YCbCr.
         orientation: 1 to 8, as in EXIF.
-        profile: an ICC profile, or nothing.
+        profile: ICC profile, or empty.
     """
 
     order: str
@@ -95,7 +95,7 @@ class Layout:
 
     @property
     def is_read_by_pillow(self) -> bool:
-        """Whether Pillow reads this layout as what it is; tests/test_images_tiff.py holds it to that."""
+        """Whether Pillow reads this layout correctly; checked by tests/test_images_tiff.py."""
         if self.compression in CODED or (self.photometric == YCBCR and self.compression != UNCOMPRESSED):
             return True
         if self.is_planar or self.kind != "u" or self.is_reversed or self.bits > 8 or self.is_map_short:
@@ -111,7 +111,7 @@ class Layout:
 
     @property
     def is_shown_by_pillow(self) -> bool:
-        """Whether pixels that Pillow has loaded are those of the image, at least in 8 bits."""
+        """Whether pixels loaded by Pillow are correct, at least in 8 bits."""
         if self.is_read_by_pillow:
             return True
         if self.bits == 8 and self.kind == "u" and self.photometric in (RGB, CMYK):
@@ -137,15 +137,15 @@ def raw_camera_file(name: str) -> ImageError:
 
 
 def find_layout(stream: IO[bytes], name: str, offset: int | None = None) -> tuple[Layout, bool]:
-    """Find the picture of a file: its first image, or the one that its first image is a thumbnail of.
+    """Find the picture of a file: its first image, or the full image if the first is a thumbnail.
 
     Args:
         stream: a file that begins as `is_tiff` says.
-        name: what errors call it.
-        offset: of the directory to take, in place of finding one.
+        name: name of the image in errors.
+        offset: offset of a given directory, which skips the search.
 
     Returns:
-        How the picture is stored, and whether Pillow finds it and reads it right.
+        The layout of the picture, and whether Pillow finds it and reads it correctly.
 
     Raises:
         ImageError: for a raw camera file, a layout that is not read, or a damaged file.

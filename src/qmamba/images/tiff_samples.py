@@ -24,8 +24,11 @@ from qmamba.images.tiff import (
     Layout,
 )
 
-_CHUNK = 1 << 18  # samples that are unpacked together
-_BYTES_PER_PIXEL, _BYTES_BESIDES = 16, 1 << 24  # of a compressed strip or tile, for each pixel of the image
+_CHUNK = 1 << 18  # samples unpacked at a time
+_BYTES_PER_PIXEL, _BYTES_BESIDES = (
+    16,
+    1 << 24,
+)  # maximum of a compressed strip or tile, per pixel of the image
 
 
 class _Block(NamedTuple):
@@ -52,7 +55,7 @@ def read_samples(stream: IO[bytes], layout: Layout, name: str) -> np.ndarray:
     Args:
         stream: the file.
         layout: of the image, whose compression is among `LOSSLESS`.
-        name: what errors call it.
+        name: name of the image in errors.
 
     Returns:
         (samples, H, W), upright: uint8 for integers of 1, 2, 4 and 8 bits, spread over 0…255, and for
@@ -106,7 +109,7 @@ def _row_bytes(layout: Layout, columns: int) -> int:
 
 
 def _rows_of(stream: IO[bytes], layout: Layout, block: _Block, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield some rows of a block at a time: the first row's number, and (rows, bytes per row) uint8."""
+    """Yield rows of a block in batches: the index of the first row, and (rows, bytes per row) uint8."""
     width = _row_bytes(layout, block.columns)
     step = max(1, _CHUNK // max(1, width * 8 // layout.bits))
     expected = width * block.rows
@@ -181,7 +184,7 @@ def _floats_from_bytes(data: np.ndarray, size: int, shape: tuple[int, int, int])
 
 
 def _place(rows: np.ndarray, out: np.ndarray, layout: Layout, block: _Block) -> None:
-    """Write unpacked rows to where they belong in `out`, as `read_samples` describes its values."""
+    """Write unpacked rows to their position in `out`, with values as in `read_samples`."""
     high, wide = (
         min(length, whole - start)
         for length, whole, start in (
@@ -192,7 +195,7 @@ def _place(rows: np.ndarray, out: np.ndarray, layout: Layout, block: _Block) -> 
     if high < 1 or wide < 1:  # the padding of a tile at an edge
         return
     area = np.s_[block.top : block.top + high, block.left : block.left + wide]
-    most = 1 if layout.kind == "f" else (1 << layout.bits) - 1
+    maximum = 1 if layout.kind == "f" else (1 << layout.bits) - 1
     for index in range(rows.shape[2]):
         sample = block.plane if layout.is_planar else index
         values = rows[:high, :wide, index]
@@ -206,15 +209,15 @@ def _place(rows: np.ndarray, out: np.ndarray, layout: Layout, block: _Block) -> 
         if layout.photometric == CIELAB and sample in (1, 2):  # with a sign, to what ICC Lab has
             values = values ^ values.dtype.type(1 << layout.bits - 1)
         target = out[sample][area]
-        if out.dtype == np.uint8 and most == 255:
+        if out.dtype == np.uint8 and maximum == 255:
             target[...] = values
         elif out.dtype == np.uint8:
-            target[...] = (values.astype(np.uint32) * 255 + most // 2) // most
+            target[...] = (values.astype(np.uint32) * 255 + maximum // 2) // maximum
         else:
             is_wide = layout.bits == 64 or (layout.bits == 32 and layout.kind == "u")
             wider = np.float64 if is_wide else np.float32
             with np.errstate(over="ignore", invalid="ignore"):  # what is out of range is refused later
-                np.divide(values, wider(most), out=target, dtype=wider, casting="unsafe")
+                np.divide(values, wider(maximum), out=target, dtype=wider, casting="unsafe")
         if layout.photometric == WHITE_IS_ZERO and sample == 0:
             np.subtract(target.dtype.type(255 if out.dtype == np.uint8 else 1), target, out=target)
 
@@ -290,8 +293,8 @@ def _rgb_of_lab(lab: np.ndarray, photometric: int) -> np.ndarray:
 
     ICC Lab of 16 bits has its greatest L at 65280 of 65535 (ICC.1:2001-04, annex A).
     """
-    is_deep, most = lab.dtype != np.uint8, 65535 if lab.dtype != np.uint8 else 255
-    white = 65280 if is_deep and photometric == ICCLAB else most
+    is_deep, maximum = lab.dtype != np.uint8, 65535 if lab.dtype != np.uint8 else 255
+    white = 65280 if is_deep and photometric == ICCLAB else maximum
     step = max(1, _CHUNK // lab.shape[2])
     for top in range(0, lab.shape[1], step):
         rows = lab[:, top : top + step]

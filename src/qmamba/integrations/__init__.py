@@ -1,1 +1,1 @@
-"""Ways into other programs."""
+"""Adapters to other libraries: Hugging Face datasets, ONNX, pyiqa, Ray, scikit-learn, torchmetrics."""

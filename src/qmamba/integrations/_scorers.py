@@ -1,5 +1,4 @@
-"""Scorers by name, read once in a process: what is mapped over a table or copied between processes should
-hold a name, and not the weights."""
+"""Scorers shared by name within a process, so that mapped functions and pickles hold a name, not weights."""
 
 from __future__ import annotations
 
@@ -12,13 +11,13 @@ from ..errors import BackendError
 from ..scoring import Scorer, load
 
 Model: TypeAlias = Scorer | str | os.PathLike[str]
-"""A scorer, or what `qmamba.load` takes."""
+"""A scorer, or anything that `qmamba.load` takes."""
 
 _LOCK = threading.Lock()
 
 
 def shared(model: Model) -> Scorer:
-    """The scorer itself, or the one of this name that all in this process share, on the CPU.
+    """Return the scorer itself, or this process's shared scorer of that name, on the CPU.
 
     Raises:
         QMambaError: as `qmamba.load`.
@@ -35,5 +34,5 @@ def _named(model: str) -> Scorer:
 
 
 def missing(package: str, extra: str = "integrations") -> BackendError:
-    """The error for a package that is not installed."""
+    """Return the error for a package that is not installed."""
     return BackendError(f'this needs the package {package}: pip install "qmamba[{extra}]"')

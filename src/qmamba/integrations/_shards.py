@@ -1,4 +1,4 @@
-"""Files that hold many images, read so that what is damaged in one costs nothing else: parquet and tar."""
+"""Read images from parquet and tar files; a damaged image never loses the others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..images import printable
 from ..images.find import IMAGE_SUFFIXES
 from ..images.pillow import check_bytes
 
-_ROWS = 16  # of a parquet file that are in memory together
+_ROWS = 16  # rows of a parquet file in memory at a time
 
 
 class Member(NamedTuple):
-    """An image in a file of many, or why it cannot be had: exactly one of `image` and `error` is not None.
+    """An image in a shard, or why it cannot be read: exactly one of `image` and `error` is not None.
 
     Attributes:
-        place: its number among the images of the file.
-        name: its name there, if it has one.
+        place: zero-based index of the image in its shard.
+        name: name of the image in the shard, or None.
         image: bytes of an image file, or a path.
-        error: one line.
+        error: reason on one line.
     """
 
     place: int
@@ -32,16 +32,16 @@ class Member(NamedTuple):
 
 
 def members(path: str, done: set[int], *, column: str | None, max_pixels: int) -> Iterator[Member]:
-    """The images of a parquet or tar file, in order, without those that are done.
+    """Yield the images of a parquet or tar file, in order, except those already done.
 
-    What cannot be read is a member with an error: an image, or a place behind which there is nothing more.
-    Their number is one more than the last index.
+    An image that cannot be read is a member with an error, and so is the point where a damaged shard ends.
+    The number of images is the last index plus one.
 
     Args:
-        path: ends in .parquet or .tar.
-        done: indices that are passed over without being read; the last index still counts.
-        column: of a parquet file; by default "image", or the only one that can hold images.
-        max_pixels: a member of a tar file larger than an image of so many pixels needs is not read.
+        path: a file whose name ends in .parquet or .tar.
+        done: indices to skip without reading.
+        column: column of a parquet file; by default "image", or the only one that can hold images.
+        max_pixels: tar members larger than an image of this many pixels needs are not read.
     """
     if path.lower().endswith(".tar"):
         return _of_tar(path, done, max_pixels)
@@ -51,10 +51,10 @@ def members(path: str, done: set[int], *, column: str | None, max_pixels: int) -
 def _of_tar(path: str, done: set[int], max_pixels: int) -> Iterator[Member]:
     index = 0
     try:
-        # Opened here, so that what lies behind the last member can be looked at.
+        # Opened here, so that the bytes after the last member can be checked.
         with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would grow with the archive
+                archive.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
                 if not info.isreg() or PurePosixPath(info.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 if index not in done:
@@ -63,7 +63,7 @@ def _of_tar(path: str, done: set[int], max_pixels: int) -> Iterator[Member]:
                 index += 1
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("what follows is no member")
+                raise tarfile.ReadError("invalid data after the last member")
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         yield Member(index, None, None, _unreadable(printable(path), f" after {index} images", error))
 
@@ -115,7 +115,7 @@ def _of_parquet(path: str, done: set[int], column: str | None) -> Iterator[Membe
 
 
 def _of_cell(path: str, index: int, value: Any) -> Member:
-    """A cell holds bytes, a path, or both as Hugging Face's data sets have them."""
+    """Return the member of a cell: bytes, a path, or a dict of both as in Hugging Face datasets."""
     name = None
     if isinstance(value, dict):
         name, data = value.get("path"), value.get("bytes")
@@ -132,15 +132,15 @@ def _column_of(schema: Any, column: str | None) -> str:
     if wanted in schema.names:
         return wanted
     binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary)
-    holds = [
+    candidates = [
         field.name
         for field in schema
         if any(kind(field.type) for kind in binary)
         or (pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
     ]
-    if column is not None or len(holds) != 1:
-        raise ScoresError(f"no column {wanted!r}; its columns: {', '.join(schema.names)}")
-    return str(holds[0])
+    if column is not None or len(candidates) != 1:
+        raise ScoresError(f"no column {wanted!r}; pass column=, one of {', '.join(schema.names)}")
+    return str(candidates[0])
 
 
 def _unreadable(where: str, place: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Scores as a column of a Hugging Face data set: ``ds.map(add_scores)``."""
+"""Add scores as a column of a Hugging Face dataset: ``ds.map(add_scores)``."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ def add_scores(
     error: str | None = "score_error",
     model: Model = DEFAULT_MODEL,
 ) -> dict[str, Any]:
-    """The score of each image of a row, or of a batch of rows, for `datasets.Dataset.map`.
+    """Score each image of a row, or of a batch of rows, for `datasets.Dataset.map`.
 
-    Options go by ``ds.map(add_scores, fn_kwargs={"image": "photo"})``. With or without ``batched=True``, and
-    with any ``num_proc``, the scores are the same. An image may be what the feature `datasets.Image` gives,
-    decoded or not, a path, or whatever else `qmamba.images.decode` takes.
+    Pass options as ``ds.map(add_scores, fn_kwargs={"image": "photo"})``. The scores are the same with or
+    without ``batched=True``, and for any ``num_proc``. An image may be a value of the feature
+    `datasets.Image`, decoded or not, a path, or anything else that `qmamba.images.decode` takes.
 
-    An image that cannot be scored does not end the map, nor cost the others of its batch their scores: its
-    own is NaN, and the reason is beside it.
+    An image that cannot be scored neither stops the map nor affects the rest of its batch: its score is NaN,
+    and the reason is in the column ``error``.
 
     Args:
-        rows: a row, or columns of several.
-        image: name of the column with the images.
-        score: name of the new column, a float in [0, 1], higher is better.
-        error: name of another, which says why there is no score, "" where there is one. None for none.
-        model: a scorer, or what `qmamba.load` takes. A name is loaded once in every process, and lets
-            `datasets` know the map again the next time.
+        rows: one row, or the columns of a batch.
+        image: name of the column of images.
+        score: name of the new column of scores, floats in [0, 1], higher is better.
+        error: name of the new column of reasons for missing scores, "" where there is a score; None adds no
+            such column.
+        model: a scorer, or anything that `qmamba.load` takes. A name is loaded once per process, and lets
+            `datasets` cache the map.
 
     Returns:
         The new columns.
 
     Raises:
-        KeyError: no such column.
+        KeyError: there is no column of this name.
         QMambaError: as `qmamba.load`.
     """
     if image not in rows:
@@ -58,17 +59,17 @@ def add_scores(
 
 
 def _images(rows: Mapping[str, Any], column: str) -> tuple[list[Any], bool]:
-    """The images of a batch, or that of a row and True."""
+    """Return the images of the rows, and whether `rows` is a single row."""
     try:
         images = rows[column]
     except Exception:
-        # `datasets` decodes what it is asked for, and one bad file fails a batch: ask for the files.
+        # `datasets` decodes on access, and one bad file fails the batch: read the undecoded files instead.
         if not hasattr(rows, "pa_table"):
             raise
         images = rows.pa_table[column].to_pylist()
         single = type(rows).__name__ == "LazyRow"
     else:
-        if getattr(images, "ndim", 0) == 4:  # images of one size, as tensor and numpy formats stack them
+        if getattr(images, "ndim", 0) == 4:  # the tensor and numpy formats stack images of one size
             images, single = list(images), False
         else:
             images, single = ([images], True) if isinstance(images, Mapping) else as_list(images)
@@ -76,7 +77,7 @@ def _images(rows: Mapping[str, Any], column: str) -> tuple[list[Any], bool]:
 
 
 def _file(image: Any) -> Any:
-    """What an image of `datasets` that is not decoded stands for."""
+    """Return the bytes or the path of an undecoded image of `datasets`."""
     if not isinstance(image, Mapping):
         return image
     data = image.get("bytes")

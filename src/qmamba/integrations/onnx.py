@@ -1,6 +1,6 @@
-"""ONNX files of models: for onnxruntime and whatever else reads them, at any size of image.
+"""Export models to ONNX, for images of any size.
 
-All of a network but the scan has a translation in torch's exporter; the scan's is in ``onnx_scan.py``.
+Torch's exporter translates all of a network but the selective scan, whose translation is in ``onnx_scan.py``.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from ..scoring import Scorer
 from ..scoring.pipeline import quality
 
 OPSET = 18
-ANY_SIZE = (96, 128)  # of the example that a network of images of any size is traced with
+ANY_SIZE = (96, 128)  # height and width of the example input for networks that take any size
 
 
 def export_onnx(scorer: Scorer, path: str | Path) -> Path:
-    """Write a scorer's network, with its active adapter, as an ONNX file, which runs without this library.
+    """Write a scorer's network and its active adapter as an ONNX file, which runs without this library.
 
-    Its input ``image`` is (B, 3, H, W) float32, RGB in [0, 1], any B and any H, W ≥ 32, or the one size that
-    the network takes. Its output ``score`` is (B,) float32 in [0, 1]: what :meth:`Scorer.crop_scores` gives
-    for each crop. Cutting an image into crops and taking the mean of their scores is left to the caller; the
-    file's metadata have the model's name (``qmamba_model``) and its protocol as JSON (``qmamba_protocol``).
+    The input ``image`` is (B, 3, H, W) float32, RGB in [0, 1], for any B and any H, W ≥ 32, or for the one
+    size that the network takes. The output ``score`` is (B,) float32 in [0, 1], the values of
+    :meth:`Scorer.crop_scores`. The caller cuts images into crops and averages their scores; the metadata of
+    the file hold the model's name (``qmamba_model``) and protocol as JSON (``qmamba_protocol``).
 
     Args:
         scorer: from :func:`qmamba.load`.
-        path: of the file to be written.
+        path: file to write.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
         BackendError: the packages ``onnx`` and ``onnxscript`` are not installed, or torch is older than 2.7.
     """
     if getattr(torch.compiler, "is_exporting", None) is None:
-        raise BackendError("writing ONNX needs torch 2.7 or newer")
+        raise BackendError("ONNX export needs torch 2.7 or newer; upgrade torch")
     try:
         from .onnx_scan import translations
     except ImportError as error:
-        raise BackendError('writing ONNX needs more packages: pip install "qmamba[onnx]"') from error
+        raise BackendError('ONNX export needs more packages: pip install "qmamba[onnx]"') from error
     one_size = scorer.network.input_size if isinstance(scorer.network, OneSize) else None
     any_size = dict.fromkeys((0,) if one_size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     example = torch.rand(2, 3, *(one_size or ANY_SIZE), generator=torch.Generator().manual_seed(0))
     with as_operators(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         traced = torch.export.export(
             _Scored(scorer).eval(), (example,), dynamic_shapes={"image": any_size}, strict=False
         )
@@ -68,7 +68,7 @@ def export_onnx(scorer: Scorer, path: str | Path) -> Path:
 
 
 class _Scored(nn.Module):
-    """Pixels in [0, 1] to scores: what a scorer does with one crop."""
+    """Map crops in [0, 1] to scores, as a scorer does."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -76,12 +76,12 @@ class _Scored(nn.Module):
         adapter = scorer.adapter_in_use()
         if adapter is not None:
             parts.append(adapter)
-        # together: LoRA shares the network's tensors
+        # Copied together: LoRA shares tensors with the network.
         self.parts = copy.deepcopy(parts).float().cpu()
         self.scale, self.config = scorer.scale, scorer.config
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B,)."""
+        """Score crops: (B, 3, H, W) → (B,)."""
         images = self.config.preprocessing(image)
         network, *adapters = self.parts
         raw = adapters[0](network, images) if adapters else network(images)

@@ -1,10 +1,10 @@
-"""The scan in ONNX's operations, for torch's exporter to put in the place of our operators.
+"""Translate the selective scan to ONNX operators, for torch's exporter.
 
-The orders of the routes are worked out from the height and width that come in at run time. The recurrence
-is made by doubling, h_t from h_{t-1}, then from h_{t-2}, h_{t-4}, …, in a loop of log2(H·W) turns: each acts
-on all positions at once, where a step for each position would be slow everywhere.
+The order of each route is computed at run time from the height and width of the input. The recurrence is
+evaluated by recursive doubling: a loop of log2(H·W) iterations, each over all positions at once, since ONNX
+runtimes are slow at one step per position.
 
-Values in and out are the exporter's; the functions of ``op`` add operations to its graph.
+Arguments and results are the exporter's values; the functions of ``op`` add nodes to its graph.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from onnxscript.values import Opset
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """Our operators, and what makes each of them in ONNX."""
+    """Return the translation of each custom operator."""
     operators = torch.ops.qmamba
     return {operators.selective_scan.default: selective, operators.gated_scan.default: gated}
 
 
 @script(Opset("qmamba", 1), default_opset=op)  # type: ignore[untyped-decorator]
 def recurrence(a: FLOAT, b: FLOAT) -> FLOAT:
-    """h_t = a_t h_{t-1} + b_t along the middle axis of (B, L, D)."""
+    """Compute h_t = a_t h_{t-1} + b_t along the middle axis of (B, L, D)."""
     length = op.Shape(a, start=1, end=2)
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     shift = op.Constant(value_ints=[1])
-    more = op.Squeeze(op.Less(shift, length))
-    while more:
+    is_shorter = op.Squeeze(op.Less(shift, length))
+    while is_shorter:
         pads = op.Concat(zero, shift, zero, zero, zero, zero, axis=0)
         kept = op.Sub(length, shift)
         earlier_b = op.Pad(op.Slice(b, zero, kept, one), pads)
@@ -40,12 +40,12 @@ def recurrence(a: FLOAT, b: FLOAT) -> FLOAT:
         b = op.Add(b, op.Mul(a, earlier_b))
         a = op.Mul(a, earlier_a)
         shift = op.Add(shift, shift)
-        more = op.Squeeze(op.Less(shift, length))
+        is_shorter = op.Squeeze(op.Less(shift, length))
     return b
 
 
 def selective(tensors: Sequence[Any], routes: Sequence[int], merge: bool, backend: str) -> Any:
-    """Routes' outputs (B, H, W, D), summed, or (B, K, H, W, D)."""
+    """Return the routes' outputs, summed (B, H, W, D) or stacked (B, K, H, W, D)."""
     outputs, shape = _outputs(tensors, routes)
     if not merge:
         return op.Concat(*(op.Unsqueeze(op.Reshape(y, shape), _ints(1)) for y in outputs), axis=1)
@@ -53,7 +53,7 @@ def selective(tensors: Sequence[Any], routes: Sequence[int], merge: bool, backen
 
 
 def gated(tensors: Sequence[Any], routes: Sequence[int]) -> Any:
-    """Routes' outputs times their gates, summed (B, H, W, D)."""
+    """Return the sum of the routes' gated outputs (B, H, W, D)."""
     norm_weight, norm_bias, *linears = tensors[8:]
     outputs, shape = _outputs(tensors[:8], routes)
     gated = []
@@ -65,7 +65,7 @@ def gated(tensors: Sequence[Any], routes: Sequence[int]) -> Any:
 
 
 def _outputs(tensors: Sequence[Any], routes: Sequence[int]) -> tuple[list[Any], Any]:
-    """y of every route (B, L, D), on the grid, and the shape (B, H, W, D)."""
+    """Return y (B, L, D) of each route in row-major order, and the shape (B, H, W, D)."""
     x, dt, B, C, dt_weight, dt_bias, A, D = tensors
     shape = op.Shape(x)
     height, width = op.Shape(x, start=1, end=2), op.Shape(x, start=2, end=3)
@@ -73,21 +73,21 @@ def _outputs(tensors: Sequence[Any], routes: Sequence[int]) -> tuple[list[Any], 
     outputs = []
     for k in range(len(routes) // 3):
         order = _order(routes[3 * k : 3 * k + 3], height, width)
-        one = _scalar(k)
-        weight, bias, a, d = (op.Gather(v, one, axis=0) for v in (dt_weight, dt_bias, A, D))
+        route = _scalar(k)
+        weight, bias, a, d = (op.Gather(v, route, axis=0) for v in (dt_weight, dt_bias, A, D))
         walked = [op.Gather(rows, order, axis=1)]
         for v in (dt, B, C):
-            of_route = op.Gather(v, one, axis=3)  # (B, H, W, ·)
+            of_route = op.Gather(v, route, axis=3)  # (B, H, W, ·)
             walked.append(op.Gather(op.Reshape(of_route, _ints(0, -1, v.shape[4])), order, axis=1))
         y = _walk(walked, weight, bias, a, d, states=B.shape[4])
-        places = op.Range(_scalar(0), op.Size(order), _scalar(1))
-        inverse = op.ScatterElements(places, order, places, axis=0)
+        positions = op.Range(_scalar(0), op.Size(order), _scalar(1))
+        inverse = op.ScatterElements(positions, order, positions, axis=0)
         outputs.append(op.Gather(y, inverse, axis=1))
     return outputs, shape
 
 
 def _walk(walked: Sequence[Any], weight: Any, bias: Any, a: Any, d: Any, *, states: int) -> Any:
-    """y (B, L, D) of one route from x, dt, B, C in its order."""
+    """Return y (B, L, D) of one route from x, dt, B, C in route order."""
     x, dt, B, C = walked
     delta = op.Softplus(_linear(dt, weight, bias))
     y = op.Mul(x, d)
@@ -100,7 +100,7 @@ def _walk(walked: Sequence[Any], weight: Any, bias: Any, a: Any, d: Any, *, stat
 
 
 def _order(route: Sequence[int], height: Any, width: Any) -> Any:
-    """The route as a permutation (L,) of the row-major positions: sorted by window, then within it."""
+    """Return a route as a permutation (L,) of row-major positions: by window, then within each window."""
     by_columns, window, reverse = route
     zero, one = _scalar(0), _scalar(1)
     line = op.Unsqueeze(op.Range(zero, op.Squeeze(height), one), _ints(1))
@@ -130,7 +130,7 @@ def _gelu(x: Any) -> Any:
 
 
 def _column(v: Any, n: int) -> Any:
-    """(…, N) → (…, 1)."""
+    """Return column n: (…, N) → (…, 1)."""
     return op.Slice(v, _ints(n), _ints(n + 1), _ints(-1))
 
 

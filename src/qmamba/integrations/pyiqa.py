@@ -1,6 +1,6 @@
-"""The shape of pyiqa's metrics: code that was written for `pyiqa.create_metric` changes its import.
+"""Metrics with pyiqa's interface: code for `pyiqa.create_metric` only needs another import.
 
-Nothing of pyiqa is needed here.
+Pyiqa itself is not needed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class QMambaMetric(nn.Module):
-    """A no-reference metric as pyiqa has them, from `create_metric`.
+    """A no-reference metric with the interface of pyiqa's metrics; see `create_metric`.
 
     Attributes:
-        metric_name: the name that it was made with.
-        metric_mode: "NR": there is no reference image.
-        lower_better: False: a higher score means a better photograph.
-        score_range: "0, 1", a text as in pyiqa. `metric.net.score_range` has the numbers.
+        metric_name: name that the metric was created with.
+        metric_mode: "NR", for no reference.
+        lower_better: whether a lower score means a better photograph.
+        score_range: ends of the scores as text, such as "0, 1"; `metric.net.score_range` has the numbers.
         as_loss: whether gradients flow to the images.
-        loss_weight: None, or what a loss is multiplied by.
-        loss_reduction: "mean", "sum" or "none", of a loss.
-        check_input_range: whether tensors must lie in [0, 1]; never for a loss.
+        loss_weight: factor of the loss, or None.
+        loss_reduction: reduction of the loss, "mean", "sum" or "none".
+        check_input_range: whether tensors must lie in [0, 1]; always False for a loss.
         net: the scorer.
     """
 
@@ -47,7 +47,7 @@ class QMambaMetric(nn.Module):
     ) -> None:
         super().__init__()
         if loss_reduction not in REDUCTIONS:
-            raise ValueError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, not {loss_reduction!r}")
+            raise ValueError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, got {loss_reduction!r}")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.net = load(metric_name, device=device, **kwargs)
@@ -60,25 +60,25 @@ class QMambaMetric(nn.Module):
         self.loss_weight = loss_weight
         self.loss_reduction = loss_reduction
         self.check_input_range = check_input_range and not as_loss
-        self.seed = seed  # scores have nothing random
+        self.seed = seed  # kept for compatibility: scoring is deterministic
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.net.parameters()).device
 
     def forward(self, target: Any, ref: Any = None, **kwargs: Any) -> Tensor:
-        """Scores of one image or of a batch.
+        """Score one image or a batch.
 
         Args:
-            target: a path, a PIL image, or a tensor (N, 3, H, W) or (N, 1, H, W) in [0, 1]. Whatever else
-                `qmamba.images.decode` takes will do as well; a folder will not.
-            ref: not looked at.
-            kwargs: not looked at.
+            target: a path, a PIL image, or a tensor (N, 3, H, W) or (N, 1, H, W) in [0, 1], or anything
+                else that `qmamba.images.decode` takes; not a folder.
+            ref: ignored.
+            kwargs: ignored.
 
         Returns:
-            (N, 1), float32 on the metric's device; of a loss with a reduction a scalar. A loss is not turned
-            around: higher is better, so use ``1 - metric(x)``.
+            (N, 1), float32 on the metric's device; a scalar for a loss with a reduction. The sign of a loss
+            is not changed: if higher is better, minimise ``1 - metric(x)``.
 
         Raises:
             ImageError: an image that cannot be scored, or a tensor of another shape or range.
@@ -93,14 +93,14 @@ class QMambaMetric(nn.Module):
             return weighted.sum() if self.loss_reduction == "sum" else weighted.mean()
 
     def _scores(self, target: Any) -> Tensor:
-        """(N,), on the metric's device."""
+        """Return scores (N,) on the metric's device."""
         if not isinstance(target, Tensor):
             images, single = as_list(target)
             if not single:
-                raise ImageError("target: pass one image, or a batch as a tensor; qmamba.score takes lists")
+                raise ImageError("target must be one image or a tensor, got a sequence; use qmamba.score")
             return self.net.score(images).to(self.device)
         if target.ndim != 4 or target.shape[1] not in (1, 3):
-            raise ImageError(f"target: expected a tensor (N, 3, H, W), not shape {tuple(target.shape)}")
+            raise ImageError(f"target must be a tensor (N, 3, H, W), got shape {tuple(target.shape)}")
         if self.check_input_range:
             found: Tensor = self.net.score(target)
             return found.to(self.device)
@@ -115,14 +115,14 @@ def create_metric(
     device: str | torch.device | None = None,
     **kwargs: Any,
 ) -> QMambaMetric:
-    """A metric that is used as those of `pyiqa.create_metric` are.
+    """Create a metric with the interface of `pyiqa.create_metric`.
 
     Args:
-        metric_name: what `qmamba.load` takes: "lqmamba-n", a checkpoint folder, a Hub id.
-        as_loss: let gradients flow to the images, and reduce.
-        device: by default the first GPU, and the CPU where there is none, as in pyiqa.
-        kwargs: loss_weight, loss_reduction, check_input_range; seed, which nothing here depends on; and
-            what else `qmamba.load` takes, such as adapter, protocol and checkpointing.
+        metric_name: anything that `qmamba.load` takes: "lqmamba-n", a checkpoint folder, a Hub id.
+        as_loss: whether gradients flow to the images and scores are reduced.
+        device: device of the weights; by default the first GPU, or the CPU without one, as in pyiqa.
+        kwargs: loss_weight, loss_reduction, check_input_range, seed (which has no effect), and options of
+            `qmamba.load` such as adapter, protocol and checkpointing.
 
     Raises:
         QMambaError: as `qmamba.load`.

@@ -1,4 +1,4 @@
-"""Millions of images, scored by actors of Ray Data: ``pip install "qmamba[ray]"``."""
+"""Score millions of images with Ray Data actors: ``pip install "qmamba[ray]"``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["Summary", "score_to_parquet"]
 
 Source: TypeAlias = str | os.PathLike[str]
 
-AT_ONCE = 32  # images that an actor is given together: what is scored again when it dies
-_SLICE = 100_000  # files of one image that Ray is told of at a time; it keeps a few kilobytes for each block
-_READING = 2  # files of many images that are read at a time, for each actor
+AT_ONCE = 32  # images per block of an actor; a block is scored again when its actor dies
+_SLICE = 100_000  # image files passed to Ray at a time; it keeps a few kilobytes per block
+_READING = 2  # shards read at a time, per actor
 
 
 class Summary(NamedTuple):
-    """What lies in a folder of scores after a run.
+    """Contents of a folder of scores after a run.
 
     Attributes:
-        rows: one for each image, those of earlier runs included.
-        failed: how many of them have an error.
+        rows: number of rows, one per image, including those of earlier runs.
+        failed: number of rows with an error.
     """
 
     rows: int
@@ -58,49 +58,49 @@ def score_to_parquet(
     done: Callable[[int], object] | None = None,
     **options: Any,
 ) -> Summary:
-    """Score images by actors of Ray, and write a row for each, once, into parquet files in a folder.
+    """Score images with Ray actors, and write one row per image to parquet files in a folder.
 
-    Each actor holds a scorer, and decodes while it scores. Ray Data gives it no more than it can take. An
-    actor that dies is replaced, and what it had in hand is given to others. An image that ends every process
-    that takes it gets a row that says so, as does one that cannot be read. This process alone writes, and
-    never a row twice; given again, the same call goes on where a run was ended.
+    Each actor holds a scorer, and decodes while it scores; Ray Data applies backpressure. An actor that dies
+    is replaced, and its images are given to others. An image that kills every actor that tries it gets a row
+    with an error, and so does one that cannot be read. Only this process writes, and never a row twice; the
+    same call resumes an interrupted run.
 
-    Ray is started here unless it runs already, or where `RAY_ADDRESS` says; files are opened by their names
-    on the machines where actors run.
+    Ray is started here, at `RAY_ADDRESS` if set, unless it is running. Files are opened by name on the
+    machines of the actors.
 
     Args:
-        source: images, folders of images, patterns; parquet files with a column of images, and tar files as
-            WebDataset has them; folders stand for these, too.
-        out: the folder; its columns are described in docs/scale.md.
-        model: as `qmamba.load` takes it.
-        actors: how many; by default as many as there are processors, or GPUs, for.
-        cpus_per_actor: processors of an actor, and the threads that it computes with.
-        gpus_per_actor: GPUs, or a part of one; from above 0 on, `device` is "cuda".
-        retries: how often images are given to another actor after theirs died.
-        recursive: look into sub-folders of folders.
-        column: of parquet files; by default "image", or the only one that can hold images.
-        batch_size, max_pixels: as for `Scorer.score`.
-        resume: go on from what is in the folder; else one with scores is refused.
-        done: told of new rows, how many; first of those that were there.
-        **options: more of `qmamba.load`: protocol, adapter, dtype, device, revision, local_files_only …
+        source: images, folders, patterns, parquet files with a column of images, WebDataset tar files, or a
+            list of these; folders are searched for all of them.
+        out: folder of the scores; docs/scale.md describes its columns.
+        model: a name, folder or Hub id; see `qmamba.load`.
+        actors: number of actors; by default as many as the CPUs, or GPUs, allow.
+        cpus_per_actor: CPUs reserved for an actor, and its number of compute threads.
+        gpus_per_actor: GPUs per actor, possibly fractional; above 0, `device` defaults to "cuda".
+        retries: how often images are given to another actor after their actor died.
+        recursive: whether to search sub-folders.
+        column: column of parquet files; by default "image", or the only one that can hold images.
+        batch_size, max_pixels: see `Scorer.score`.
+        resume: whether to resume from the rows in `out`; if False, a folder with scores is refused.
+        done: called with the number of new rows, first with the number of rows that `out` already has.
+        **options: options of `qmamba.load`: protocol, adapter, dtype, device, revision, local_files_only, …
 
     Returns:
-        How many rows the folder has, and how many of them are failures.
+        The number of rows in the folder, and the number of failures among them.
 
     Raises:
-        ScoresError: no images, or a folder of scores that cannot be gone on with.
-        BackendError: Ray is not installed, cannot be started, or has failed as a whole.
+        ScoresError: there are no images, or the run in `out` cannot be resumed.
+        BackendError: Ray is not installed, cannot be started, or has failed.
         QMambaError: as `qmamba.load`.
     """
     ray = _ray()
     limit = pixel_limit(batch_size, max_pixels)
     for name, value in (("actors", actors), ("cpus_per_actor", cpus_per_actor)):
         if value is not None and (type(value) is not int or value < 1):
-            raise BackendError(f"{name} must be an integer of at least 1, not {value!r}")
+            raise BackendError(f"{name} must be an integer of at least 1, got {value!r}")
     files, shards = _found(source, recursive)
     if gpus_per_actor > 0:
         options.setdefault("device", "cuda")
-    # On this machine there may be no GPU: only what is written about the model is wanted here.
+    # Loaded on the CPU for its settings only: this machine may have no GPU.
     settings = settings_of(load(model, **{**options, "device": "cpu"}), max_pixels)
     rater = {"model": os.fspath(model), "options": options, "threads": cpus_per_actor, "tries": retries + 1}
     rater |= {"batch_size": batch_size, "max_pixels": limit}
@@ -113,7 +113,7 @@ def score_to_parquet(
             "num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor,
             "fn_constructor_kwargs": {**rater, "ledger": ray.remote(num_cpus=0)(_Ledger).remote()},
         }  # fmt: skip
-        # What is missing after the first time was lost with its neighbours: one by one shows which it was.
+        # Images lost in the first pass shared a block with the culprit: the second scores them one by one.
         for at_once in (AT_ONCE, 1):
             run.score(run.left_of(files), run.open_of(shards), at_once, count, remote)
         run.give_up(files, shards)
@@ -121,26 +121,26 @@ def score_to_parquet(
 
 
 class _Run:
-    """What has been scored, and what is left."""
+    """Progress of a run: the rows written, and the images left."""
 
     def __init__(
         self, ray: Any, parts: ScoreParts, limit: int, column: str | None, done: Callable[[int], object]
     ) -> None:
         self.ray, self.parts, self.limit, self.column, self.done = ray, parts, limit, column, done
-        self.counts: dict[bytes, int] = {}  # images in a file of many, once it has been read to its end
+        self.counts: dict[bytes, int] = {}  # images per shard, once it has been read to its end
 
     def left_of(self, files: Iterable[bytes]) -> list[bytes]:
-        """Files of one image without a row."""
+        """Return the image files without a row."""
         return [path for path in files if Place(path) not in self.parts]
 
     def open_of(self, shards: Iterable[bytes]) -> list[bytes]:
-        """Files of many that have, or may have, images without rows."""
+        """Return the shards that have, or may have, images without a row."""
         return [s for s in shards if s not in self.counts or len(self.parts.done_in(s)) < self.counts[s]]
 
     def score(
         self, files: list[bytes], shards: list[bytes], at_once: int, actors: int, remote: dict[str, Any]
     ) -> None:
-        """Score these, and keep every row as it comes."""
+        """Score files and shards, and write each row as it arrives."""
         for start in range(0, len(files), _SLICE):
             self._score(self._of_files(files[start : start + _SLICE], at_once), at_once, remote)
         if shards:
@@ -149,25 +149,25 @@ class _Run:
     def _score(self, images: Any, at_once: int, remote: dict[str, Any]) -> None:
         try:
             rated = images.map_batches(_Rater, batch_size=at_once, batch_format="pyarrow", **remote)
-            # A block that no actor could finish is left out, and no reason to lose the others.
+            # A block that no actor could finish is dropped; the others are kept.
             rated.context.max_errored_blocks = -1
             rated.context.enable_progress_bars = False
             for table in rated.iter_batches(batch_size=None, batch_format="pyarrow"):
                 self._keep(table.to_pylist())
         except self.ray.exceptions.RayError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"Ray failed: {reason}; what was scored is kept") from error
+            raise BackendError(f"Ray failed: {reason}; finished rows are kept; run again") from error
 
     def give_up(self, files: list[bytes], shards: list[bytes]) -> None:
-        """A row for each image that nothing came back for."""
-        lost = "no process could score it, each that tried ended; Ray's logs may say why"
+        """Write an error row for each image without a result."""
+        lost = "every actor that tried to score it died; see Ray's logs"
         for path in self.left_of(files):
             self._add(Place(path), None, f"{printable(os.fsdecode(path))}: {lost}")
         for path in self.open_of(shards):
-            here = self.parts.done_in(path)
-            # Without a count: a single row behind the last, for whatever else the file holds.
-            ends = self.counts.get(path, max(here, default=-1) + 2)
-            for index in sorted(set(range(ends)) - here if path in self.counts else {ends - 1}):
+            indices = self.parts.done_in(path)
+            # Without a count, a single row after the last stands for the rest of the shard.
+            count = self.counts.get(path, max(indices, default=-1) + 2)
+            for index in sorted(set(range(count)) - indices if path in self.counts else {count - 1}):
                 self._add(Place(path, index), None, f"{printable(os.fsdecode(path))}, image {index}: {lost}")
 
     def _add(self, place: Place, score: float | None, error: str | None) -> None:
@@ -182,13 +182,13 @@ class _Run:
                 self._add(Place(row["path"], row["index"], row["member"]), row["score"], row["error"])
 
     def _of_files(self, files: list[bytes], at_once: int) -> Any:
-        """A data set of files, in small blocks, of which an actor is given one at a time."""
+        """Return a dataset of files in small blocks, each processed by one actor."""
         starts = range(0, len(files), at_once)
         blocks = [_table([{"path": p} for p in files[start : start + at_once]]) for start in starts]
         return self.ray.data.from_arrow(blocks)
 
     def _of_shards(self, shards: list[bytes], at_once: int, actors: int) -> Any:
-        """A data set of the images in files of many, which are read as fast as actors take them."""
+        """Return a dataset of the images in shards, read as fast as the actors consume them."""
         import pyarrow
 
         kinds = pyarrow.schema({"path": pyarrow.binary(), "done": pyarrow.list_(pyarrow.int64())})
@@ -199,19 +199,19 @@ class _Run:
             batch_size=1,
             batch_format="pyarrow",
             fn_kwargs={"column": self.column, "max_pixels": self.limit, "at_once": at_once},
-            num_cpus=0,  # actors may have taken all, and they wait for these
+            num_cpus=0,  # actors may hold all CPUs while they wait for these tasks
             compute=self.ray.data.TaskPoolStrategy(size=min(len(shards), _READING * actors)),
         )
 
 
 class _Ledger:
-    """How often images were begun with and not ended, kept by an actor of its own: the dead cannot say."""
+    """Count the unfinished attempts of each block, in an actor that outlives the scoring actors."""
 
     def __init__(self) -> None:
         self.open: Counter[str] = Counter()
 
     def begin(self, images: str) -> int:
-        """How often it was tried in vain before."""
+        """Return the number of earlier attempts that did not finish."""
         self.open[images] += 1
         return self.open[images] - 1
 
@@ -220,9 +220,9 @@ class _Ledger:
 
 
 class _Rater:
-    """What an actor is: a scorer, with the threads that it was lent.
+    """A scoring actor: a scorer with its own number of threads.
 
-    Ray gives what a dead actor had in hand to another, again and again; `tries` is how often that is taken.
+    Ray retries the blocks of a dead actor without limit; a block is skipped after `tries` attempts.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class _Rater:
         ledger: Any,
     ) -> None:
         self.ledger, self.tries = ledger, tries
-        torch.set_num_threads(threads)  # whatever the environment says: actors share a machine
+        torch.set_num_threads(threads)  # regardless of the environment: actors share a machine
         self.scorer: Scorer = load(model, **options)
         self.options = {"batch_size": batch_size, "max_pixels": max_pixels}
 
@@ -244,18 +244,18 @@ class _Rater:
         import ray
 
         rows = table.to_pylist()
-        which = repr([(row["path"], row["index"]) for row in rows])
-        if ray.get(self.ledger.begin.remote(which)) < self.tries:
+        block = repr([(row["path"], row["index"]) for row in rows])
+        if ray.get(self.ledger.begin.remote(block)) < self.tries:
             self._score(rows)
-            ray.get(self.ledger.end.remote(which))
+            ray.get(self.ledger.end.remote(block))
         return _table([{**row, "image": None} for row in rows])
 
     def _score(self, rows: list[dict[str, Any]]) -> None:
         """Fill in scores and errors."""
-        asked = [row for row in rows if row["error"] is None and row["count"] is None]
-        images = (os.fsdecode(row["path"]) if row["image"] is None else _of_row(row) for row in asked)
+        pending = [row for row in rows if row["error"] is None and row["count"] is None]
+        images = (os.fsdecode(row["path"]) if row["image"] is None else _of_row(row) for row in pending)
         for index, result in self.scorer.iter_scores(images, **self.options):
-            asked[index]["score"], asked[index]["error"] = _told(asked[index], *outcome(result))
+            pending[index]["score"], pending[index]["error"] = _located(pending[index], *outcome(result))
 
 
 def _of_row(row: dict[str, Any]) -> bytes | str:
@@ -263,8 +263,8 @@ def _of_row(row: dict[str, Any]) -> bytes | str:
     return os.fsdecode(image) if row["named"] else image
 
 
-def _told(row: dict[str, Any], score: float | None, error: str | None) -> tuple[float | None, str | None]:
-    """A result, whose error says which image of a file of many it is about."""
+def _located(row: dict[str, Any], score: float | None, error: str | None) -> tuple[float | None, str | None]:
+    """Return a result whose error names the image in its shard."""
     if error is None or row["index"] is None:
         return score, error
     where = row["member"] or f"row {row['index']}"
@@ -272,7 +272,7 @@ def _told(row: dict[str, Any], score: float | None, error: str | None) -> tuple[
 
 
 def _opened(table: Any, column: str | None, max_pixels: int, at_once: int) -> Iterator[Any]:
-    """The images of a file of many, and behind the last a row that says how many there are."""
+    """Yield tables of the images in shards, the last of each shard with a row that counts its images."""
     for shard in table.to_pylist():
         waiting: list[dict[str, Any]] = []
         path, seen, count = os.fsdecode(shard["path"]), set(shard["done"]), 0
@@ -306,35 +306,40 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
 
 def _found(source: Source | Sequence[Source], recursive: bool) -> tuple[list[bytes], list[bytes]]:
-    """Files of one image, and files of many."""
+    """Return the image files and the shards of a source."""
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     names, suffixes = [os.fspath(name) for name in given], IMAGE_SUFFIXES | SHARD_SUFFIXES
     found = find_images(names, recursive=recursive, suffixes=suffixes)
     if found.unreadable:
-        raise ScoresError(f"the folder {printable(found.unreadable[0])} cannot be read; check permissions")
+        raise ScoresError(f"folder {printable(found.unreadable[0])} cannot be read; check its permissions")
     if not found.files:
         raise ScoresError(f"no images in {printable(given[0]) if given else 'an empty list'}")
-    several = [path.suffix.lower() in SHARD_SUFFIXES and Path(path).is_file() for path in found.files]
-    parted = list(zip((os.fsencode(path.absolute()) for path in found.files), several, strict=True))
-    return [name for name, many in parted if not many], [name for name, many in parted if many]
+    files: list[bytes] = []
+    shards: list[bytes] = []
+    for path in found.files:
+        is_shard = path.suffix.lower() in SHARD_SUFFIXES and Path(path).is_file()
+        (shards if is_shard else files).append(os.fsencode(path.absolute()))
+    return files, shards
 
 
 def _room(ray: Any, cpus: int, gpus: float) -> int:
-    """How many actors there is room for."""
-    there = ray.cluster_resources()
-    by = [int(there.get("CPU", 1) // cpus)] + ([int(there.get("GPU", 0) // gpus)] if gpus > 0 else [])
-    return max(1, min(by))
+    """Return the number of actors that the cluster's CPUs and GPUs allow."""
+    resources = ray.cluster_resources()
+    limits = [int(resources.get("CPU", 1) // cpus)]
+    if gpus > 0:
+        limits.append(int(resources.get("GPU", 0) // gpus))
+    return max(1, min(limits))
 
 
 @contextmanager
 def _running(ray: Any) -> Iterator[None]:
-    """Ray, started here and ended behind, unless it runs already."""
+    """Start Ray and shut it down afterwards, unless it is already running."""
     if ray.is_initialized():
         yield
         return
     try:
-        here = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **here)
+        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
     except (OSError, RuntimeError, ValueError, ConnectionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackendError(f"Ray cannot be started: {reason}") from error

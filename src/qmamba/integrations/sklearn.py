@@ -1,4 +1,4 @@
-"""A transformer for scikit-learn's pipelines: ``pip install "qmamba[integrations]"``."""
+"""A scikit-learn transformer: ``pip install "qmamba[integrations]"``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["QualityScore"]
 
 
 class QualityScore(TransformerMixin, BaseEstimator):
-    """Images in, their scores out: a column for a pipeline. There is nothing to fit.
+    """Transform images to a column of scores, in scikit-learn pipelines. Fitting does nothing.
 
     Args:
-        model: a scorer, or what `qmamba.load` takes. A name is loaded once in every process, and keeps copies
-            and pickles of a pipeline small.
-        on_error: "raise", or "nan" for images that cannot be scored.
-        batch_size: as for `Scorer.score`.
+        model: a scorer, or anything that `qmamba.load` takes. A name is loaded once per process, and keeps
+            clones and pickles of a pipeline small.
+        on_error: "raise", or "nan" to give images that cannot be scored NaN.
+        batch_size: see `Scorer.score`.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class QualityScore(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
 
     def fit(self, X: Any, y: Any = None) -> QualityScore:
-        """Nothing."""
+        """Do nothing; return the transformer."""
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Scores of n images.
+        """Score n images.
 
         Args:
-            X: a list, a pandas or numpy column, or a table of one column, of paths or of whatever else
-                `Scorer.score` takes.
+            X: paths or other images that `Scorer.score` takes, as a list, a pandas or NumPy column, or a
+                table of one column.
 
         Returns:
             (n, 1), float32, in [0, 1], higher is better.
 
         Raises:
-            ImageError: a table of several columns, or with on_error="raise" an image that cannot be scored.
+            ImageError: X has several columns, or, with on_error="raise", an image cannot be scored.
             QMambaError: as `qmamba.load`.
         """
         images = as_list(_column(X))[0]
@@ -63,7 +63,7 @@ class QualityScore(TransformerMixin, BaseEstimator):
         return np.asarray(scores)[:, None]
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """The name of the column."""
+        """Return the name of the column of scores."""
         return np.asarray(["qmamba_score"], dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -77,9 +77,9 @@ class QualityScore(TransformerMixin, BaseEstimator):
 
 
 def _column(X: Any) -> Any:
-    """The only column of a table; whatever is no table as it is."""
+    """Return the only column of a table, and any other input unchanged."""
     if hasattr(X, "columns") or (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OUST"):
         if X.shape[1] != 1:
-            raise ImageError(f"X has {X.shape[1]} columns: pass the one that has the images")
+            raise ImageError(f"X must have one column, got {X.shape[1]}; pass the column of images")
         return X.iloc[:, 0] if hasattr(X, "iloc") else np.asarray(X)[:, 0]
     return X

@@ -1,4 +1,4 @@
-"""A torchmetrics `Metric` and its functional twin: ``pip install "qmamba[integrations]"``."""
+"""A torchmetrics `Metric` and its functional form: ``pip install "qmamba[integrations]"``."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ __all__ = ["QMambaScore", "qmamba_score"]
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
-OVERSHOOT = 1e-3  # what float arithmetic leaves outside [0, 1]; scorers clip it without a word
+OVERSHOOT = 1e-3  # tolerated excess over [0, 1] from float rounding; scorers clip it silently
 
 
 class QMambaScore(Metric):
-    """No-reference quality of images by QMamba: the mean, the sum, or every score, over all updates.
+    """No-reference image quality by QMamba: the mean, the sum, or all scores over all updates.
 
-    As input `forward` and `update` take ``images``, a tensor (N, 3, H, W): floats in [0, 1], or uint8. As
-    output `forward` and `compute` give a scalar in [0, 1] for "mean", a scalar for "sum", and (N,) scores in
-    the order of the updates for "none"; all float32, higher is better. Between processes "none" puts one
-    process's scores after the other's. Without images the mean is NaN, the sum 0, and of scores there are 0.
+    `forward` and `update` take ``images``, a tensor (N, 3, H, W): floats in [0, 1], or uint8. `forward` and
+    `compute` return a scalar in [0, 1] for "mean", a scalar for "sum", and scores (N,) in the order of the
+    updates for "none"; all float32, higher is better. In distributed runs "none" concatenates the scores of
+    the ranks. Without images the mean is NaN, the sum 0, and the scores have shape (0,).
 
     The scores are those of `Scorer.score`. The network is loaded once, moves with ``.to(device)``, and is
-    neither in the metric's state nor among the parameters of a module that has the metric.
+    neither in the metric's state nor among the parameters of a module that owns the metric.
 
     Args:
-        model: a scorer, or what `qmamba.load` takes.
+        model: a scorer, or anything that `qmamba.load` takes.
         reduction: "mean", "sum" or "none".
-        kwargs: those of every `torchmetrics.Metric`.
+        kwargs: options of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: another reduction, or (ImageError) images of another shape, type or range.
+        ValueError: an unknown reduction.
+        ImageError: images of the wrong shape, dtype or range.
         QMambaError: as `qmamba.load`.
     """
 
@@ -60,7 +61,7 @@ class QMambaScore(Metric):
         super().__init__(**kwargs)
         _check_reduction(reduction)
         self.reduction = reduction
-        # Not a submodule: metrics are parts of models, whose checkpoints should not have the network.
+        # Not a submodule: checkpoints of models that own a metric must not include the network.
         self.__dict__["scorer"] = model if isinstance(model, Scorer) else load(model)
         if reduction == "none":
             self.add_state("scores", default=[], dist_reduce_fx="cat")
@@ -69,7 +70,7 @@ class QMambaScore(Metric):
             self.add_state("images", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, images: Tensor) -> None:
-        """Score some images (N, 3, H, W)."""
+        """Score images (N, 3, H, W)."""
         scores = _scores(images, self.scorer).to(self.device)
         if self.reduction == "none":
             self.scores.append(scores)
@@ -78,18 +79,18 @@ class QMambaScore(Metric):
             self.images = self.images + len(scores)
 
     def compute(self) -> Tensor:
-        """The mean, the sum, or the scores of all images since the last `reset`."""
+        """Return the mean, the sum, or the scores of all images since the last `reset`."""
         if self.reduction == "none":
-            # After a synchronisation it is one tensor.
+            # Synchronisation turns the list into one tensor.
             scores = [self.scores] if isinstance(self.scores, Tensor) else self.scores
             return torch.cat(scores) if scores else torch.zeros(0, device=self.device)
         return self.total if self.reduction == "sum" else self.total / self.images
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot values of `forward` or `compute`, by default the present one, between the score's bounds.
+        """Plot values of `forward` or `compute`, by default the current one, between the bounds of a score.
 
         Args:
-            val: one value or several, in the order of time.
+            val: one value, or several in chronological order.
             ax: matplotlib axes to draw on.
 
         Returns:
@@ -104,19 +105,19 @@ class QMambaScore(Metric):
 
 
 def qmamba_score(images: Tensor, reduction: Reduction = "mean", model: Model = DEFAULT_MODEL) -> Tensor:
-    """No-reference quality of images by QMamba; `QMambaScore` for one call.
+    """Compute no-reference image quality by QMamba: the functional form of `QMambaScore`.
 
     Args:
-        images: (N, 3, H, W), floats in [0, 1] or uint8. Gradients flow to floats that want them.
+        images: (N, 3, H, W), floats in [0, 1] or uint8. Gradients flow to floats that require them.
         reduction: "mean", "sum" or "none".
-        model: a scorer, or what `qmamba.load` takes; of a name the scorer is loaded once in a process, on the
-            CPU.
+        model: a scorer, or anything that `qmamba.load` takes. A name is loaded once per process, on the CPU.
 
     Returns:
         A scalar, or (N,) for "none", float32 on the device of the images; higher is better.
 
     Raises:
-        ValueError: another reduction, or (ImageError) images of another shape, type or range.
+        ValueError: an unknown reduction.
+        ImageError: images of the wrong shape, dtype or range.
         QMambaError: as `qmamba.load`.
     """
     _check_reduction(reduction)
@@ -128,19 +129,22 @@ def qmamba_score(images: Tensor, reduction: Reduction = "mean", model: Model = D
 
 def _check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
 def _scores(images: Tensor, scorer: Scorer) -> Tensor:
-    """(N, 3, H, W) → (N,): image by image, and so the same bits whatever else is in the batch; together, and
-    differentiable, where a gradient is wanted."""
+    """Return scores (N,) of images (N, 3, H, W).
+
+    Without gradients images are scored one by one, so that the bits do not depend on the batch; with
+    gradients they are scored together.
+    """
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         given = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ImageError(f"images: expected a tensor (N, 3, H, W), not {given}")
+        raise ImageError(f"images must be a tensor (N, 3, H, W), got {given}")
     if not (images.requires_grad and torch.is_grad_enabled()):
         scores: Tensor = scorer.score(images)
         return scores
     if images.numel() and (images.min() < -OVERSHOOT or images.max() > 1 + OVERSHOOT):
-        raise ImageError("images: values outside [0, 1]; rescale or clamp them, and do not normalise them")
+        raise ImageError("images must lie in [0, 1]; rescale or clamp them, and do not normalise them")
     scores = scorer(images.to(next(scorer.parameters()).device))
     return scores

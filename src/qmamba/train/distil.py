@@ -22,17 +22,24 @@ class Distiller(nn.Module):
     Args:
         student, teacher: ``feature_info`` of both. Each stage of the teacher is predicted from the student's
             stage with the nearest reduction.
+
+    Attributes:
+        groups: stages of the student that predict any, with the stages of the teacher that each predicts.
     """
 
     def __init__(self, student: Info, teacher: Info) -> None:
         super().__init__()
-        self.sources = [_nearest(student, stage["reduction"]) for stage in teacher]
+        sources = [_nearest(student, stage["reduction"]) for stage in teacher]
+        self.groups = [
+            (source, [i for i, each in enumerate(sources) if each == source])
+            for source in sorted(set(sources))
+        ]
         self.projections = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(student[source]["num_chs"]),
-                nn.Linear(student[source]["num_chs"], stage["num_chs"]),
+                nn.Linear(student[source]["num_chs"], sum(teacher[i]["num_chs"] for i in predicted)),
             )
-            for source, stage in zip(self.sources, teacher, strict=True)
+            for source, predicted in self.groups
         )
 
     def forward(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -40,13 +47,14 @@ class Distiller(nn.Module):
 
         Args:
             features: of the student, (B, C, H, W) per stage.
-            targets: of the teacher, (B, C', H', W') per stage; resized to H × W where sizes differ.
+            targets: of the teacher, (B, C', H', W') per stage; averaged to H × W where sizes differ.
         """
         losses = []
-        for source, projection, target in zip(self.sources, self.projections, targets, strict=True):
+        for (source, predicted), projection in zip(self.groups, self.projections, strict=True):
             feature = features[source]
-            if target.shape[2:] != feature.shape[2:]:
-                target = F.interpolate(target, size=feature.shape[2:], mode="bilinear", align_corners=False)
+            height, width = feature.shape[2:]
+            pooled = [F.adaptive_avg_pool2d(targets[i], (height, width)) for i in predicted]
+            target = torch.cat(pooled, dim=1)
             std, mean = torch.std_mean(target, dim=(0, 2, 3), keepdim=True)
             wanted = ((target - mean) / (std + 1e-4)).permute(0, 2, 3, 1)
             losses.append(F.mse_loss(projection(feature.permute(0, 2, 3, 1)), wanted))

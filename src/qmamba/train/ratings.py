@@ -15,15 +15,18 @@ from ..calibration import Calibration
 from ..data import Rated
 from ..errors import RecipeError
 from ..metrics import plcc, srcc
+from ..models.capabilities import StageFeatures, require
 from ..protocol import Protocol
 from ..scoring import Scorer
 from .batches import Batch, make_batch
 from .calibrating import fit_calibration
 from .checkpoint_task import CheckpointTask
+from .distil import Distiller
 from .engine import Report, Run, fit
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .processes import Processes
 from .recipe import Recipe
+from .teacher import load_teacher
 
 
 def train(
@@ -67,6 +70,7 @@ def train(
         RecipeError: the ratings lack a fold or leave [0, 1], ``out`` belongs to another run, accelerate is
             not installed, or the training has diverged.
         UnknownModelError: the recipe's architecture.
+        CapabilityError: the recipe has a teacher, and the network or the teacher gives no features.
         CheckpointError, HubError: there is no such ``init`` or ``teacher``, or it does not fit.
         ImageError: a photograph that cannot be decoded.
         BackendError: a device that cannot be used here, or a process that could not be started.
@@ -96,13 +100,26 @@ class Ratings(CheckpointTask[Batch]):
         self.folds = {fold: [r for r in ratings if r.fold == fold] for fold in ("train", "val")}
         _check_folds(self.folds)
         self.recipe, self.shared = recipe, {"images": recipe.images, "ranked": recipe.ranked}
-        super().__init__(
-            recipe, recipe.data, protocol=protocol_of(recipe), init=init, distils=recipe.distils,
-            teacher=teacher, learns_scores=any(phase.scores > 0 for phase in recipe.phases),
-        )  # fmt: skip
+        self.teacher_name = teacher
+        if teacher is None and any(phase.scores > 0 for phase in recipe.phases):
+            raise RecipeError("this recipe learns a teacher's scores; give the checkpoint of one that rates")
+        super().__init__(recipe, recipe.data, protocol=protocol_of(recipe), init=init)
+
+    def setup(self, processes: Processes) -> None:
+        distils = self.recipe.distils
+        self.teacher = load_teacher(self.teacher_name).to(processes.device) if distils else None
+        super().setup(processes)
 
     def make_heads(self) -> nn.Module:
-        return self.distiller() if self.distils else nn.ModuleList()
+        """Return what predicts the teacher's features, if there is a teacher.
+
+        Raises:
+            CapabilityError: the network does not give features.
+        """
+        if self.teacher is None:
+            return nn.ModuleList()
+        network = require(self.network, StageFeatures, "features to learn from")
+        return Distiller(network.feature_info, self.teacher.feature_info)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "data": digest_of(self.folds)}
@@ -112,7 +129,10 @@ class Ratings(CheckpointTask[Batch]):
 
     def losses(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         phase = self.recipe.phase_at(run.step)
-        seen, lesson = self.see(batch.crops, run, taught=phase.distil > 0 or phase.scores > 0)
+        taught = phase.distil > 0 or phase.scores > 0
+        with run.processes.autocast():
+            seen = self.interface.see(self.network, batch.crops, features=taught)
+            lesson = self.teacher(batch.crops) if taught and self.teacher is not None else None
         losses = rating_losses(seen.raw, batch, self.recipe)
         losses["loss"] = phase.mos * losses["loss"]
         if lesson is not None:

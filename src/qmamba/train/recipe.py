@@ -206,33 +206,38 @@ class Recipe(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Plan):
-    """Pretraining: a teacher's features, distortions, and what ratings there are among the crops.
+    """Pretraining: a frozen teacher's general features, and distortions as people rate them.
 
     Attributes:
         data: "photos", packed by ``qmamba photos``.
         crops: crops per step, as packed.
-        damaged: how many of them come with two distorted copies, a mild one and a strong one of one kind.
-        features, scores, mos, kind, level, ranking: weights of the losses, see
-            :mod:`qmamba.train.pretraining`.
-        margin: by which a score should fall with each level of a distortion that only degrades.
+        damaged: how many of them come with a distorted copy, as far as there are enough unrated ones.
+        kadid: share of these copies on the levels of KADID-10k, whose ratings are known, where it has the
+            kind; the others are on the library's own levels.
+        measured: crops that mean and deviation of the teacher's statistics are measured on at the start.
+        maps, statistics, kind, quality: weights of the losses, see :mod:`qmamba.train.pretraining`. One with
+            weight 0 is not computed.
     """
 
     data: str = "photos"
-    crops: int = 24
-    damaged: int = 6
-    features: float = 1.0
-    scores: float = 0.0
-    mos: float = 0.3
+    crops: int = 28
+    damaged: int = 8
+    kadid: float = 0.8
+    measured: int = 2000
+    maps: float = 1.0
+    statistics: float = 1.0
     kind: float = 0.1
-    level: float = 0.5
-    ranking: float = 0.5
-    margin: float = 0.03
+    quality: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(crops=2, features=0, scores=0, mos=0, kind=0, level=0, ranking=0, margin=0)
+        self.at_least(crops=2, kadid=0, measured=2, maps=0, statistics=0, kind=0, quality=0)
         if not 0 <= self.damaged <= self.crops:
             raise RecipeError(f"damaged must be 0 to crops ({self.crops}), got {self.damaged}")
+        if self.kadid > 1:
+            raise RecipeError(f"kadid must be a share from 0 to 1, got {self.kadid}")
+        if self.maps + self.statistics + self.kind + self.quality == 0:
+            raise RecipeError("maps, statistics, kind and quality must not all be 0; give one a weight")
         if any(phase.crop > CROP for phase in self.phases):
             raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,7 @@ from ..models.capabilities import StageFeatures, require
 from .networks import Interface, interface_of
 
 LITE0 = "efficientnet-lite0"
+STAGE_BLOCKS, WIDTHS = (2, 4, 10, 15), (24, 40, 112, 320)  # the last block at each stride from 4 to 32
 FROZEN_BLOCKS = 5  # up to stride 8: the most general features, and most of a backward pass
 
 
@@ -83,10 +85,10 @@ def load_teacher(name: str | Path | None = None) -> Teacher:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with a linear head, of which the stem and the first blocks are not tuned.
+    """EfficientNet-Lite0 with a linear head; its stem and first blocks are frozen.
 
-    The network is that of the PyPI package ``efficientnet-lite-pytorch``. Batch statistics stay those of
-    ImageNet, in training, too: a batch of ratings is too small for its own.
+    The network is that of the PyPI package ``efficientnet-lite-pytorch``. Batch-norm statistics stay
+    those of ImageNet, also in training: batches of ratings are too small to estimate them.
 
     Raises:
         RecipeError: the packages of the extra ``distil`` are not installed.
@@ -100,7 +102,7 @@ class EfficientNetLite0(nn.Module):
             raise RecipeError(_LACKING) from None
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"network._blocks.{block}"}
-            for width, reduction, block in ((24, 4, 2), (40, 8, 4), (112, 16, 10), (320, 32, 15))
+            for width, reduction, block in zip(WIDTHS, (4, 8, 16, 32), STAGE_BLOCKS, strict=True)
         ]
         self.network = EfficientNet.from_name(LITE0)
         self.fc = nn.Linear(1280, 1)
@@ -116,15 +118,24 @@ class EfficientNetLite0(nn.Module):
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return raw quality (B, 1) of normalised images (B, 3, H, W), and features at strides 4 to 32."""
+        features, last = self.block_outputs(images, STAGE_BLOCKS)
+        return self.fc(last.mean((2, 3))), features
+
+    def block_outputs(self, images: Tensor, blocks: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Return the outputs (B, C, h, w) of some blocks, and the last features (B, 1280, H / 32, W / 32).
+
+        Args:
+            images: normalised, (B, 3, H, W).
+            blocks: zero-based indices, rising.
+        """
         net = self.network
         x = net._swish(net._bn0(net._conv_stem(images.contiguous(memory_format=torch.channels_last))))
-        features: list[Tensor] = []
-        for block in net._blocks:
-            before, x = x, block(x)
-            if x.shape[-1] < before.shape[-1]:
-                features.append(before)
-        pooled = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
-        return self.fc(pooled), [*features[1:], x]  # the first is at stride 2
+        outputs: list[Tensor] = []
+        for i, block in enumerate(net._blocks):
+            x = block(x)
+            if i in blocks:
+                outputs.append(x)
+        return outputs, net._swish(net._bn1(net._conv_head(x)))
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
         """Return the features of :meth:`forward_with_features`."""

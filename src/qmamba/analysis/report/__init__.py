@@ -197,13 +197,13 @@ def _summary(scores: Sequence[float], failed: int) -> str:
 
 
 def _histogram(scores: Sequence[float], low: float, high: float) -> tuple[str, str]:
-    """Return a drawing of bars only, which the page stretches and labels; and the height of the tallest."""
+    """Return an SVG of the bars, which the page stretches and labels, and a line on the tallest bar."""
     counts = np.histogram(np.clip(scores, low, high), bins=BINS, range=(low, high))[0].tolist()
     edges = np.linspace(low, high, BINS + 1)
-    most = max(1, *counts)
+    tallest = max(1, *counts)
     bars = []
     for place, count in enumerate(counts):
-        height = 100 * count / most
+        height = 100 * count / tallest
         bars.append(
             f'<rect x="{place + 0.06:.2f}" y="{100 - height:.2f}" width="0.88" height="{height:.2f}">'
             f"<title>{edges[place]:.2f} to {edges[place + 1]:.2f}: {count}</title></rect>"
@@ -212,7 +212,7 @@ def _histogram(scores: Sequence[float], low: float, high: float) -> tuple[str, s
         f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="img" '
         f'aria-label="Histogram of {len(scores)} scores">{"".join(bars)}</svg>'
     )
-    return drawing, f"The tallest bar stands for {most} image{'s' * (most > 1)}."
+    return drawing, f"The tallest bar has {tallest} image{'s' * (tallest > 1)}."
 
 
 def _strip(images: Sequence[_Scored]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""The data sets of image quality assessment, each read from the files that its authors ship.
+"""Data sets of image quality assessment, read from the files that their authors publish.
 
-To add one, write a function that reads its label files, and beside it a :class:`DataSet` of facts, in the
-module of its family; docs/data.md describes it.
+To add one, write a function that reads its label files, and a :class:`DataSet`, in the module of its family;
+see docs/data.md.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ DATASETS: dict[str, DataSet] = {
 """All data sets by name."""
 
 MANIFEST = "manifest"
-"""In place of a data set's name: ratings of one's own, in a CSV file."""
+"""Name for your own ratings in a CSV file, in place of a data set."""
 
 
 def find(name: str) -> DataSet:
-    """The data set of a name, whose case and hyphens do not matter.
+    """Return a data set by name; case, spaces, hyphens and underscores are ignored.
 
     Raises:
-        DataSetError: nothing is called so; the message has near names.
+        DataSetError: no data set has this name; the message lists near names.
 
     >>> find("KonIQ-10k").images
     10073
     >>> find("koniq")
     Traceback (most recent call last):
-    qmamba.errors.DataSetError: no data set is called 'koniq'; near names: koniq10k
+    qmamba.errors.DataSetError: no data set is named 'koniq'; near names: koniq10k
     """
     wanted = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     if wanted not in DATASETS:
-        raise DataSetError(f"no data set is called {name!r}; {near_names(wanted, DATASETS)}")
+        raise DataSetError(f"no data set is named {name!r}; {near_names(wanted, DATASETS)}")
     return DATASETS[wanted]
 
 
 def read_dataset(name: str, root: str | Path, *, manifest: str | Path | None = None) -> list[Rated]:
-    """The rated images of a data set, read from the files that its authors ship.
+    """Read the rated images of a data set from the files that its authors publish.
 
-    Nothing is downloaded, images are looked for and not opened, and their number is not compared with that
-    of the whole data set; `qmamba data check` does both.
+    Nothing is downloaded. Images must exist, but are neither opened nor compared in number with the complete
+    data set; `qmamba data check` does both.
 
     Args:
-        name: of a data set, a key of ``DATASETS``; or ``"manifest"`` for ratings of one's own.
-        root: the data set's folder; for ``"manifest"`` the CSV file.
-        manifest: a CSV file that names images and scores in place of the data set's label files, for copies
-            that are laid out otherwise; see :meth:`DataSet.read`.
+        name: a key of ``DATASETS``, or ``"manifest"`` for your own ratings.
+        root: folder of the data set, or for ``"manifest"`` the CSV file.
+        manifest: a CSV file with images and scores that replaces the label files, for copies with another
+            layout; see :meth:`DataSet.read`.
 
     Returns:
-        The images, in the order of the label files; `mos` is higher for better ones, on the data set's scale.
+        The images, in the order of the label files; a higher `mos` is better, on the data set's scale.
 
     Raises:
         DataSetError: an unknown name, or files that are missing or not laid out as expected.
-        RecipeError: a library that reads its label files is not installed.
+        RecipeError: a library that reads the label files is not installed.
     """
     if name != MANIFEST:
         return find(name).read(root, manifest)
     if manifest is not None:
         raise DataSetError(
-            "the name 'manifest' takes the CSV file in place of a folder, and no manifest besides"
+            "manifest must be None for the name 'manifest', got another file; give the CSV file as root"
         )
     return read_manifest(root)

@@ -1,4 +1,4 @@
-"""What a data set is here: facts about it, and a function that reads its label files."""
+"""Describe a data set: facts about it, and a function that reads its label files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ratings import Rated, read_manifest
 
 
 class Label(NamedTuple):
-    """An image and what the data set's files say of it; `score` as it stands there, not turned."""
+    """An image and its label; `score` is the value in the data set's files, not reversed."""
 
     path: Path
     score: float
@@ -27,17 +27,17 @@ class DataSet:
     """Facts about a data set, and its reader.
 
     Attributes:
-        name: what it is called by: ``read_dataset(name, root)``.
-        title: its name as its authors write it.
-        images: how many rated images the whole of it has.
-        scale: nominal ends of the scale in its files, lowest and highest number.
-        licence: in a few words; "not stated" where its repository has none, "see its page" where that was not
+        name: key for ``read_dataset(name, root)``.
+        title: name as its authors write it.
+        images: number of rated images in the complete data set.
+        scale: nominal lowest and highest label in the files.
+        licence: licence in a few words; "not stated" if the repository has none, "see its page" if it was not
             looked up.
-        home: where it comes from.
-        tree: the files that are expected below its folder.
-        labels: the function that reads them.
-        direction: which end of the scale is the good one; "lower" for DMOS.
-        references: how many originals the images were made from; 0 for photographs and generated images.
+        home: URL.
+        tree: files expected in its folder.
+        labels: function that reads them.
+        direction: whether higher or lower labels are better; "lower" for DMOS.
+        references: number of pristine originals; 0 for authentic photographs and generated images.
         verified: whether the layout was checked against the real release.
     """
 
@@ -54,20 +54,20 @@ class DataSet:
     verified: bool = False
 
     def read(self, root: str | Path, manifest: str | Path | None = None) -> list[Rated]:
-        """Its rated images.
+        """Return the rated images.
 
         Args:
-            root: its folder.
-            manifest: a CSV file that names images and scores in place of its own label files, see
-                :func:`qmamba.data.read_manifest`. Image paths start at ``root``. The scores are those of the
-                data set's files: for DMOS, in a column ``dmos`` in place of ``mos``.
+            root: folder of the data set.
+            manifest: a CSV file with images and scores that replaces the label files, see
+                :func:`qmamba.data.read_manifest`. Image paths are relative to ``root``. Scores are those of
+                the data set's files: for DMOS, in a column ``dmos`` instead of ``mos``.
 
         Returns:
-            The images, in the order of its label files; `mos` is higher for better ones.
+            The images, in the order of the label files; a higher `mos` is better.
 
         Raises:
-            DataSetError: something is missing or not laid out as expected; one line says what.
-            RecipeError: a library that reads its label files is not installed.
+            DataSetError: files are missing or not laid out as expected.
+            RecipeError: a library that reads the label files is not installed.
         """
         if manifest is not None:
             score: Literal["mos", "dmos"] = "dmos" if self.direction == "lower" else "mos"
@@ -76,7 +76,7 @@ class DataSet:
                 self._rated(Label(r.path, r.mos, r.std, r.reference, r.distortion, r.fold)) for r in listed
             ]
         if not Path(root).is_dir():
-            raise DataSetError(f"{self.title} at {root}: there is no such folder")
+            raise DataSetError(f"{self.title} at {root}: no such folder; check the path")
         try:
             labels = self.labels(Path(root))
             if not labels:
@@ -102,8 +102,8 @@ class DataSet:
 
     def _advice(self) -> str:
         if self.verified:
-            return "; docs/data.md shows the files that are expected"
+            return "; docs/data.md shows the expected files"
         return (
-            "; layout unverified: if your copy is whole and differs from docs/data.md, list its images and"
-            " scores in a CSV file and give --manifest FILE"
+            "; layout unverified: if your complete copy differs from docs/data.md, list its images and scores"
+            " in a CSV file and give --manifest FILE"
         )

@@ -1,4 +1,4 @@
-"""Photographs as they were taken: LIVE Challenge, KonIQ-10k, LIVE-FB, SPAQ, BIQ2021."""
+"""Data sets of authentic distortions: LIVE Challenge, KonIQ-10k, LIVE-FB, SPAQ, BIQ2021."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .._tables import files_below, locate, number, read_csv, read_mat, read_xlsx
 from ..ratings import read_biq2021
 from ._base import DataSet, Label
 
-LIVEC_TRAINING = 7  # the first images were shown to raters for practice, and are left out by convention
+LIVEC_TRAINING = 7  # the first images trained the raters, and are excluded by convention
 
 
 def _livec(root: Path) -> list[Label]:
@@ -46,7 +46,7 @@ def _koniq10k(root: Path) -> list[Label]:
     rows = read_csv(root / "koniq10k_scores_and_distributions.csv", ("image_name", "SD", "MOS_zscore"))
     folder = next((f for f in KONIQ10K_FOLDERS if (root / f).is_dir()), KONIQ10K_FOLDERS[0])
     paths = locate([row["image_name"] for row in rows], files_below(root, folder), folder)
-    # MOS_zscore, 0 to 100, is the label of most published numbers; SD is in steps of the scale of 1 to 5.
+    # MOS_zscore, 0 to 100, is the label of most published results; SD is in units of the scale 1 to 5.
     return [
         Label(
             path,

@@ -1,4 +1,4 @@
-"""Images made by text-to-image models: AGIQA-3K, AIGCIQA2023."""
+"""Data sets of images from text-to-image models: AGIQA-3K, AIGCIQA2023."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._base import DataSet, Label
 
 def _agiqa3k(root: Path) -> list[Label]:
     rows = read_csv(root / "data.csv", ("name", "mos_quality", "std_quality"))
-    # Copies differ in the folder that the images lie in, and all names do: any folder will do.
+    # Copies differ in the folder of the images, and names are unique: any folder is accepted.
     paths = locate([row["name"] for row in rows], files_below(root, by_name=True), "the folder")
     return [
         Label(

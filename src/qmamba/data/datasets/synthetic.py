@@ -1,4 +1,4 @@
-"""Originals that were damaged on purpose: LIVE, CSIQ, TID2013, KADID-10k."""
+"""Data sets of synthetic distortions: LIVE, CSIQ, TID2013, KADID-10k."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import DataSetError
 from .._tables import files_below, locate, number, read_csv, read_lines, read_mat, read_xlsx, same_length
 from ._base import DataSet, Label
 
-# Folders in the order in which LIVE's arrays hold them, with the number of images of each.
+# Folders in the order of LIVE's arrays, with their numbers of images.
 LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
 
 
@@ -17,7 +17,7 @@ def _live(root: Path) -> list[Label]:
     (references,) = read_mat(root / "refnames_all.mat", "refnames_all")
     names = [f"{folder}/img{i}.bmp" for folder, n in LIVE_FOLDERS.items() for i in range(1, n + 1)]
     same_length(images=names, dmos_new=dmos, dmos_std=std, orgs=copies, refnames_all=references)
-    # Some of the images are copies of their originals, without a rating.
+    # Undistorted copies of the originals have no rating.
     kept = [i for i, copy in enumerate(copies) if not copy]
     paths = locate([names[i] for i in kept], files_below(root), "the folders of distortions")
     return [
@@ -52,7 +52,7 @@ fastfading/img1.bmp … img174.bmp""",
     labels=_live,
 )
 
-# What the sheet calls a distortion, and how its folder and its files do.
+# Name of a distortion in the sheet: its folder, and its token in file names.
 CSIQ_KINDS = {
     "noise": ("awgn", "AWGN"),
     "blur": ("blur", "BLUR"),
@@ -66,12 +66,12 @@ CSIQ_KINDS = {
 def _csiq(root: Path) -> list[Label]:
     columns = ("image", "dst_type", "dst_lev", "dmos_std", "dmos")
     rows = read_xlsx(root / "csiq.DMOS.xlsx", columns, sheet="all_by_image")
-    originals = [str(row["image"]).removesuffix(".0") for row in rows]  # one of them is a number
+    originals = [str(row["image"]).removesuffix(".0") for row in rows]  # one name is a number
     names = []
     for original, row in zip(originals, rows, strict=True):
         kind = str(row["dst_type"]).strip().lower()
         if kind not in CSIQ_KINDS:
-            raise DataSetError(f"csiq.DMOS.xlsx: dst_type is {kind!r}, not one of {', '.join(CSIQ_KINDS)}")
+            raise DataSetError(f"csiq.DMOS.xlsx: dst_type must be {', '.join(CSIQ_KINDS)}, got {kind!r}")
         folder, token = CSIQ_KINDS[kind]
         level = number(row["dst_lev"], f"csiq.DMOS.xlsx: dst_lev of {original}")
         names.append(f"{folder}/{original}.{token}.{level:g}.png")
@@ -108,7 +108,7 @@ dst_imgs/jpeg2000/1600.jpeg2000.1.png …""",
     labels=_csiq,
 )
 
-# In the order of their numbers, after the paper's table.
+# In the order of their numbers, from the paper's table.
 TID2013_KINDS = (
     "additive Gaussian noise", "noise in colour components", "spatially correlated noise", "masked noise",
     "high-frequency noise", "impulse noise", "quantization noise", "Gaussian blur", "denoising",
@@ -124,7 +124,9 @@ def _tid2013(root: Path) -> list[Label]:
     stds = read_lines(root / "mos_std.txt")
     same_length(mos_with_names=lines, mos_std=stds)
     if wrong := [line for line in lines if len(line) != 2]:
-        raise DataSetError(f"mos_with_names.txt: {' '.join(wrong[0])!r} is not a score and a name")
+        raise DataSetError(
+            f"mos_with_names.txt: lines must be a score and a name, got {' '.join(wrong[0])!r}"
+        )
     paths = locate([n for _, n in lines], files_below(root, "distorted_images"), "distorted_images")
     labels = []
     for (score, name), std, path in zip(lines, stds, paths, strict=True):
@@ -156,7 +158,7 @@ distorted_images/i01_01_1.bmp … i25_24_5.bmp""",
     labels=_tid2013,
 )
 
-# In the order of their numbers; names as those of `qmamba.data.DISTORTIONS`, whose levels are others.
+# In the order of their numbers; named as in `qmamba.data.DISTORTIONS`, whose levels differ.
 KADID10K_KINDS = (
     "gaussian_blur", "lens_blur", "motion_blur", "colour_diffusion", "colour_shift", "colour_quantization",
     "colour_saturation_hsv", "colour_saturation_lab", "jpeg2000", "jpeg", "white_noise", "colour_noise",
@@ -168,7 +170,7 @@ KADID10K_KINDS = (
 def _kadid10k(root: Path) -> list[Label]:
     rows = read_csv(root / "dmos.csv", ("dist_img", "ref_img", "dmos", "var"))
     paths = locate([row["dist_img"] for row in rows], files_below(root, "images"), "images")
-    # The column is called dmos, and is higher for better images; var holds standard deviations.
+    # The column dmos is higher for better images; var holds standard deviations.
     return [
         Label(
             path,
@@ -197,8 +199,8 @@ images/I01_01_01.png … I81_25_05.png""",
 
 
 def _coded(name: str, kinds: int) -> tuple[str, int]:
-    """Reference and index of the distortion from a name like ``I07_13_4.bmp``."""
+    """Return the reference and the index of the distortion in a name like ``I07_13_4.bmp``."""
     parts = Path(name).stem.split("_")
     if len(parts) != 3 or not parts[1].isdecimal() or not 1 <= int(parts[1]) <= kinds:
-        raise DataSetError(f"{name!r} is no name of the form I01_01_1 with a distortion from 1 to {kinds}")
+        raise DataSetError(f"names must be like I01_01_1, with distortions 1 to {kinds}, got {name!r}")
     return parts[0].upper(), int(parts[1]) - 1

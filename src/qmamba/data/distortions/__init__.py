@@ -1,9 +1,9 @@
-"""Twenty-five ways to damage a photograph, each at five levels, from just visible to severe.
+"""Twenty-five distortions, each at five levels from just visible to severe.
 
-They are the kinds of distortion of the data set KADID-10k. The levels of the scale "qmamba", the default, are
-ours; those of the scale "kadid" are KADID-10k's, with the mean rating that people gave to each.
+The kinds are those of the data set KADID-10k. The levels of the default scale "qmamba" are this package's;
+those of the scale "kadid" are KADID-10k's, each with its mean human rating.
 
-`qmamba.distort` takes images of any kind; here is what it is made of, for numpy arrays:
+`qmamba.distort` takes images of any kind; the distortions here take NumPy arrays:
 
 >>> import numpy as np
 >>> grey = np.full((8, 8, 3), 128, np.uint8)
@@ -50,18 +50,18 @@ DISTORTIONS: dict[str, Distortion] = {
 
 
 def find(name: str) -> Distortion:
-    """The distortion of a name.
+    """Return a distortion by name.
 
     Raises:
-        DistortionError: nothing is called so; the message has near names.
+        DistortionError: no distortion has this name; the message lists near names.
 
     >>> find("gaussian_blur").parameter
     'sigma of the Gaussian, in pixels'
     >>> find("color_shift")
     Traceback (most recent call last):
-    qmamba.errors.DistortionError: no distortion is called 'color_shift'; near names: colour_shift
+    qmamba.errors.DistortionError: no distortion is named 'color_shift'; near names: colour_shift
     """
     if not isinstance(name, str) or name not in DISTORTIONS:
         wanted = str(name).lower().replace("color", "colour")
-        raise DistortionError(f"no distortion is called {name!r}; {near_names(wanted, DISTORTIONS)}")
+        raise DistortionError(f"no distortion is named {name!r}; {near_names(wanted, DISTORTIONS)}")
     return DISTORTIONS[name]

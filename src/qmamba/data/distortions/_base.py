@@ -1,4 +1,4 @@
-"""What a distortion is, and how a function becomes one."""
+"""Define distortions, their scales, and the decorator that registers functions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Floats: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 """float32 of any shape."""
 
 Function: TypeAlias = Callable[[Pixels, Any, np.random.Generator], Pixels]
-"""From pixels, one of the five parameters and a generator to new pixels of the same shape."""
+"""Function (pixels, parameter, generator) → new pixels of the same shape."""
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """One way to damage an image, at five levels.
+    """A distortion at five levels.
 
     Calling it with pixels (H, W, 3) uint8, a level and a seed gives new pixels of the same shape and type.
     The input is not changed, and neither is the global random state. Equal seeds give equal bits.
 
     Attributes:
-        name: what `qmamba.distort` takes.
+        name: name for `qmamba.distort`.
         family: "blur", "colour", "compression", "noise", "brightness", "spatial" or "sharpness".
         levels: the parameter at levels 1 (just visible) to 5 (severe).
-        parameter: what the parameter is, with its unit.
-        degrades: True if it can only make a photograph worse, so that a higher level is a worse image. Of the
-            others (a change of brightness, say) some photographs gain.
+        parameter: description of the parameter, with its unit.
+        degrades: True if a higher level always means lower quality. Other distortions, such as changes of
+            brightness, can improve a photograph.
         random: True if the result depends on the seed.
-        summary: what is done, in one sentence.
+        summary: description in one sentence.
     """
 
     name: str
@@ -56,24 +56,24 @@ class Distortion:
         Args:
             pixels: (H, W, 3) uint8 RGB.
             level: 1 to 5; an integer, or a float on a scale that interpolates.
-            seed: of what is random; 0 or more.
-            scale: what the levels mean: "qmamba" for `levels`, "kadid" or a `KadidScale` for KADID-10k's.
+            seed: random seed, at least 0.
+            scale: scale of the levels: "qmamba" for `levels`, "kadid" or a `KadidScale` for KADID-10k's.
 
         Raises:
-            DistortionError: pixels of another shape or type, a level that is not 1 to 5, a negative seed, an
-                unknown scale, or a kind that the scale lacks.
+            DistortionError: pixels of another shape or dtype, a level outside 1 to 5, a negative seed, an
+                unknown scale, or a distortion that the scale lacks.
         """
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
             kind = getattr(pixels, "dtype", type(pixels).__name__)
-            raise DistortionError(f"{self.name}: takes a numpy array of uint8, not {kind}")
+            raise DistortionError(f"{self.name}: pixels must be a NumPy array of uint8, got {kind}")
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-            raise DistortionError(f"{self.name}: takes pixels (H, W, 3), not {pixels.shape}")
+            raise DistortionError(f"{self.name}: pixels must have shape (H, W, 3), got {pixels.shape}")
         pixels = np.ascontiguousarray(pixels)  # Pillow would copy a view for each of its operations
         return find_scale(scale).apply(self, pixels, level, np.random.default_rng(_seed(seed)))
 
 
 class Scale(Protocol):
-    """What the levels 1 to 5 of each distortion mean."""
+    """Meaning of the levels 1 to 5 of each distortion."""
 
     def covers(self, distortion: Distortion) -> bool:
         """Return True if the distortion has levels on this scale."""
@@ -157,7 +157,7 @@ def _level(level: float) -> int:
     except TypeError:
         number = 0
     if not 1 <= number <= 5 or isinstance(level, bool):
-        raise DistortionError(f"the level of a distortion is an integer from 1 to 5, not {level!r}")
+        raise DistortionError(f"level must be an integer from 1 to 5, got {level!r}")
     return number
 
 
@@ -167,5 +167,5 @@ def _seed(seed: int) -> int:
     except TypeError:
         number = -1
     if number < 0:
-        raise DistortionError(f"the seed is an integer, 0 or more, not {seed!r}")
+        raise DistortionError(f"seed must be an integer of at least 0, got {seed!r}")
     return number

@@ -1,7 +1,7 @@
-"""The operations of KADID-10k's scale, each with the parameter that kadid.csv holds.
+"""Operations of KADID-10k's scale, each with its parameter in kadid.csv.
 
-Written from descriptions of the generator's parameters. Where the operation is that of the package's own
-scale, its function is called. `zoom` multiplies what is a length in pixels at 512×384.
+Written from descriptions of the generator's parameters. Operations that equal the package's own call its
+functions. `zoom` multiplies lengths, which are in pixels at 512×384.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qmamba.data.distortions._base import Floats, Pixels, to_bytes
 from qmamba.data.distortions._lab import from_lab, to_lab
 
 Operation: TypeAlias = Callable[[Pixels, float, np.random.Generator, float], Pixels]
-"""From pixels (H, W, 3) uint8, a parameter, a generator and a zoom to new pixels."""
+"""Function (pixels (H, W, 3) uint8, parameter, generator, zoom) → new pixels."""
 
 OPERATIONS: dict[str, Operation] = {}
-"""By kind of distortion, in the package's order."""
+"""Operations by kind of distortion, in the package's order."""
 
-_AREA = 512 * 384  # pixels of a photograph of KADID-10k, which numbers of patches and blocks are meant for
+_AREA = 512 * 384  # pixels of a photograph of KADID-10k; counts of patches and blocks refer to it
 _PATCH = 16  # pixels: side of the patches that are copied
 _PATCH_REACH = 8  # pixels: how far they are copied
 _BLOCK = 32  # pixels: side of the blocks of colour
@@ -51,7 +51,7 @@ def lens_blur(pixels: Pixels, radius: float, rng: np.random.Generator, zoom: flo
     radius *= zoom
     if radius >= 2.5:
         return blur.lens_blur.function(pixels, radius, rng)
-    # The pixels whose centres lie in a small disc are few, and change in leaps; shares of their areas do not.
+    # The number of pixel centres in a small disc changes in steps; shares of pixel areas change smoothly.
     points = (np.arange(5 * 16) + 0.5) / 16 - 2.5
     inside = points[:, None] ** 2 + points**2 <= radius**2
     shares = inside.reshape(5, 16, 5, 16).mean(axis=(1, 3)) if radius > 0.5 else np.eye(25)[12]
@@ -64,7 +64,7 @@ def lens_blur(pixels: Pixels, radius: float, rng: np.random.Generator, zoom: flo
 def motion_blur(pixels: Pixels, length: float, rng: np.random.Generator, zoom: float) -> Pixels:
     """Average along a straight path in a random direction; the parameter is its length in pixels."""
     length *= zoom
-    # A path of one pixel is no blur. Up to two, the ends get what a row of whole and part pixels gives them.
+    # A path of one pixel does not blur. Below two, the ends get the weights of a row of partial pixels.
     if length < 2:
         length = 4 * (length - 1) / length
     return blur.motion_blur.function(pixels, length, rng) if length > 0 else pixels.copy()
@@ -181,15 +181,15 @@ def darken(pixels: Pixels, amount: float, rng: np.random.Generator, zoom: float)
 
 @_operation
 def mean_shift(pixels: Pixels, shift: float, rng: np.random.Generator, zoom: float) -> Pixels:
-    """Add a constant (of 1), clip, and stretch what is left of [0, 1] to all of it."""
-    # The stretch is part of the table, so that it is right for a crop too, and rounded once only.
+    """Add a constant (of 1), clip, and stretch the remaining range to [0, 1]."""
+    # The stretch is part of the table, so that it is right for crops too, and rounded only once.
     shifted = np.clip(_VALUES + np.float32(shift), 0, 1)
     table = to_bytes(255 * (shifted - shifted[0]) / (shifted[-1] - shifted[0]))
     return np.take(table, pixels)
 
 
 def _curve(values: Floats, middle: float) -> Floats:
-    """The parabola through (0, 0), (0.5, middle) and (1, 1), clipped to [0, 1]."""
+    """Return the parabola through (0, 0), (0.5, middle) and (1, 1), clipped to [0, 1]."""
     bend = np.float32(4 * middle - 2)
     curved: Floats = np.clip(values * (1 + bend * (1 - values)), 0, 1)
     return curved
@@ -213,7 +213,7 @@ def jitter(pixels: Pixels, std: float, rng: np.random.Generator, zoom: float) ->
     places = np.stack(np.broadcast_arrays(x, y[:, None]), axis=-1)  # (H, W, 2)
     planes = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
     for roll in rng.integers(0, (height, width), (5, 2)).tolist():
-        # One field of noise serves all passes, rolled: drawing five takes longer than all the rest.
+        # All passes share one noise field, rolled: drawing five would take most of the time.
         grid = torch.from_numpy(places + np.roll(offsets, roll, axis=(0, 1)))[None]
         planes = grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return np.ascontiguousarray(to_bytes(planes[0].numpy()).transpose(1, 2, 0))
@@ -247,17 +247,17 @@ def colour_block(pixels: Pixels, count: float, rng: np.random.Generator, zoom: f
 
 
 def _side(pixels: Pixels, side: float) -> int:
-    """The side of a square in whole pixels, no larger than the image."""
+    """Return the side of a square in whole pixels, no larger than the image."""
     return max(1, min(round(side), *pixels.shape[:2]))
 
 
 def _count(pixels: Pixels, count: float, zoom: float) -> int:
-    """How many squares a crop or a larger image gets where 512×384 pixels get `count`; at least one."""
+    """Return the number of squares for an image, given `count` for 512×384 pixels; at least one."""
     return max(1, round(count * pixels.shape[0] * pixels.shape[1] / (_AREA * zoom**2)))
 
 
 def _nearest(length: int, shrink: float) -> np.ndarray:
-    """(length,) the index that each index of a row becomes when the row is shrunk and enlarged."""
+    """Return the source index (length,) of each pixel of a row that is shrunk and enlarged."""
     short = max(1, math.ceil(length * shrink))
     small = np.floor((np.arange(length) + 0.5) * short / length).astype(np.intp)
     return np.floor((small + 0.5) * length / short).astype(np.intp)
@@ -285,11 +285,11 @@ def contrast_change(pixels: Pixels, amount: float, rng: np.random.Generator, zoo
 
 
 def _smooth(plane: Floats, sigma: float) -> Floats:
-    """(H, W) convolved with a Gaussian, in floats, at a resolution that is enough for it."""
+    """Convolve (H, W) with a Gaussian, in floats, at a sufficient resolution."""
     height, width = plane.shape
     step = max(1, int(sigma / 2.5))
     rows, columns = math.ceil(height / step), math.ceil(width / step)
-    # Averages over a step, and lines between them, already blur by this much.
+    # Averaging over a step and interpolating linearly already blur by this much.
     wanted = math.sqrt(max(sigma**2 - (step**2 - 1) / 4, 1e-6)) / step
     reach = math.ceil(3 * wanted)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / wanted) ** 2)

@@ -1,4 +1,4 @@
-"""Between 8-bit sRGB and CIE Lab (D65), by tables: fast, and the same bits on every machine."""
+"""Convert between 8-bit sRGB and CIE Lab (D65) by tables: fast, with the same bits on every machine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TO_RGB = (
     (-0.9692660, 1.8760108, 0.0415560),
     (0.0556434, -0.2040259, 1.0572252),
 )
-_STEPS = 65535  # fine enough for every 8-bit colour to come back as it was
+_STEPS = 65535  # fine enough for an exact round trip of every 8-bit colour
 _KNEE = 6 / 29
 
 
 @functools.cache
 def _tables() -> tuple[Floats, Floats, Pixels]:
-    """sRGB byte → linear light; X, Y or Z of white 1 → Lab's f; linear light → sRGB byte."""
+    """Return tables: sRGB byte → linear light; X, Y, Z of white 1 → Lab's f; linear light → sRGB byte."""
     byte = np.arange(256) / 255
     linear = np.where(byte <= 0.04045, byte / 12.92, ((byte + 0.055) / 1.055) ** 2.4)
     light = np.arange(_STEPS + 1) / _STEPS
@@ -35,7 +35,7 @@ def _tables() -> tuple[Floats, Floats, Pixels]:
 
 
 def to_lab(pixels: Pixels) -> Floats:
-    """(H, W, 3) uint8 to (3, H, W): L in [0, 100], a, b; of grey, a and b are 0 but for rounding."""
+    """Convert (H, W, 3) uint8 to (3, H, W): L in [0, 100], a, b; a and b of grey are 0 up to rounding."""
     linear, root, _ = _tables()
     light = np.take(linear, np.moveaxis(pixels, 2, 0))
     f = [np.take(root, _index(_mix(light, row, white))) for row, white in zip(_TO_XYZ, _WHITE, strict=True)]
@@ -43,7 +43,7 @@ def to_lab(pixels: Pixels) -> Floats:
 
 
 def from_lab(lab: Floats) -> Pixels:
-    """(3, H, W) to (H, W, 3) uint8. What is not in the sRGB gamut is clipped, channel by channel."""
+    """Convert (3, H, W) to (H, W, 3) uint8; colours outside the sRGB gamut are clipped per channel."""
     *_, encoded = _tables()
     y = (lab[0] + 16) / 116
     f = np.stack((y + lab[1] / 500, y, y - lab[2] / 200))
@@ -54,14 +54,14 @@ def from_lab(lab: Floats) -> Pixels:
 
 
 def _mix(planes: Floats, row: tuple[float, float, float], divisor: float = 1.0) -> Floats:
-    # Not a matrix product, whose last bits depend on the library behind numpy and on its threads.
+    # Not a matrix product, whose last bits depend on the BLAS library and its threads.
     first, second, third = (np.float32(weight / divisor) for weight in row)
     mixed: Floats = planes[0] * first + planes[1] * second + planes[2] * third
     return mixed
 
 
 def _index(light: Floats) -> np.ndarray:
-    """Places in the tables of `_STEPS` + 1 entries; `light` is used as scratch space."""
+    """Return indices into the tables of `_STEPS` + 1 entries; `light` is used as scratch space."""
     light *= np.float32(_STEPS)
     light += np.float32(0.5)
     return np.clip(light, 0, _STEPS, out=light).astype(np.intp)

@@ -1,4 +1,4 @@
-"""Blur: Gaussian, of a lens out of focus, of a motion."""
+"""Blur: Gaussian, lens, motion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from qmamba.data.distortions._base import Pixels, distortion
 
-_UNIT = 256  # the sum of a kernel of integers; a sum of 255s still fits 16 bits
+_UNIT = 256  # sum of an integer kernel; times 255 it still fits 16 bits
 
 
 @distortion("blur", (0.7, 1.2, 2.0, 3.2, 5.0), "sigma of the Gaussian, in pixels", degrades=True)
@@ -24,8 +24,8 @@ def lens_blur(pixels: Pixels, radius: float, rng: np.random.Generator) -> Pixels
     height, width, _ = pixels.shape
     reach = math.floor(radius)
     padded = np.pad(pixels, ((reach, reach), (reach + 1, reach), (0, 0)), mode="edge")
-    # With running sums along the rows, each row of the disc is one difference, however wide it is. They are
-    # integers, so nothing is lost; where they would overflow (rows of eight million pixels) they wrap alike.
+    # With running sums along the rows, each row of the disc is one difference, however wide. The sums are
+    # integers, hence exact, even where they wrap around (rows of more than eight million pixels).
     sums = np.cumsum(padded, axis=1, dtype=np.uint32)
     total = np.zeros(pixels.shape, np.uint32)
     area = 0
@@ -53,15 +53,15 @@ def motion_blur(pixels: Pixels, length: float, rng: np.random.Generator) -> Pixe
 
 
 def _path(length: float, angle: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
-    """A kernel (2r+1, 2r+1) of integers whose sum is `_UNIT`: points of a line, shared among pixels."""
+    """Return an integer kernel (2r+1, 2r+1) of sum `_UNIT`: points of a line, spread bilinearly on pixels."""
     reach = math.ceil(length / 2)
     points = (np.arange(16 * math.ceil(length)) + 0.5) / (16 * math.ceil(length)) - 0.5
-    shares = np.zeros((2 * reach + 3, 2 * reach + 3))  # one more on each side, of shares that are 0
+    shares = np.zeros((2 * reach + 3, 2 * reach + 3))  # a margin of zeros on each side
     y, x = (reach + 1 + points * length * step for step in (math.sin(angle), math.cos(angle)))
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
     for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
         weight = np.abs(1 - dy - (y - top)) * np.abs(1 - dx - (x - left))
         np.add.at(shares, (top + dy, left + dx), weight * (_UNIT / len(points)))
-    # Rounded so that the sum is kept, or flat places would change.
+    # Rounded cumulatively to keep the sum: flat regions must not change.
     sums = np.rint(np.cumsum(shares.ravel())).astype(np.uint16)
     return np.diff(sums, prepend=np.uint16(0)).reshape(shares.shape)

@@ -1,4 +1,4 @@
-"""Brightness: brighter, darker, shifted."""
+"""Brightness: brighten, darken, mean shift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colour: diffused, shifted, with few colours, pale, garish."""
+"""Colour: diffusion, shift, quantization, saturation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def colour_diffusion(pixels: Pixels, sigma: float, rng: np.random.Generator) -> 
     """Blur a and b of Lab, so that colours run over edges, and keep the lightness."""
     lab = to_lab(pixels)
     for channel in (1, 2):
-        plane = Image.fromarray(to_bytes(lab[channel] + 128))  # within ±108 for every sRGB colour
+        plane = Image.fromarray(to_bytes(lab[channel] + 128))  # a and b are within ±108 for every sRGB colour
         lab[channel] = np.asarray(plane.filter(ImageFilter.GaussianBlur(sigma)), np.float32) - 128
     return from_lab(lab)
 
@@ -43,7 +43,7 @@ def shift_green(pixels: Pixels, length: float, angle: float) -> Pixels:
 def colour_quantization(pixels: Pixels, count: float, rng: np.random.Generator) -> Pixels:
     """Use few colours, chosen by median cut and k-means, and dither."""
     image = Image.fromarray(pixels)
-    # A palette for one or two thousand of the pixels is as good, and found many times as fast.
+    # A palette from one or two thousand pixels is as good, and much faster to find.
     step = max(1, math.isqrt(image.width * image.height // 1024))
     sample = Image.fromarray(np.ascontiguousarray(pixels[step // 2 :: step, step // 2 :: step]))
     palette = sample.quantize(int(count), method=Image.Quantize.MEDIANCUT, kmeans=1)
@@ -67,7 +67,7 @@ def colour_saturation_lab(pixels: Pixels, factor: float, rng: np.random.Generato
 
 
 def _edges(pixels: Pixels) -> Floats:
-    """(H, W) in [0, 1]: the gradient of the grey image, smoothed, and 1 on its edges."""
+    """Return an edge mask (H, W) in [0, 1]: the smoothed gradient of the grey image, 1 on edges."""
     grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
     gradient = np.zeros_like(grey)
     gradient[:, :-1] += np.abs(np.diff(grey, axis=1))

@@ -1,4 +1,4 @@
-"""Noise: white, of colour, impulses, speckle, and what a denoiser leaves of it."""
+"""Noise: white, colour, impulse, multiplicative, and residue of denoising."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def denoise(pixels: Pixels, std: float, rng: np.random.Generator) -> Pixels:
     variance -= mean * mean
     np.maximum(variance, np.float32(std * std), out=variance)
     noisy -= mean
-    noisy *= 1 - np.float32(std * std) / variance  # how much of a neighbourhood's variance is not noise
+    noisy *= 1 - np.float32(std * std) / variance  # share of the local variance that is not noise
     noisy += mean
     return to_bytes(noisy)
 
@@ -77,7 +77,7 @@ def _noisy(pixels: Pixels, std: float, rng: np.random.Generator) -> Floats:
 
 
 def _box(values: Floats, reach: int = 3) -> Floats:
-    """The means over squares of 2·reach + 1 pixels of (H, W, C), with the edges repeated outwards."""
+    """Return means of (H, W, C) over squares of 2·reach + 1 pixels, with edge padding."""
     for axis in (0, 1):
         length = values.shape[axis]
         padding = [(0, 0)] * values.ndim

@@ -1,4 +1,4 @@
-"""Sharpness and contrast: too much of either."""
+"""Sharpness and contrast: oversharpening, contrast change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spatial: pixels and patches out of place, too few pixels, too few values, blocks of colour."""
+"""Spatial: jitter, displaced patches, pixelation, quantization, colour blocks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 from qmamba.data.distortions._base import Pixels, distortion
 
-_PATCH = 16  # pixels: side of the patches that are moved, and how far they go at most
+_PATCH = 16  # pixels: side of the moved patches, and their maximum displacement
 _BLOCK = 32  # pixels: side of the blocks of colour
 
-# A higher level has the squares of the lower ones and others under them, so that it is never less damaged.
+# A higher level has the squares of the lower levels on top of more squares, so that it is never milder.
 
 
 @distortion(
@@ -54,7 +54,7 @@ def move_patches(pixels: Pixels, side: int, count: int, reach: float, rng: np.ra
     """Replace `count` square patches of `side` pixels by others from up to `reach` pixels away."""
     height, width, _ = pixels.shape
     room = np.array((height - side, width - side))
-    draws = rng.random((count, 4))[::-1]  # first drawn, last put
+    draws = rng.random((count, 4))[::-1]  # drawn first, painted last
     targets = np.rint(draws[:, :2] * room).astype(int)
     sources = np.clip(targets + np.rint((2 * draws[:, 2:] - 1) * reach).astype(int), 0, room)
     patched: Pixels = pixels.copy()
@@ -92,7 +92,7 @@ def colour_block(pixels: Pixels, share: float, rng: np.random.Generator) -> Pixe
 def cover(pixels: Pixels, side: int, count: int, rng: np.random.Generator) -> Pixels:
     """Cover places with `count` squares of `side` pixels, each of a random colour."""
     height, width, _ = pixels.shape
-    draws = rng.random((count, 5))[::-1]  # first drawn, last put
+    draws = rng.random((count, 5))[::-1]  # drawn first, painted last
     corners = np.rint(draws[:, :2] * (height - side, width - side)).astype(int)
     colours = np.rint(draws[:, 2:] * 255).astype(np.uint8)
     covered: Pixels = pixels.copy()
@@ -102,19 +102,19 @@ def cover(pixels: Pixels, side: int, count: int, rng: np.random.Generator) -> Pi
 
 
 def _side(pixels: Pixels, wanted: int) -> int:
-    """The side of a square: smaller in small images, or two levels would be the same number of squares."""
+    """Return the side of a square, reduced in small images so that levels differ in their counts."""
     return max(1, min(wanted, min(pixels.shape[:2]) // 8))
 
 
 def _count(pixels: Pixels, side: int, share: float) -> int:
-    """How many squares have this share of the image's area; at least one."""
+    """Return the number of squares with this share of the image's area; at least one."""
     return max(1, math.floor(share * pixels.shape[0] * pixels.shape[1] / side**2 + 0.5))
 
 
 def _few_values(histogram: np.ndarray, count: int) -> Pixels:
-    """(256,) uint8: for each value, that of its class among `count`, with the least squared error.
+    """Return a table (256,) uint8 of the best quantization to `count` values, by least squared error.
 
-    The classes are intervals, found exactly by dynamic programming over where the last of them begins.
+    The classes are intervals, found exactly by dynamic programming over the start of the last one.
     """
     values = np.arange(256)
     n, s, q = (np.concatenate(([0.0], np.cumsum(histogram * values**power))) for power in (0, 1, 2))

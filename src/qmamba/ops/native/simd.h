@@ -69,7 +69,7 @@ INLINE vf v_min(vf a, vf b) {
 #endif
 }
 
-/* Adding this rounds a float of less than 2^22 to an integer, which then stands in the lowest bits. */
+/* Adding this rounds a float of less than 2^22 to an integer, left in the lowest bits. */
 #define ROUNDER 12582912.0f /* 1.5 · 2^23 */
 
 /* 2^x for x in [-126, 127]; beyond, the value at the limit: 1.2e-38 stands for 0. About 1 ulp. */

@@ -100,13 +100,13 @@ def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     text = [
         "# Results",
         "",
-        "The rows of the paper's tables that are about our six networks, as `qmamba reproduce` measured",
-        "them, beside the numbers that the paper prints. `docs/make_results.py` writes this page from",
-        "result files: nothing is typed in. *Absent* is what has not been run: most of these data sets",
-        "have to be asked for, and the ImageNet weights that the paper starts from are not part of this",
-        "library. [Reproducing](reproducing.md) says how to run them.",
+        "The rows of the paper's tables that concern its six networks, as measured by `qmamba reproduce`,",
+        "beside the paper's results. `docs/make_results.py` writes this page from result files: nothing is",
+        "typed by hand. *Absent* rows have not been run: most of these data sets are only available on",
+        "request, and the ImageNet weights that the paper starts from are not part of this library.",
+        "[Reproducing](reproducing.md) says how to run them.",
         "",
-        "SRCC and PLCC are medians over splits; PLCC is taken after the four-parameter logistic fit.",
+        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit.",
     ]
     for table, title in TITLES.items():
         mine = {name: row for name, row in rows.items() if name.split("/")[0] == table}
