@@ -20,13 +20,13 @@ demo: $(VENV)/.installed $(VENV)/.kernel  ## Score the photographs in examples/ 
 test: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
-# A file or two of each room.
+# A file or two of each part, without what trains in several processes.
 QUICK := metrics protocol images images_formats models heads route_gate selective_scan checkpoint scorer \
-         golden_scores quality_map adapters adapter_files data splitting engine features cli cli_options \
+         golden_scores quality_map adapters adapter_files data splitting engine features cli \
          pyiqa_shape loda
 
 test-quick: $(VENV)/.installed-test $(VENV)/.kernel  ## Run a few tests of each part, in under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(QUICK:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -k "not _processes" -n 2 --dist worksteal $(QUICK:%=tests/test_%.py)
 
 test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
