@@ -1,0 +1,78 @@
+"""How long an adaptation will take, from a few photographs and one step that changes nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .bank import Bank
+from .held_out import HeldOut
+
+if TYPE_CHECKING:
+    from .adaptation import Adaptation
+    from .engine import Run
+
+SAMPLE = 2  # photographs
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured seconds.
+
+    Attributes:
+        read: to read a photograph for training.
+        look: to read a photograph of the held-out part.
+        step: of training.
+        validate: to rate a photograph of the held-out part.
+    """
+
+    read: float
+    look: float
+    step: float
+    validate: float
+
+    def total(self, *, train: int, val: int, tested: int, steps: int, validations: int) -> float:
+        """Return the seconds of a run with so many photographs, steps and validations.
+
+        >>> Rates(read=1, look=2, step=0.5, validate=1).total(
+        ...     train=10, val=5, tested=5, steps=20, validations=2
+        ... )
+        85.0
+        """
+        training = train * self.read + steps * self.step
+        selection = val * (self.look + validations * self.validate)
+        # In the end the held-out part is scored again, and what is reported on twice.
+        return training + selection + (val + 2 * tested) * (self.look + self.validate)
+
+
+def measure(task: Adaptation, run: Run) -> Rates:
+    """Measure the rates of a run on a few of its photographs; its weights stay as they are."""
+    recipe, config = task.recipe, task.scorer.config
+    began = time.monotonic()
+    bank = Bank(
+        task.folds["train"][:SAMPLE], task.base, task.network, config.protocol,
+        preprocessing=config.preprocessing, crops=recipe.crops, seed=0,
+    )  # fmt: skip
+    read = (time.monotonic() - began) / SAMPLE
+    step = task.time_of_step(bank, run)
+    began = time.monotonic()
+    held = HeldOut(task.scorer, task.folds["val"][:SAMPLE], task.network)
+    look = (time.monotonic() - began) / SAMPLE
+    began = time.monotonic()
+    held.rate(task.network)
+    return Rates(read, look, step, (time.monotonic() - began) / SAMPLE)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it.
+
+    >>> in_words(20), in_words(100), in_words(1000), in_words(9000)
+    ('less than a minute', '2 minutes', '17 minutes', '2.5 hours')
+    """
+    if seconds < 45:
+        return "less than a minute"
+    if seconds < 90 * 60:
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{seconds / 3600:.1f} hours"
