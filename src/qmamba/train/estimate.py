@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from ..data import Rated
 from .bank import Bank
 from .held_out import HeldOut
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from .adaptation import Adaptation
     from .engine import Run
 
-SAMPLE = 2  # photographs
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,31 @@ class Rates:
 def measure(task: Adaptation, run: Run) -> Rates:
     """Measure the rates of a run on a few of its photographs; its weights stay as they are."""
     recipe, config = task.recipe, task.scorer.config
-    began = time.monotonic()
-    bank = Bank(
-        task.folds["train"][:SAMPLE], task.base, task.network, config.protocol,
-        preprocessing=config.preprocessing, crops=recipe.crops, seed=0,
-    )  # fmt: skip
-    read = (time.monotonic() - began) / SAMPLE
-    step = task.time_of_step(bank, run)
-    began = time.monotonic()
-    held = HeldOut(task.scorer, task.folds["val"][:SAMPLE], task.network)
-    look = (time.monotonic() - began) / SAMPLE
-    began = time.monotonic()
+
+    def bank(ratings: Sequence[Rated]) -> Bank:
+        return Bank(
+            ratings, task.base, task.network, config.protocol, preprocessing=config.preprocessing,
+            crops=recipe.crops, seed=0,
+        )  # fmt: skip
+
+    train, val = task.folds["train"], task.folds["val"]
+    # The first time is longer than all others: kernels are loaded, threads started, memory allocated.
+    kept, _ = _timed(lambda: bank(train[:1]))
+    _, read = _timed(lambda: bank(train[1:2]))
+    task.try_step(kept, run)
+    crops, step = _timed(lambda: task.try_step(kept, run))
+    held, _ = _timed(lambda: HeldOut(task.scorer, val[:1], task.network))
+    _, look = _timed(lambda: HeldOut(task.scorer, val[1:2], task.network))
     held.rate(task.network)
-    return Rates(read, look, step, (time.monotonic() - began) / SAMPLE)
+    _, validate = _timed(lambda: held.rate(task.network))
+    return Rates(read, look, step * recipe.batch / crops, validate)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Return what a function returns, and the seconds that it took."""
+    began = time.monotonic()
+    found = work()
+    return found, time.monotonic() - began
 
 
 def in_words(seconds: float) -> str:
