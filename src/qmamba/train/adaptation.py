@@ -244,13 +244,12 @@ class Adaptation(Task[AdaptBatch]):
             }
         )
 
-    def try_step(self, bank: Bank, run: Run) -> int:
-        """Compute the gradients of a step on a few crops, changing no weight; return the number of crops."""
-        count = min(self.recipe.batch, len(bank))
-        batch = AdaptBatch(bank.features(slice(0, count)), bank.mos[:count])
+    def try_step(self, bank: Bank, run: Run) -> None:
+        """Compute the gradients of a step, on crops that are repeated to a batch; no weight changes."""
+        chosen = torch.arange(self.recipe.batch) % len(bank)
+        batch = AdaptBatch(bank.features(chosen), bank.mos[chosen])
         self.losses(batch, run)["loss"].backward()  # type: ignore[no-untyped-call]
         self.network.zero_grad()
-        return count
 
     @property
     def reported(self) -> str:

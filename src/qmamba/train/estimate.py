@@ -63,12 +63,12 @@ def measure(task: Adaptation, run: Run) -> Rates:
     kept, _ = _timed(lambda: bank(train[:1]))
     _, read = _timed(lambda: bank(train[1:2]))
     task.try_step(kept, run)
-    crops, step = _timed(lambda: task.try_step(kept, run))
+    _, step = _timed(lambda: task.try_step(kept, run))
     held, _ = _timed(lambda: HeldOut(task.scorer, val[:1], task.network))
     _, look = _timed(lambda: HeldOut(task.scorer, val[1:2], task.network))
     held.rate(task.network)
     _, validate = _timed(lambda: held.rate(task.network))
-    return Rates(read, look, step * recipe.batch / crops, validate)
+    return Rates(read, look, step, validate)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
