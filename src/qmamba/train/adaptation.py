@@ -78,7 +78,7 @@ class AdaptRecipe(Optimisation):
 
 
 QUICK = AdaptRecipe(epochs=8, crops=3, patience=3)
-"""A recipe of fewer steps on fewer crops; docs/adapters.md says how long it took."""
+"""A recipe of fewer steps on fewer crops, for a first result."""
 
 
 def adapt(
