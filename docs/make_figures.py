@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
 from qmamba.analysis.maps import save_map
-from qmamba.data import DISTORTIONS, Distortion
+from qmamba.analysis.sheet import contact_sheet
 from qmamba.images import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +39,6 @@ import speed  # noqa: E402
 TILE = 300  # pixels: side of a drawn photograph
 GAP = 12
 CAPTION = 76
-CELL = (150, 100)  # pixels: width and height of a tile of the contact sheet
-CORNER = (0.3, 0.11)  # where the tile lies in the photograph, as shares of its width and height
-LABEL = 245  # pixels: width of the column with the names
 INK, FAINT, PAPER = (31, 35, 40), (89, 99, 110), (255, 255, 255)
 
 
@@ -92,32 +89,6 @@ def half_blurred(photograph: Image.Image, path: Path) -> None:
         with matplotlib.rc_context({"font.size": 14}):  # to be read on a telephone, too
             save_map(drawn, decode(damaged), found, name="right half blurred")
         Image.open(drawn).convert("RGB").save(path, quality=88, optimize=True)
-
-
-def contact_sheet(photograph: Image.Image) -> Image.Image:
-    """A row for each distortion, a column for each level: a part of the photograph at its own size."""
-    width, height = CELL
-    step = height + 2
-    canvas = Image.new("RGB", (LABEL + 5 * (width + 2), len(DISTORTIONS) * step + 26), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for column in range(5):
-        middle = LABEL + column * (width + 2) + width // 2
-        draw.text((middle, 2), f"level {column + 1}", FAINT, ImageFont.load_default(19), anchor="ma")
-    for row, distortion in enumerate(DISTORTIONS.values()):
-        top = 26 + row * step
-        draw.text((0, top + height // 2 - 12), distortion.name, INK, ImageFont.load_default(21), anchor="lm")
-        family = ImageFont.load_default(18)
-        draw.text((0, top + height // 2 + 12), distortion.family, FAINT, family, anchor="lm")
-        for column, cell in enumerate(cells(photograph, distortion)):
-            canvas.paste(cell, (LABEL + column * (width + 2), top))
-    return canvas
-
-
-def cells(photograph: Image.Image, distortion: Distortion) -> list[Image.Image]:
-    """The five levels. The whole photograph is damaged before it is cut, as a user's would be."""
-    left, top = (round(share * side) for share, side in zip(CORNER, photograph.size, strict=True))
-    box = (left, top, left + CELL[0], top + CELL[1])
-    return [qmamba.distort(photograph, distortion.name, level).crop(box) for level in range(1, 6)]
 
 
 def ascent(photograph: Image.Image) -> Image.Image:

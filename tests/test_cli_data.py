@@ -180,13 +180,37 @@ def test_duplicates_across_the_folds_of_a_split(alike: Path, tmp_path: Path) -> 
 
 def test_images_of_one_reference_look_alike_by_design(alike: Path) -> None:
     rated = [Rated(r.path, r.mos, r.fold, reference="one") for r in read_dataset("manifest", alike)]
-    assert find_duplicates(rated) == []
-    assert {(p.first, p.second) for p in find_duplicates(rated, across_folds=True)} == {(0, 4), (1, 5)}
+    assert find_duplicates(rated) == ([], {})
+    assert {p[:2] for p in find_duplicates(rated, across_folds=True).pairs} == {(0, 4), (1, 5)}
 
 
 def test_duplicates_of_what_cannot_be_opened(alike: Path) -> None:
+    """Broken files are named and passed over; pairs of the others are found."""
     (alike.parent / "2.png").write_bytes(b"no picture")
-    assert "2.png cannot be opened; `qmamba data check`" in refused("duplicates", alike)
+    (alike.parent / "0.png").write_bytes((alike.parent / "3.png").read_bytes()[:90])
+    result = run("duplicates", alike)
+    assert (result.exit_code, pairs(result)) == (1, {("1.png", "1 again.png")})
+    assert "0.png cannot be opened" in result.stderr and "2.png cannot be opened" in result.stderr
+    assert "2 of 6 images cannot be opened and were passed over" in result.stderr
+
+
+def test_duplicates_in_a_folder_without_ratings(alike: Path) -> None:
+    folder = alike.parent
+    (folder / "deep").mkdir()
+    (folder / "0.png").rename(folder / "deep" / "0.png")
+    assert pairs(run("duplicates", folder)) == {("1 again.png", "1.png")}
+    result = run("duplicates", folder, "-r")
+    assert (result.exit_code, len(pairs(result))) == (1, 2)
+    for name in ("0 again.jpg", "1 again.png"):
+        (folder / name).unlink()
+    result = run("duplicates", folder, "-r")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "distance,first,second\n", "")
+    (folder / "broken.jpg").write_bytes(b"nothing")
+    result = run("duplicates", folder, "-r")
+    assert result.exit_code == 1 and "broken.jpg cannot be opened" in result.stderr
+    assert "go with a data set" in refused("duplicates", folder, "--split", alike)
+    (folder / "empty").mkdir()
+    assert run("duplicates", folder / "empty").exit_code == 2
 
 
 def test_duplicates_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

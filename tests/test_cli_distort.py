@@ -129,3 +129,22 @@ def test_what_a_scale_lacks_is_refused(photo: Path, tmp_path: Path) -> None:
         photo, "--all", "--scale", "tid", "-o", tmp_path / "n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_contact_sheet(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    result = run(photo, "--sheet", "-o", out, "--seed", 2)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{out}\n", "")
+    sheet = pixels(out)
+    assert sheet.shape == (26 + 102 * len(DISTORTIONS), 1005, 3)
+    row = list(DISTORTIONS).index("pixelate")
+    for level in range(1, 6):
+        top, left = 26 + 102 * row, 245 + 152 * (level - 1)
+        expected = np.asarray(qmamba.distort(photo, "pixelate", level, seed=2))
+        np.testing.assert_array_equal(sheet[top : top + 32, left : left + 40], expected)
+    assert run(photo, "jpeg", "--sheet", "--scale", "kadid", "-o", tmp_path / "one.jpg").exit_code == 0
+    assert pixels(tmp_path / "one.jpg").shape == (128, 1005, 3)
+    assert "--force" in refused(photo, "--sheet", "-o", out)
+    assert "leave out --all and --level" in refused(photo, "--sheet", "--all", "-o", tmp_path / "x.png")
+    assert "leave out" in refused(photo, "--sheet", "--level", 2, "-o", tmp_path / "x.png")
+    assert "no distortion is called" in refused(photo, "blurr", "--sheet", "-o", tmp_path / "x.png")

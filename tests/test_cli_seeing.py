@@ -68,6 +68,21 @@ def test_a_title_is_no_formula(model, tmp_path) -> None:
     assert (done.exit_code, done.stderr) == (0, "")
 
 
+def test_a_fixed_colour_scale(model, photos, tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    pictures = []
+    for name, ends in (("a", "0:1"), ("b", "0:0.5"), ("c", "0:1")):
+        out = tmp_path / f"{name}.png"
+        done = run("map", photos[0], "-o", out, "-m", model, "--range", ends)
+        assert done.exit_code == 0, done.stderr
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[2] != pictures[1]
+    for ends, says in (("1", "must be LOW:HIGH"), ("1:0", "must rise, got 1 to 0"), ("nan:1", "must rise")):
+        done = run("map", photos[0], "-o", tmp_path / "no.png", "-m", model, "--range", ends)
+        assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "no.png").exists()
+
+
 def test_maps_that_cannot_be_drawn(model, photos, tmp_path, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
     for image, out, reason in (

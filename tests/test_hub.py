@@ -393,3 +393,41 @@ def test_a_scorer_travels_through_the_hub(client: Client, repo: Repo) -> None:
     )
     assert 0 < scores[0] < 1
     assert scores[0] == scores[1] == scores[2]
+
+
+def test_an_adapter_is_pushed_and_loaded_by_id(
+    client: Client, hub: LocalHub, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Config, weights and card only; a damaged one is not sent."""
+    base, adapter = str(folders[0]), tmp_path / "adapter"
+    client(
+        "import qmamba\nfrom qmamba.adapters import AdapterConfig, create, save_adapter\n"
+        f"scorer = qmamba.load({base!r})\n"
+        "made = create('linear-probe', scorer.base())\n"
+        "config = AdapterConfig(\n    'linear-probe', 'first', scorer.base_sha256(),"
+        " licence='MIT', trained_on=('Stills',))\n"
+        f"save_adapter({str(adapter)!r}, made, config)"
+    )
+    (adapter / "state.pt").write_bytes(b"not for others")
+    pushed = (
+        "from qmamba.adapters import push_to_hub\n"
+        f"answer = push_to_hub({str(adapter)!r}, {ID!r}, token='hf_writer')"
+    )
+    assert ID in client(pushed)
+    files = hub.repos[ID].commits[hub.repos[ID].refs["main"]]
+    assert set(files) - {".gitattributes"} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    assert b"license: mit" in files["README.md"] and b"Stills" in files["README.md"]
+    scores = client(
+        "import numpy, qmamba\nimage = numpy.full((64, 64, 3), 90, 'uint8')\n"
+        f"answer = [qmamba.load({base!r}, adapter=name).score(image) for name in ({ID!r}, {str(adapter)!r})]"
+    )
+    assert scores[0] == scores[1]
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    commits = len(hub.repos[ID].commits)
+    client.refuses(pushed, "CheckpointError")
+    assert len(hub.repos[ID].commits) == commits
+    client.refuses(pushed.replace(ID, "mine"), "HubError.*user/repo")

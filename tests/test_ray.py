@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tarfile
 import threading
@@ -190,6 +191,8 @@ def test_the_command_line(cluster: Any, quick: Path, tmp_path: Path, monkeypatch
     result = CliRunner().invoke(app, ["score", ".", "--format", "parquet", *options])
     assert result.exit_code == 1 and result.stdout == "scores.parquet\n", result.output
     assert "1 of 3 images could not be scored" in result.stderr
+    for name in ("ray", "ray.data"):  # importing ray.data sets them to talk
+        assert logging.getLogger(name).level == logging.CRITICAL
     rows = rows_of(tmp_path / "scores.parquet")
     score = qmamba.load(str(quick), protocol="whole").score(images["0.png"])
     assert sorted(str(row["member"]) for row in rows) == ["0.png", "1.png", "None"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from qmamba.analysis.report import BINS, THUMBNAIL, Summary, write_report
+from qmamba.analysis.report import BINS, THUMBNAIL, Summary, _histogram, write_report
 from qmamba.cli import app
 from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
@@ -117,13 +117,48 @@ def test_histogram_and_strips(scorer, folder, tmp_path) -> None:
     out = tmp_path / "report.html"
     write_report(out, scorer, paths(folder))
     page = Page(out.read_text("utf-8"))
-    assert len(page.of("rect")) == BINS
+    assert len(page.of("rect", "bar-of-bin")) == len(page.of("g", "bin")) == BINS
     counts = [int(n) for n in re.findall(r">\d\.\d\d to \d\.\d\d: (\d+)<", out.read_text("utf-8"))]
     scores = [float(card["data-score"]) for card in page.of("button", "card")]
     assert counts == np.histogram(scores, BINS, (0, 1))[0].tolist()
     strips = [a["data-for"] for a in page.of("button", "mini")]
     by_score = [f"image-{place}" for place in np.argsort(scores)]
     assert strips == by_score[:2] + by_score[:1:-1]
+
+
+def test_each_card_knows_its_bar_and_its_folder(scorer, folder, tmp_path) -> None:
+    """What the page filters and groups by."""
+    (folder / "more").mkdir()
+    (folder / "0.png").rename(folder / "more" / "0.png")
+    out = tmp_path / "report.html"
+    write_report(out, scorer, sorted(folder.rglob("*.png")))
+    text = out.read_text("utf-8")
+    page, counts = Page(text), [int(n) for n in re.findall(r">\d\.\d\d to \d\.\d\d: (\d+)<", text)]
+    cards = page.of("button", "card")
+    assert [sum(c["data-bin"] == str(i) for c in cards) for i in range(BINS)] == counts
+    assert [bar["data-bin"] for bar in page.of("g", "bin")] == [str(i) for i in range(BINS)]
+    assert sorted(Path(c["data-folder"]).name for c in cards) == ["more"] + ["photos"] * 3
+    for card in cards:
+        low, high = (int(card["data-bin"]) + end for end in (0, 1))
+        assert low / BINS <= float(card["data-score"]) <= high / BINS
+
+
+def test_the_count_axis(scorer) -> None:
+    """Its top is the tallest bar, or one more where half of it would be no whole number."""
+    for scores, labels in (([0.5] * 3, ["4", "2", "0"]), ([0.5], ["1", "0"]), ([], ["1", "0"])):
+        drawing, counts = _histogram(scores, 0.0, 1.0)
+        assert re.findall(r"<span>(\d+)</span>", counts) == labels
+        heights = [float(bar["height"]) for bar in Page(drawing).of("rect", "bar-of-bin")]
+        assert max(heights) == (100 * len(scores) / int(labels[0]))
+
+
+def test_the_script_uses_only_what_the_page_has(scorer, folder, tmp_path) -> None:
+    out = tmp_path / "report.html"
+    write_report(out, scorer, paths(folder))
+    text = out.read_text("utf-8")
+    ids = {a["id"] for _, a in Page(text).elements if a.get("id")}
+    used = set(re.findall(r'byId\("([a-z-]+)"\)', text))
+    assert {"folder", "folders", "group", "clear", "export", "shown"} <= used <= ids
 
 
 @pytest.mark.skipif(os.name != "posix", reason="such names are for POSIX systems")

@@ -24,10 +24,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for seed in range(9):
         name = f"{seed} {'a long name ' * (4 * (seed % 3))}.png"
-        (folder / name).write_bytes(encode(photo(80 + 20 * (seed % 4), 110, seed)))
+        (folder / "more").mkdir(exist_ok=True)
+        ((folder / "more" if seed > 6 else folder) / name).write_bytes(
+            encode(photo(80 + 20 * (seed % 4), 110, seed))
+        )
     (folder / "<b>broken.png").write_bytes(b"nothing")
     out = folder / "report.html"
-    write_report(out, Scorer(tiny_network(), tiny_config()), sorted(folder.glob("*.png")))
+    write_report(out, Scorer(tiny_network(), tiny_config()), sorted(folder.rglob("*.png")))
     return out
 
 
@@ -114,6 +117,39 @@ def test_sorting(visit) -> None:
     assert shown("score") == sorted(shown("score"))
     page.locator("[data-sort=place]").click()
     assert shown("place") == sorted(shown("place"))
+
+
+def test_a_bar_filters(visit) -> None:
+    page = visit()
+    bar = page.evaluate("cards[0].dataset.bin")
+    count = page.evaluate(f"all.filter(c => c.dataset.bin === '{bar}').length")
+    page.locator(f".bin[data-bin='{bar}']").click()
+    assert page.locator(".card").count() == count
+    assert page.locator("#shown").text_content() == f"{count} of 9 shown"
+    lines = page.evaluate("csv()").strip().split("\n")
+    assert lines[0] == "path,score" and len(lines) == 1 + count
+    with page.expect_download() as saved:
+        page.locator("#export").click()
+    assert saved.value.suggested_filename == "scores.csv"
+    page.locator("#clear").click()
+    assert page.locator(".card").count() == 9
+
+
+def test_folders_filter_and_group(visit) -> None:
+    page = visit()
+    page.locator("#group").click()
+    assert page.locator(".folder h3").count() == 2
+    first = page.locator(".folder h3").first.text_content()
+    page.locator("#folder").select_option(first)
+    assert page.evaluate("cards.every(c => c.dataset.folder === document.getElementById('folder').value)")
+    assert 0 < page.locator(".card").count() < 9
+
+
+def test_nothing_is_wasted(visit) -> None:
+    """On a wide page the strips stand beside the histogram."""
+    page = visit(1200)
+    plot, strip = (page.locator(name).first.bounding_box() for name in (".plot", ".strip"))
+    assert strip["x"] > plot["x"] + plot["width"] and strip["y"] < plot["y"] + plot["height"]
 
 
 def test_the_map_is_painted(visit) -> None:

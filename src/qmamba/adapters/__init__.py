@@ -12,7 +12,7 @@ True
 from __future__ import annotations
 
 from .base import Adapter, Size
-from .folder import AdapterConfig, load_adapter, read_adapter_config, save_adapter
+from .folder import AdapterConfig, load_adapter, push_to_hub, read_adapter_config, save_adapter
 from .registry import create, list_methods, register
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "create",
     "list_methods",
     "load_adapter",
+    "push_to_hub",
     "read_adapter_config",
     "register",
     "save_adapter",

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..calibration import Calibration
 from ..checkpoints.file_names import ADAPTER_FILES, CARD_FILE
+from ..checkpoints.hub import check_repo_id, upload
 from ..checkpoints.safetensors_file import read_tensors, read_weights, serialise, shapes_in, write_files
 from ..checks import DTYPES, check_weights, fail, json_object, parse_json, same_keys, sha256, text
 from ..errors import AdapterError, CheckpointError
@@ -224,3 +225,42 @@ def load_adapter(
         raise AdapterError(f"{folder}: {error}") from error
     adapter.restore(read_tensors(path, data))
     return adapter.requires_grad_(False).eval(), config
+
+
+def push_to_hub(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | bool | None = None,
+    commit_message: str = "Upload a qmamba adapter",
+    revision: str | None = None,
+) -> str:
+    """Upload an adapter folder in one commit; create repository and branch if they do not exist.
+
+    Only the config, the weights and the card are sent, after the digest of the weights has been checked.
+
+    Args:
+        folder: written by :func:`save_adapter`.
+        repo_id: `user/repo`.
+        private: whether a new repository is private; an existing one stays as it is.
+        token: one that may write, in place of the one that is logged in.
+        commit_message: first line of the commit.
+        revision: branch to commit to; the default branch when left out.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        AdapterError: no adapter is there.
+        CheckpointError: the weights are missing, damaged or truncated; nothing was sent.
+        HubError: the upload failed; one line with what to do.
+    """
+    check_repo_id(repo_id)
+    folder = Path(folder)
+    config = read_adapter_config(folder)
+    read_weights(folder / WEIGHTS_FILE, config.weights_sha256, config.weights_bytes, CONFIG_FILE)
+    return upload(
+        folder, (*ADAPTER_FILES, CARD_FILE), repo_id,
+        private=private, token=token, commit_message=commit_message, revision=revision,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from qmamba.errors import BackendError, QMambaError
+from qmamba.errors import ArgumentError, BackendError, QMambaError
 from qmamba.images import printable, thumbnail
 from qmamba.scoring import QualityMap
 
@@ -25,11 +26,16 @@ WIDE = 1.9  # from this ratio of width to height a photograph is drawn above its
 
 
 def save_map(
-    path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap, *, name: str = ""
+    path: str | os.PathLike[str],
+    pixels: torch.Tensor,
+    found: QualityMap,
+    *,
+    name: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> None:
     """Write a picture of a photograph beside its map, which is drawn over it, with a colour bar.
 
-    Colours cover `QualityMap.limits`; a line on the bar marks the photograph's score, which is also in the
+    A line on the bar marks the photograph's score, which is also in the
     title. Parts that the protocol did not look at stay uncovered. matplotlib's settings are left alone.
 
     Args:
@@ -37,12 +43,18 @@ def save_map(
         pixels: (3, H, W), uint8 or float in [0, 1], as `qmamba.images.decode` returns them.
         found: the map of that photograph.
         name: for the title.
+        limits: ends of the colour scale, in scores, the same for pictures that are compared; values beyond
+            them get the colour of the end. By default `QualityMap.limits`.
 
     Raises:
+        ArgumentError: limits that do not rise.
         BackendError: matplotlib is not installed.
         QMambaError: matplotlib writes no format of this extension.
     """
-    figure = _figure(pixels, found, name)
+    low, high = found.limits() if limits is None else limits
+    if not -math.inf < low < high < math.inf:  # written so that NaN fails
+        raise ArgumentError(f"limits of a colour scale must rise, got {low:g} to {high:g}")
+    figure = _figure(pixels, found, name, low, high)
     check_picture_name(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font lacks
@@ -68,7 +80,7 @@ def check_picture_name(path: str | os.PathLike[str]) -> None:
         )
 
 
-def _figure(pixels: torch.Tensor, found: QualityMap, name: str) -> Figure:
+def _figure(pixels: torch.Tensor, found: QualityMap, name: str, low: float, high: float) -> Figure:
     from matplotlib.figure import Figure
 
     photograph = np.asarray(thumbnail(pixels, LONGEST))
@@ -87,12 +99,14 @@ def _figure(pixels: torch.Tensor, found: QualityMap, name: str) -> Figure:
         panel.axis("off")
     axes[0].imshow(photograph)
     axes[1].imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    low, high = found.limits()
     values = found.image(height, width)
     drawn = axes[1].imshow(values, cmap=COLOURS, vmin=low, vmax=high, alpha=OPACITY)
+    beyond = np.nanmin(values) < low, np.nanmax(values) > high
     bar = figure.colorbar(
-        drawn, ax=axes[1] if beside else axes, label="contribution of each place, in scores"
-    )
-    bar.ax.axhline(found.score, color="white", linewidth=4)
-    bar.ax.axhline(found.score, color="black", linewidth=1.5)
+        drawn, ax=axes[1] if beside else axes, label="contribution of each place, in scores",
+        extend={(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither"),
+    )  # fmt: skip
+    if low <= found.score <= high:
+        bar.ax.axhline(found.score, color="white", linewidth=4)
+        bar.ax.axhline(found.score, color="black", linewidth=1.5)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -51,8 +52,7 @@ def fetch(
     Raises:
         HubError: not found, gated, no network, not in the cache; one line with what to do.
     """
-    if not is_repo_id(repo_id):
-        raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
+    check_repo_id(repo_id)
 
     def get(file: str, at: str | None) -> Path:
         return fetch_file(
@@ -129,21 +129,55 @@ def push(
         CheckpointError: the folder is not a valid checkpoint; nothing was sent.
         HubError: the upload failed; one line with what to do.
     """
-    if not is_repo_id(repo_id):
-        raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
-    folder = Path(folder)
     from qmamba.checkpoints.folder import verify_checkpoint  # it imports this module
 
+    check_repo_id(repo_id)
     verify_checkpoint(folder)
+    return upload(
+        folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id,
+        private=private, token=token, commit_message=commit_message, revision=revision,
+    )  # fmt: skip
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not a Hub id.
+
+    Raises:
+        HubError: it is not of the form `user/repo`.
+    """
+    if not is_repo_id(repo_id):
+        raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
+
+
+def upload(
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
+    repo_id: str,
+    *,
+    private: bool,
+    token: str | bool | None,
+    commit_message: str,
+    revision: str | None,
+) -> str:
+    """Upload those files of a folder that exist, in one commit; options as for :func:`push`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        HubError: the upload failed; one line with what to do.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = [name for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if (folder / name).is_file()]
+    files = {name: Path(folder, name) for name in names if Path(folder, name).is_file()}
     try:
         api = HfApi(token=token, library_name="qmamba")
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
+        ]
         commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     except Exception as error:
         raise HubError(_explain(error, repo_id, None, revision, False)) from error

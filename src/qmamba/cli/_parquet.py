@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +55,12 @@ def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **optio
     """Score files, and the images in shards, by actors of Ray; return how many rows are failures."""
     from qmamba.integrations.ray import score_to_parquet
 
+    with suppress(ImportError):  # said in one line below; importing it sets up its loggers
+        import ray.data  # noqa: F401
     for name in ("ray", "ray.data"):  # only status messages: failures have rows
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Ray prints to stdout which processes died.
-    with bar_of(None, progress) as bar, redirect_stdout(sys.stderr):
+    # Ray prints to stdout which processes died: their images have rows that say so.
+    with bar_of(None, progress) as bar, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         summary = score_to_parquet(files, out, done=bar.update, **options)
     return _end(summary.rows, summary.failed, out)
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmamba.cli._command import with_groups
 from qmamba.cli._options import Model, Seed
-from qmamba.cli._ratings import Data, read_ratings
+from qmamba.cli._ratings import Data, source_of
 from qmamba.cli._shared import note
 from qmamba.cli._watch import RunOptions
-from qmamba.errors import AdapterError
+from qmamba.errors import AdapterError, HubError, RecipeError
+
+if TYPE_CHECKING:
+    from qmamba.data import Rated
 
 EPILOG = """\
 \b
 Examples:
   qmamba adapt --data stills.csv --out runs/stills
+  qmamba adapt --data stills.csv --out runs/stills --quick
+  qmamba adapt --data dmos.csv --scale 100:0 --out runs/dmos
   qmamba adapt --data stills.csv --out runs/ssf --method ssf --seed 1
   qmamba adapt --data stills.csv --out runs/p4 --option prompts=4 --option width=32
   qmamba adapt --list
@@ -28,6 +33,7 @@ Examples:
 \b
 Exit code:
   0    the adapter is written: its folder is on stdout, SRCC before and after on stderr
+  1    no adapter was better than the base on the held-out part: the one written is the base
   2    nothing was trained: too few photographs, an unknown model, a wrong option
   3    the time limit of --minutes is reached; the same command resumes the run
   130  stopped by Ctrl-C; the same command resumes the run
@@ -63,47 +69,119 @@ def adapt(
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Option of the method; repeatable.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.")] = 30,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORST:BEST",
+            help="Scale of the ratings, such as 1:5, or 100:0 if lower is better. Default: found from them.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps: 8 epochs, 3 crops and a patience of 3 as defaults.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum number of epochs. Default: 30.")] = None,
     crops: Annotated[
-        int, typer.Option(min=1, help="Crops of each photograph, the same ones in every epoch.")
-    ] = 5,
+        int | None,
+        typer.Option(min=1, help="Crops of each photograph, the same ones in every epoch. Default: 5."),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(min=0, help="Peak learning rate. Default: the method's own.")
     ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without a better validation SRCC before training stops.")
-    ] = 6,
+        int | None,
+        typer.Option(
+            min=1, help="Epochs without a better validation SRCC before training stops. Default: 6."
+        ),
+    ] = None,
     precision: Annotated[
         Precision,
         typer.Option(help="Floating type of matrix products in training; bfloat16 is faster where native."),
     ] = Precision.float32,
     seed: Seed = 0,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="LICENSE", help="License of the weights, for the card: MIT, …")
+    ] = "unknown",
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the data, for the card; repeatable. Default: the data set's, if it is a known one.",
+        ),
+    ] = None,
+    hub_id: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload the adapter to this Hub repository."),
+    ] = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the methods and exit.")
     ] = False,
 ) -> None:
     """Adapt a model to another domain; docs/adapters.md describes the methods.
 
-    The model itself is not changed. The fold `val` decides when to stop; without one, a fifth of the other
-    photographs is drawn, with all photographs of a reference together. SRCC is reported on the fold `test`
-    if there is one, and else on the fold that decides.
+    The model itself is not changed. The fold `val` decides which weights are kept; without one, a fifth of
+    the other photographs is drawn, with all photographs of a reference together. Where nothing scores it
+    better than the model, the model is kept. SRCC is reported on the fold `test` if there is one, and else
+    on the fold that decides.
     """
-    from qmamba.train import AdaptRecipe
+    from dataclasses import replace
+
+    from qmamba.adapters import push_to_hub
+    from qmamba.checkpoints.hub import is_repo_id
+    from qmamba.data import rescaled
+    from qmamba.train import QUICK, AdaptRecipe
     from qmamba.train import adapt as train
 
     options = _options(option or [])
-    recipe = AdaptRecipe(
-        epochs=epochs, crops=crops, lr=lr, patience=patience, precision=precision.value, seed=seed
-    )
-    ratings = read_ratings(data)
+    if hub_id is not None and not is_repo_id(hub_id):
+        raise HubError(f"--push-to-hub must be a Hub id such as user/name, got {hub_id!r}")
+    given: dict[str, Any] = {"epochs": epochs, "crops": crops, "patience": patience}
+    recipe = replace(
+        QUICK if quick else AdaptRecipe(), lr=lr, precision=precision.value, seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+    source = source_of(data)
+    ratings, ends = source.read(), None if scale is None else _ends(scale)
+    if ends is None:
+        ends = _note_scale(ratings)
+    ratings = rescaled(ratings, ends)
     device = run.prepare()
+    names = trained_on or ([] if source.is_manifest else [source.name])
     with run.watch() as watch, watch.ends(run.resume):
         folder = train(
-            model, ratings, out, method=method, options=options, recipe=recipe, device=device,
-            resume=run.resume, report=watch,
+            model, ratings, out, method=method, options=options, recipe=recipe, licence=licence,
+            trained_on=names, device=device, resume=run.resume, report=watch,
         )  # fmt: skip
-    _tell(folder)
+    is_base = _tell(folder)
+    if hub_id is not None and not is_base:
+        note(f"uploaded: {push_to_hub(folder, hub_id)}")
     typer.echo(str(folder))
+    if is_base:
+        raise typer.Exit(1)
+
+
+def _ends(text: str) -> tuple[float, float]:
+    """Return the worst and the best end of a scale.
+
+    >>> _ends("100:0")
+    (100.0, 0.0)
+    """
+    worst, _, best = text.partition(":")
+    try:
+        return float(worst), float(best)
+    except ValueError:
+        raise RecipeError(
+            f"--scale must be WORST:BEST, such as 1:5, or 100:0 if lower is better, got {text!r}"
+        ) from None
+
+
+def _note_scale(ratings: list[Rated]) -> tuple[float, float]:
+    """Return the scale that is found from ratings, and say so unless it is [0, 1]."""
+    from qmamba.data import rating_scale
+
+    worst, best = rating_scale(ratings)
+    if (worst, best) != (0, 1):
+        note(f"ratings are taken as {worst:g} (worst) to {best:g} (best); give --scale if they are not")
+    return worst, best
 
 
 def _options(texts: list[str]) -> dict[str, Any]:
@@ -124,16 +202,24 @@ def _options(texts: list[str]) -> dict[str, Any]:
     return options
 
 
-def _tell(folder: Path) -> None:
-    """Write SRCC before and after adaptation, with its interval, to stderr."""
+def _tell(folder: Path) -> bool:
+    """Write SRCC before and after, with intervals, to stderr; return whether the base was kept."""
     from qmamba.adapters import read_adapter_config
 
-    for where, found in read_adapter_config(folder).results.items():
+    config = read_adapter_config(folder)
+    for where, found in config.results.items():
         fold, _, when = where.partition(", ")
-        decided = " (which also decided when to stop)" if fold == "val" and when == "after" else ""
+        decided = " (which also decided what to keep)" if fold == "val" and when == "after" else ""
         interval = f"{_number(found['srcc_low'])} to {_number(found['srcc_high'])}"
         photographs = f"{found['n']} photographs of {fold}{decided}"
         note(f"SRCC {when:6s} {_number(found['srcc'])} ({interval}), {photographs}")
+    is_base = bool(config.training["best_step"] == 0)
+    if is_base:
+        note(
+            "nothing was better than the base on the held-out part, so the base is kept: the adapter changes "
+            "no score; try another --lr or --method, or more photographs"
+        )
+    return is_base
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from enum import Enum
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qmamba.cli._command import Command
-from qmamba.cli._options import Force, OutputFormat, Progress, ReportFormat
+from qmamba.cli._find import named_images
+from qmamba.cli._options import Force, OutputFormat, Progress, Recursive, ReportFormat
 from qmamba.cli._progress import bar_of
 from qmamba.cli._ratings import DataArgument, Manifest, source_of
-from qmamba.cli._shared import columns, note, printable
+from qmamba.cli._shared import columns, hushed, note, printable
+from qmamba.errors import DataSetError
 
 if TYPE_CHECKING:
-    from qmamba.data import DataSet
+    from qmamba.data import DataSet, Rated
 
 LIST_EPILOG = """\
 \b
@@ -55,14 +58,16 @@ Exit code:
 DUPLICATES_EPILOG = """\
 \b
 Examples:
+  qmamba data duplicates photos/ -r
   qmamba data duplicates koniq10k=KonIQ-10k
   qmamba data duplicates koniq10k=KonIQ-10k --split splits/koniq10k-deiqt-0-00.csv
 
 \b
 Exit code:
   0  no duplicates were found
-  1  duplicates were found; stdout has a row for each pair
-  2  the data set could not be read
+  1  duplicates were found, and stdout has a row for each pair; or images could not be opened, and stderr
+     names them
+  2  the data set could not be read, or the folder has no images
 """
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads that open images. Default: one per CPU.")]
@@ -177,7 +182,13 @@ def splits(
 
 
 def duplicates(
-    data: DataArgument,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of images, a CSV file with image and mos, or NAME=FOLDER for a known data set.",
+        ),
+    ],
     manifest: Manifest = None,
     split: Annotated[
         Path | None,
@@ -186,36 +197,53 @@ def duplicates(
     distance: Annotated[
         int | None, typer.Option(min=0, max=63, help="Maximum number of differing bits, of 64. Default: 8.")
     ] = None,
+    recursive: Recursive = False,
     workers: Workers = None,
     progress: Progress = None,
 ) -> None:
     """Find images that look alike, by perceptual hash: `distance,first,second` as CSV, nearest first.
 
-    Without --split, images of one reference are not compared: they look alike by design. Needs ImageHash:
-    pip install "qmamba[data]".
+    Images that cannot be opened are named on stderr and passed over. Without --split, images of one
+    reference are not compared: they look alike by design. Needs ImageHash: pip install "qmamba[data]".
     """
-    from qmamba.data.duplicates import DISTANCE, find_duplicates
-    from qmamba.data.splitting import read_split
+    with hushed():
+        from qmamba.data.duplicates import DISTANCE, find_duplicates
 
-    source = source_of(data)
-    ratings = source.read(manifest)
-    if split is not None:
-        ratings = read_split(split, ratings, source.root)
-    with bar_of(len(ratings), progress) as bar:
-        found = find_duplicates(
-            ratings,
-            distance=DISTANCE if distance is None else distance,
-            across_folds=split is not None,
-            workers=workers,
-            done=bar.update,
-        )
+        ratings = _to_compare(data, manifest, split, recursive)
+        with bar_of(len(ratings), progress) as bar:
+            found = find_duplicates(
+                ratings,
+                distance=DISTANCE if distance is None else distance,
+                across_folds=split is not None,
+                workers=workers,
+                done=bar.update,
+            )
+        for index, reason in found.broken.items():
+            note(f"{ratings[index].path} cannot be opened: {reason}")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["distance", "first", "second"])
-    for pair in found:
+    for pair in found.pairs:
         writer.writerow([pair.distance, ratings[pair.first].path, ratings[pair.second].path])
-    if found:
-        note(f"{len(found):,} pairs of {len(ratings):,} images look alike")
+    if found.broken:
+        note(f"{len(found.broken):,} of {len(ratings):,} images cannot be opened and were passed over")
+    if found.pairs:
+        note(f"{len(found.pairs):,} pairs of {len(ratings):,} images look alike")
+    if found.pairs or found.broken:
         raise typer.Exit(1)
+
+
+def _to_compare(data: str, manifest: Path | None, split: Path | None, recursive: bool) -> list[Rated]:
+    """Return the images of a folder, or of a data set."""
+    from qmamba.data import Rated
+    from qmamba.data.splitting import read_split
+
+    if Path(data).is_dir():
+        if manifest is not None or split is not None:
+            raise DataSetError(f"--manifest and --split go with a data set; give NAME={data}, or neither")
+        return [Rated(path, math.nan) for path in named_images([data], recursive)[0]]
+    source = source_of(data)
+    ratings = source.read(manifest)
+    return ratings if split is None else read_split(split, ratings, source.root)
 
 
 def build(**options: Any) -> typer.Typer:

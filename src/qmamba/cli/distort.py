@@ -13,6 +13,8 @@ from qmamba.cli._shared import check_target, columns
 from qmamba.errors import DistortionError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
     from qmamba.data.distortions import Distortion
 
 EPILOG = """\
@@ -21,6 +23,7 @@ Examples:
   qmamba distort --list
   qmamba distort photo.jpg gaussian_blur --level 3 -o blurred.png
   qmamba distort photo.jpg --all -o damaged/
+  qmamba distort photo.jpg --sheet -o sheet.jpg
   qmamba distort photo.jpg jpeg --scale kadid --level 3.5 -o blocks.png
 
 \b
@@ -81,6 +84,12 @@ def distort(
     every: Annotated[
         bool, typer.Option("--all", help="Write all distortions, as PNG files NAME-LEVEL.png.")
     ] = False,
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet", help="Write one contact sheet: a row for each distortion, or for NAME alone."
+        ),
+    ] = False,
     force: Force = False,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the distortions and exit.")
@@ -90,6 +99,12 @@ def distort(
 
     PNG keeps the copy exactly. JPEG, WebP and AVIF, at quality 95, add slight distortions of their own.
     """
+    if sheet:
+        if every or level is not None:
+            raise DistortionError("--sheet shows all levels on one sheet; leave out --all and --level")
+        check_target(out, force)
+        _write_sheet(image, name, out, seed, scale)
+        return
     plan = _plan(name, level, scale, out, every)
     for path in plan:
         check_target(path, force, is_folder_made=every)
@@ -104,7 +119,7 @@ def _plan(
     from qmamba.data.distortions import DISTORTIONS, find, find_scale
 
     if every == (name is not None):
-        raise DistortionError("give either the NAME of a distortion (qmamba distort --list), or --all")
+        raise DistortionError("give the NAME of a distortion (qmamba distort --list), or --all, or --sheet")
     kinds = [d for d in DISTORTIONS.values() if find_scale(scale).covers(d)] if every else [find(name or "")]
     levels: list[float] = list(range(1, 6)) if level is None else [int(level) if level % 1 == 0 else level]
     if name is not None and level is None:
@@ -147,12 +162,31 @@ def _write(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for path, (name, level) in plan.items():
-        kind = _format(path)
-        buffer = io.BytesIO()  # no partial file if a codec fails
-        distorted = Pillow.fromarray(DISTORTIONS[name](pixels, level, seed=seed, scale=scale))
-        try:
-            distorted.save(buffer, kind, **_OPTIONS.get(kind, {}))
-        except (OSError, ValueError) as error:  # such as an image too wide for the format
-            raise DistortionError(f"{path}: cannot be written as {kind} ({error})") from error
-        path.write_bytes(buffer.getvalue())
-        typer.echo(str(path))
+        _save(Pillow.fromarray(DISTORTIONS[name](pixels, level, seed=seed, scale=scale)), path)
+
+
+def _write_sheet(source: Path, name: str | None, out: Path, seed: int, scale: str) -> None:
+    """Write the contact sheet of one distortion or of all."""
+    from qmamba.analysis.sheet import contact_sheet
+    from qmamba.data.distortions import find, find_scale
+
+    _format(out)
+    rows = None if name is None else [find(name)]
+    for distortion in rows or ():
+        find_scale(scale).parameter(distortion, 1)  # refuses a scale that does not cover it
+    _save(contact_sheet(source, rows, seed=seed, scale=scale), out)
+
+
+def _save(picture: PillowImage, path: Path) -> None:
+    """Write a picture in the format of its name, as a whole or not at all, and print the name.
+
+    Raises:
+        DistortionError: it cannot be written in that format.
+    """
+    kind, buffer = _format(path), io.BytesIO()  # no partial file if a codec fails
+    try:
+        picture.save(buffer, kind, **_OPTIONS.get(kind, {}))
+    except (OSError, ValueError) as error:  # such as an image too wide for the format
+        raise DistortionError(f"{path}: cannot be written as {kind} ({error})") from error
+    path.write_bytes(buffer.getvalue())
+    typer.echo(str(path))

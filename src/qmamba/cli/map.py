@@ -10,12 +10,14 @@ import typer
 from qmamba.cli._command import with_groups
 from qmamba.cli._options import Force, Image, MaxPixels, ScorerOptions
 from qmamba.cli._shared import check_target, hushed
+from qmamba.errors import ArgumentError
 
 EPILOG = """\
 \b
 Examples:
   qmamba map photo.jpg -o map.png
   qmamba map photo.jpg -o map.svg --protocol grid
+  qmamba map photo.jpg -o map.png --range 0:1
 
 \b
 Exit code:
@@ -30,6 +32,12 @@ def draw_map(
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write: .png, .jpg, .svg, .pdf, …")],
     scorer: ScorerOptions,
     max_pixels: MaxPixels = None,
+    ends: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW:HIGH", help="Fixed colour scale, such as 0:1. Default: around the score."
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Draw a photograph and, beside it, what each position contributes to its score, with a colour bar.
@@ -41,8 +49,22 @@ def draw_map(
         from qmamba.images import MAX_PIXELS, decode, label
 
         check_target(out, force)
+        limits = None if ends is None else _limits(ends)
         check_picture_name(out)
         pixels = decode(image, max_pixels=max_pixels or MAX_PIXELS)
         found = scorer.load().quality_map(pixels, max_pixels=max_pixels)
-        save_map(out, pixels, found, name=label(image.name))
+        save_map(out, pixels, found, name=label(image.name), limits=limits)
         typer.echo(str(out))
+
+
+def _limits(text: str) -> tuple[float, float]:
+    """Return the ends of a colour scale.
+
+    >>> _limits("0:1")
+    (0.0, 1.0)
+    """
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise ArgumentError(f"--range must be LOW:HIGH, such as 0:1, got {text!r}") from None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .datasets import DATASETS, DataSet, read_dataset
     from .distortions import DISTORTIONS, Distortion, KadidScale, kadid_quality
     from .ratings import Rated, read_biq2021, read_manifest
+    from .scales import rating_scale, rescaled
 
 __all__ = [
     "DATASETS",
@@ -18,15 +19,18 @@ __all__ = [
     "KadidScale",
     "Rated",
     "kadid_quality",
+    "rating_scale",
     "read_biq2021",
     "read_dataset",
     "read_manifest",
+    "rescaled",
 ]
 
 _MODULES = {
     "datasets": ("DATASETS", "DataSet", "read_dataset"),
     "distortions": ("DISTORTIONS", "Distortion", "KadidScale", "kadid_quality"),
     "ratings": ("Rated", "read_biq2021", "read_manifest"),
+    "scales": ("rating_scale", "rescaled"),
 }
 
 

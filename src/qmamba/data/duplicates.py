@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataSetError, RecipeError
+from ..errors import RecipeError
 from .checking import in_threads
 from .ratings import Rated
 
@@ -30,6 +30,18 @@ class Duplicate(NamedTuple):
     distance: int
 
 
+class Alike(NamedTuple):
+    """What a search for duplicates has found.
+
+    Attributes:
+        pairs: that look alike, nearest first.
+        broken: indices of images that cannot be opened, and why.
+    """
+
+    pairs: list[Duplicate]
+    broken: dict[int, str]
+
+
 def find_duplicates(
     ratings: Sequence[Rated],
     *,
@@ -37,32 +49,41 @@ def find_duplicates(
     across_folds: bool = False,
     workers: int | None = None,
     done: Callable[[], object] | None = None,
-) -> list[Duplicate]:
-    """Return pairs of near-duplicate photographs, nearest first.
+) -> Alike:
+    """Find pairs of near-duplicate photographs, nearest first.
 
     Args:
-        ratings: photographs, each opened once.
+        ratings: photographs, each opened once; their scores are not used.
         distance: maximum number of differing bits, of 64.
-        across_folds: whether to return only pairs in different folds, which leak into a test, whatever their
-            references. Otherwise all pairs except those of one reference, which look alike by design.
-        workers: number of threads; by default one per CPU.
+        across_folds: find pairs in different folds, which is what leaks into a test, whatever their
+            references. Otherwise any pair except those of one reference, which look alike by design.
+        workers: number of threads; by default one per processor core.
         done: called after each photograph.
+
+    Returns:
+        The pairs, and the photographs that cannot be opened, which are passed over.
 
     Raises:
         RecipeError: the library ImageHash is not installed.
-        DataSetError: a photograph cannot be opened.
     """
-    hashes = np.zeros(len(ratings), np.uint64)
+    hashes: list[int] = []
+    places: list[int] = []
+    broken: dict[int, str] = {}
     for i, found in enumerate(in_threads(_hasher(), [r.path for r in ratings], workers)):
-        hashes[i] = found
+        if isinstance(found, str):
+            broken[i] = found
+        else:
+            hashes.append(found)
+            places.append(i)
         if done is not None:
             done()
     pairs = []
-    for pair in near_pairs(hashes, distance):
+    for near in near_pairs(np.array(hashes, np.uint64), distance):
+        pair = Duplicate(places[near.first], places[near.second], near.distance)
         a, b = ratings[pair.first], ratings[pair.second]
         if a.fold != b.fold if across_folds else not a.reference or a.reference != b.reference:
             pairs.append(pair)
-    return sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second))
+    return Alike(sorted(pairs, key=lambda pair: (pair.distance, pair.first, pair.second)), broken)
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> list[Duplicate]:
@@ -82,19 +103,20 @@ def near_pairs(hashes: np.ndarray, distance: int) -> list[Duplicate]:
     return pairs
 
 
-def _hasher() -> Callable[[Path], int]:
+def _hasher() -> Callable[[Path], int | str]:
+    """Return a function from a file to its hash, or to the reason why it cannot be opened."""
     try:
         from imagehash import phash
     except ImportError as error:
         raise RecipeError('finding duplicates needs ImageHash: pip install "qmamba[data]"') from error
 
-    def hash_of(path: Path) -> int:
+    def hash_of(path: Path) -> int | str:
         try:
             with Image.open(path) as image:
                 image.draft("L", (128, 128))  # decodes JPEG at a fraction of its size, which suffices
                 bits = phash(ImageOps.exif_transpose(image)).hash
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataSetError(f"{path} cannot be opened; `qmamba data check` lists such files") from error
+            return " ".join(str(error).split()) or type(error).__name__
         return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
     return hash_of

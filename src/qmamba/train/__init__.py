@@ -5,7 +5,7 @@ A training is a :class:`Task`, which :func:`fit` runs.
 
 from __future__ import annotations
 
-from .adaptation import AdaptRecipe, adapt
+from .adaptation import QUICK, AdaptRecipe, adapt
 from .engine import fit
 from .pretraining import pretrain
 from .ratings import train
@@ -13,6 +13,7 @@ from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
 from .task import Task
 
 __all__ = [
+    "QUICK",
     "AdaptRecipe",
     "Phase",
     "PretrainRecipe",

@@ -81,7 +81,7 @@ def write_report(
         ArgumentError: an option of a wrong type or out of range.
         OSError: the page cannot be written.
     """
-    limit = pixel_limit(batch_size, max_pixels)
+    limit, edges = pixel_limit(batch_size, max_pixels), np.linspace(*scorer.score_range, BINS + 1)
     mappable(scorer.network, scorer.config)  # before images are read
     scored: list[_Scored] = []
     errors: list[str] = []
@@ -97,7 +97,7 @@ def write_report(
             except ImageError as error:
                 errors.append(_error(name, str(error)))
             else:
-                cards.write(_card(place, images[place], decoded[0], found))
+                cards.write(_card(place, images[place], decoded[0], found, _bin(found.score, edges)))
                 scored.append(_Scored(place, name, found.score))
             done()
         cards.seek(0)
@@ -125,15 +125,28 @@ def _write(path: Path, slots: dict[str, str], cards: IO[str]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _card(place: int, path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap) -> str:
+def _bin(score: float, edges: np.ndarray) -> int:
+    """Return the zero-based index of a score's bar; the first and the last bar hold what lies beyond.
+
+    >>> [_bin(score, np.linspace(0, 1, 5)) for score in (-0.1, 0.25, 0.3, 1.0, 1.2)]
+    [0, 1, 1, 3, 3]
+    """
+    return int(np.clip(np.searchsorted(edges, score, side="right") - 1, 0, len(edges) - 2))
+
+
+def _card(
+    place: int, path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap, bin_index: int
+) -> str:
     buffer = io.BytesIO()
     small = thumbnail(pixels, THUMBNAIL)
     small.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text, short = html.escape(label(path)), html.escape(label(Path(path).name))
+    folder = html.escape(label(Path(path).parent))
     return (
         f'<li><button type="button" class="card" id="image-{place}" data-place="{place}" '
-        f'data-score="{found.score:.6f}" data-name="{text}" data-size="{found.width} × {found.height}" '
+        f'data-score="{found.score:.6f}" data-bin="{bin_index}" data-folder="{folder}" '
+        f'data-name="{text}" data-size="{found.width} × {found.height}" '
         f'data-map="{_map_text(found)}"><img src="data:image/jpeg;base64,{data}" width="{small.width}" '
         f'height="{small.height}" alt="" loading="lazy"><span class="score">{found.score:.3f}</span>'
         f'<span class="name" title="{text}">{short}</span></button></li>\n'
@@ -158,7 +171,7 @@ def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequen
     best_first = sorted(scored, key=lambda image: image.score if scorer.lower_better else -image.score)
     length = min(STRIP, max(1, len(scored) // 2))
     low, high = scorer.score_range
-    histogram, tallest = _histogram([image.score for image in scored], low, high)
+    histogram, counts = _histogram([image.score for image in scored], low, high)
     adapter = scorer.active_adapter
     model = scorer.name if adapter is None else f"{scorer.name} with the adapter {adapter}"
     return {
@@ -172,7 +185,7 @@ def _slots(title: str, scorer: Scorer, scored: Sequence[_Scored], errors: Sequen
         "axis": "".join(f"<span>{low + (high - low) * i / 5:.3g}</span>" for i in range(6)),
         "summary": _summary([image.score for image in scored], len(errors)),
         "histogram": histogram,
-        "tallest": tallest,
+        "counts": counts,
         "worst": "".join(_strip(best_first[::-1][:length])),
         "best": "".join(_strip(best_first[:length])),
         "scored_hidden": "" if scored else "hidden",
@@ -197,22 +210,27 @@ def _summary(scores: Sequence[float], failed: int) -> str:
 
 
 def _histogram(scores: Sequence[float], low: float, high: float) -> tuple[str, str]:
-    """Return an SVG of the bars, which the page stretches and labels, and a line on the tallest bar."""
-    counts = np.histogram(np.clip(scores, low, high), bins=BINS, range=(low, high))[0].tolist()
+    """Return a drawing of bars only, which the page stretches; and the labels of its axis, from the top."""
     edges = np.linspace(low, high, BINS + 1)
-    tallest = max(1, *counts)
+    counts = np.bincount([_bin(score, edges) for score in scores], minlength=BINS).tolist()
+    top = max(1, *counts)
+    top += top % 2 if top > 1 else 0  # so that the label in the middle is a whole number
     bars = []
     for place, count in enumerate(counts):
-        height = 100 * count / tallest
+        height, title = 100 * count / top, f"{edges[place]:.2f} to {edges[place + 1]:.2f}: {count}"
         bars.append(
-            f'<rect x="{place + 0.06:.2f}" y="{100 - height:.2f}" width="0.88" height="{height:.2f}">'
-            f"<title>{edges[place]:.2f} to {edges[place + 1]:.2f}: {count}</title></rect>"
+            f'<g class="bin" data-bin="{place}" role="button" tabindex="0" aria-pressed="false">'
+            f"<title>{title}</title>"
+            f'<rect class="hit" x="{place}" y="0" width="1" height="100"/>'
+            f'<rect class="bar-of-bin" x="{place + 0.06:.2f}" y="{100 - height:.2f}" width="0.88" '
+            f'height="{height:.2f}"/></g>'
         )
     drawing = (
-        f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="img" '
+        f'<svg viewBox="0 0 {BINS} 100" preserveAspectRatio="none" role="group" '
         f'aria-label="Histogram of {len(scores)} scores">{"".join(bars)}</svg>'
     )
-    return drawing, f"The tallest bar has {tallest} image{'s' * (tallest > 1)}."
+    labels = (top, top // 2, 0) if top > 1 else (1, 0)
+    return drawing, "".join(f"<span>{label}</span>" for label in labels)
 
 
 def _strip(images: Sequence[_Scored]) -> Iterator[str]:
