@@ -15,7 +15,7 @@ from ..errors import BackendError, ScoresError
 from ..images import printable
 from ..images.find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
 from ..scoring import DEFAULT_MODEL, Scorer, load
-from ..scoring.parquet_log import Place, ScoreParts, settings_of
+from ..scoring.parquet_log import Place, ScoreParts, absolute, settings_of
 from ..scoring.pipeline import outcome, pixel_limit
 from ._scorers import missing
 from ._shards import Member, members
@@ -315,7 +315,7 @@ def _found(source: Source | Sequence[Source], recursive: bool) -> tuple[list[byt
     if not found.files:
         raise ScoresError(f"no images in {printable(given[0]) if given else 'an empty list'}")
     several = [path.suffix.lower() in SHARD_SUFFIXES and Path(path).is_file() for path in found.files]
-    parted = list(zip((os.fsencode(path.absolute()) for path in found.files), several, strict=True))
+    parted = list(zip((os.fsencode(absolute(path)) for path in found.files), several, strict=True))
     return [name for name, many in parted if not many], [name for name, many in parted if many]
 
 
