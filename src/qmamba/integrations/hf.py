@@ -75,9 +75,9 @@ def add_scores(
     and then has a list of scores.
 
     An image that cannot be scored does not end the map, nor cost the others of its batch their scores: its
-    own is NaN, and the reason is beside it. A stream (`datasets.IterableDataset`), and a data set in the format
-    of numpy or torch, decode their images before they come here, and end at a damaged one: use `with_scores`
-    there.
+    own is NaN, and the reason is beside it. A stream (`datasets.IterableDataset`), and a data set in the
+    format of numpy or torch, decode their images before they come here, and end at a damaged one: use
+    `with_scores` there.
 
     Args:
         rows: a row, or columns of several.

@@ -66,9 +66,9 @@ def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
 class ScoreParts:
     """A folder of parquet files with one row per image.
 
-    Columns: `path` (absolute, text; bytes of a name that are not UTF-8 are escaped), `index` and `member` (zero-based
-    index and name of an image in a file of many, else null), `score` (float32) and `error` (text), of which
-    one is null, and `path_bytes` (null unless the path is not UTF-8).
+    Columns: `path` (absolute, text; bytes of a name that are not UTF-8 are escaped), `index` and `member`
+    (zero-based index and name of an image in a file of many, else null), `score` (float32) and `error`
+    (text), of which one is null, and `path_bytes` (null unless the path is not UTF-8).
 
     Each file is written completely or not at all. The end of the context writes the rows that are left, also
     after an error, and lets other processes write to the folder.
