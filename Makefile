@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests
 test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
 
-# TORCH=2.13.0 holds torch at another version than its lower bound.
+# Needs Python 3.10 or 3.11. TORCH=2.13.0 holds torch at another version than its lower bound.
 LOWER := .venv-lower-bounds
 lower-bounds:  ## Run tests with the oldest dependencies that pyproject.toml allows, in a fresh environment
 	$(PYTHON) -m venv --clear $(LOWER)

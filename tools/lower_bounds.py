@@ -1,7 +1,8 @@
 """Write pip constraints that hold each dependency at its lower bound in pyproject.toml.
 
 Run with ``python tools/lower_bounds.py [--torch VERSION] > bounds.txt``, then
-``pip install --constraint bounds.txt -e .``; ``make lower-bounds`` does both and runs the tests.
+``pip install --constraint bounds.txt -e .``; ``make lower-bounds`` does both and runs tests. It needs Python
+3.10 or 3.11: the oldest releases have no wheels for newer ones.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# The oldest releases with wheels for a Python that is newer than the bound itself needs.
-NEWER = {"3.12": {"numpy": "1.26.0"}, "3.13": {"numpy": "2.1.0", "pillow": "11.0.0"}}
 
 
 def bounds(text: str) -> dict[str, str]:
@@ -30,10 +29,8 @@ def bounds(text: str) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", help="version of torch in place of its lower bound")
-    parser.add_argument("--python", default="3.10", help="version of Python, such as 3.11")
     options = parser.parse_args()
     found = bounds((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    found |= NEWER.get(options.python, {})
     if options.torch:
         found["torch"] = options.torch
     for name, version in found.items():
