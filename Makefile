@@ -8,7 +8,7 @@ KERNEL := src/qmamba/ops/native
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-slow gpu-check lint wheel wheels docs docs-figures clean
+.PHONY: help demo test test-quick test-slow lower-bounds gpu-check lint wheel wheels docs docs-figures clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/make \1\t\2/' | expand -t 16
@@ -30,6 +30,16 @@ test-quick: $(VENV)/.installed-test $(VENV)/.kernel  ## Run a few tests of each 
 
 test-slow: $(VENV)/.installed-test $(VENV)/.kernel  ## Run the tests that take more than a minute each
 	$(BIN)/python -m pytest -m slow
+
+# Needs Python 3.10 or 3.11. TORCH=2.13.0 holds torch at another version than its lower bound.
+LOWER := .venv-lower-bounds
+lower-bounds:  ## Run tests with the oldest dependencies that pyproject.toml allows, in a fresh environment
+	$(PYTHON) -m venv --clear $(LOWER)
+	$(PYTHON) tools/lower_bounds.py $(if $(TORCH),--torch $(TORCH)) > $(LOWER)/bounds.txt
+	$(LOWER)/bin/python -m pip install --quiet --constraint $(LOWER)/bounds.txt torch
+	$(LOWER)/bin/python -m pip install --quiet --constraint $(LOWER)/bounds.txt -e . pytest
+	$(LOWER)/bin/qmamba score examples --format csv
+	OMP_NUM_THREADS=1 $(LOWER)/bin/python -m pytest -q tests/test_cli.py tests/test_scorer.py tests/test_scorer_loading.py
 
 gpu-check:  ## Check and time the kernels on a GPU, with the torch, triton and transformers of $(PYTHON)
 	@$(PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu-check needs a GPU, and this torch (" + torch.__version__ + ") sees none")'

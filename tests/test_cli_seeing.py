@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import qmamba
 from qmamba.cli import app
 from qmamba.cli._rows import Comparison
 from qmamba.cli.compare import ranked
@@ -58,6 +61,16 @@ def test_a_map_is_drawn(model, photos, tmp_path) -> None:
     before = out.read_bytes()
     assert run("map", photos[0], "-o", out, "-m", model, "--force").exit_code == 0
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("backend", ["module://of_a_notebook.backend_inline", "none"])
+def test_a_map_is_drawn_from_a_notebooks_shell(model, photos, tmp_path, backend) -> None:
+    pytest.importorskip("matplotlib")
+    source, out = str(Path(qmamba.__file__).parents[1]), tmp_path / "map.png"
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "qmamba", "map", photos[0], "-m", model, "-o", out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and out.is_file(), done.stderr
 
 
 def test_a_title_is_no_formula(model, tmp_path) -> None:

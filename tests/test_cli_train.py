@@ -20,6 +20,7 @@ import qmamba
 from qmamba import metrics
 from qmamba.cli import app
 from qmamba.data import Rated, read_manifest
+from qmamba.scoring import Scorer
 from qmamba.train import load_recipe
 from rated_photos import TOML, rated_photos, write_manifest
 
@@ -243,6 +244,31 @@ def test_failing_images_are_named_and_left_out(folder: Path, tmp_path: Path) -> 
     assert result.exit_code == 2 and "scores.csv: exists already" in result.stderr
     result = evaluate(folder, "--data", data, "--out", out, "--force")
     assert result.exit_code == 2 and "1 of 2 images could be scored" in result.stderr
+
+
+def test_rows_that_repeat_an_image_are_counted(folder: Path, tmp_path: Path) -> None:
+    rated = [Rated(r.path, r.mos) for r in ratings(folder)]
+    data = write_manifest(tmp_path / "ratings.csv", [*rated, rated[0], Rated(rated[0].path, 0.3)])
+    result = evaluate(folder, "--data", data, "--format", "json")
+    assert result.exit_code == 0 and "2 of 14 rows name an image that a row before them has" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["repeated"] == 2 and report["results"]["n"] == 14
+    once = evaluate(folder, "--data", write_manifest(data, rated), "--format", "json")
+    assert json.loads(once.stdout)["repeated"] == 0 and "before them" not in once.stderr
+
+
+def test_a_model_whose_lower_scores_are_better(folder: Path, tmp_path: Path) -> None:
+    scorer = qmamba.load(folder / "run" / "checkpoint")
+    worse = Scorer(scorer.network, scorer.config.replace(lower_better=True, score_range=(1, 5)))
+    worse.save_pretrained(tmp_path / "worse")
+    data = "--data", folder / "ratings.csv", "--fold", "all"
+    want = json.loads(evaluate(folder, *data, "--format", "json").stdout)
+    options = "--model", tmp_path / "worse", *data, "--resamples", "20"
+    found = json.loads(run("evaluate", *options, "--format", "json").stdout)
+    assert found["lower_better"] and not want["lower_better"]
+    for name in ("srcc", "plcc", "krcc"):
+        assert found["results"][name] == pytest.approx(want["results"][name], abs=1e-5)
+    assert "lower is better; turned around" in run("evaluate", *options).stdout
 
 
 def test_folds(folder: Path, tmp_path: Path) -> None:

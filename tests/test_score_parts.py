@@ -97,6 +97,25 @@ def test_the_same_command_goes_on(
     }.items()
 
 
+def test_a_run_from_another_folder_knows_files_apart(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scores"
+    for place, name in enumerate(("A", "B")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photo(40, 50, place)).save(tmp_path / name / "1.png")
+    for folder, named in (("A", "1.png"), ("B", "."), ("B", "../A"), (".", "A/1.png"), (".", tmp_path / "B")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert run(named, "--model", quick, "-f", "parquet", "-o", out).exit_code == 0
+    want = [tmp_path / "A" / "1.png", tmp_path / "B" / "1.png"]
+    rows, scorer = rows_of(out), qmamba.load(str(quick))
+    assert [row["path"] for row in rows] == [str(path) for path in want]
+    assert [row["score"] for row in rows] == pytest.approx(scorer.score(want).tolist(), abs=1e-6)
+    from qmamba.integrations.ray import _found
+
+    assert _found(["A", "B/../B/1.png"], True)[0] == [os.fsencode(path) for path in want], "as by Ray"
+
+
 def test_what_was_scored_before_an_interruption_is_kept(quick: Path, photos: Path, tmp_path: Path) -> None:
     scorer, out = qmamba.load(str(quick)), tmp_path / "scores"
     with pytest.raises(KeyboardInterrupt), ScoreParts(out, settings_of(scorer, None)) as parts:

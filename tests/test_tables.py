@@ -18,7 +18,7 @@ from PIL import Image
 
 import qmamba
 from qmamba.errors import BackendError, ImageError
-from qmamba.integrations.hf import add_scores
+from qmamba.integrations.hf import add_scores, with_scores
 from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
@@ -104,10 +104,60 @@ def test_map_needs_the_column(datasets: Any, paths: list[str]) -> None:
     assert add_scores({"image": [None]}, model="lqmamba-n")["score_error"][0].startswith("NoneType")
 
 
+def nested(datasets: Any, paths: list[str]) -> Any:
+    """Rows of two images, one of which is damaged in the second row, and of one."""
+    rows = datasets.Dataset.from_dict({"image": [[paths[0], paths[1]], [paths[2], paths[3]], [paths[1]]]})
+    return rows.cast_column("image", datasets.Sequence(datasets.Image()))
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_rows_of_several_images(
+    datasets: Any, model: str, paths: list[str], want: list[float], form: str | None
+) -> None:
+    first, second, broken, last = want
+    rows = nested(datasets, paths).with_format(form)
+    for batched in (False, True):
+        if form is None:
+            scored = rows.map(add_scores, batched=batched, fn_kwargs={"model": model})
+        else:  # formats of arrays decode before the function is called, as streams do
+            scored = with_scores(rows, model=model, batched=batched).with_format(None)
+            sound = rows.select([0, 2]).map(add_scores, batched=batched, fn_kwargs={"model": model})
+            assert sound.with_format(None)["score"][:] == [[first, second], [second]]
+        found = [value for row in scored["score"][:] for value in row]
+        np.testing.assert_array_equal(found, [first, second, broken, last, second])
+        assert [len(scores) for scores in scored["score"][:]] == [2, 2, 1]
+        assert [[bool(reason) for reason in row] for row in scored["score_error"][:]] == [
+            [False, False], [True, False], [False],
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"batched": True}, {"batched": True, "batch_size": 3}])
+def test_a_stream_with_a_broken_image(
+    datasets: Any, model: str, paths: list[str], want: list[float], options: Any
+) -> None:
+    rows = datasets.Dataset.from_dict({"photo": paths, "id": list(range(4))})
+    rows = rows.cast_column("photo", datasets.Image())
+    stream = with_scores(rows.to_iterable_dataset(), image="photo", model=model, **options)
+    assert stream.features["photo"] == datasets.Image() and "score" in stream.features
+    names = stream.cast_column("photo", datasets.Image(decode=False))
+    assert [Path(row["photo"]["path"]).name for row in names] == ["0.png", "1.png", "2.png", "3.png"]
+    found = {name: [row[name] for row in names] for name in ("score", "score_error", "id")}
+    check(found, want)
+    assert found["id"] == [0, 1, 2, 3]
+    in_memory = with_scores(rows, image="photo", model=model, **options)
+    check(in_memory, want)
+    assert in_memory.features["photo"] == datasets.Image()
+    several = with_scores(nested(datasets, paths).to_iterable_dataset(), model=model, **options)
+    scores = [score for row in several.remove_columns("image") for score in row["score"]]
+    np.testing.assert_array_equal(scores, [*want, want[1]])
+    with pytest.raises(KeyError, match="fn_kwargs"):
+        with_scores(rows, image="picture", model=model)
+
+
 MAP = """
 import sys
 import datasets, torch
-from qmamba.integrations.hf import add_scores
+from qmamba.integrations.hf import add_scores, with_scores
 if __name__ == "__main__":
     folder, model = sys.argv[1:]
     torch.set_num_threads(2)  # and they have run before the process forks

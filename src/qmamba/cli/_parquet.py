@@ -13,7 +13,7 @@ import typer
 
 from qmamba.cli._progress import bar_of
 from qmamba.cli._shared import note, note_failed
-from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
+from qmamba.scoring.parquet_log import Place, ScoreParts, absolute, settings_of
 from qmamba.scoring.pipeline import outcome
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def score_here(
 ) -> int:
     """Score files in this process, except those that have rows; return how many rows are failures."""
     with ScoreParts(out, settings_of(scorer, max_pixels), resume=resume) as parts:
-        left = [path for path in files if Place(os.fsencode(path)) not in parts]
+        left = [path for path in map(absolute, files) if Place(os.fsencode(path)) not in parts]
         if parts.rows:
             note(f"resuming after {parts.rows} rows in {out}")
         with bar_of(len(files), progress, initial=len(files) - len(left)) as bar:

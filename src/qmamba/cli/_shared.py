@@ -100,6 +100,14 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+def draw_to_files() -> None:
+    """Have matplotlib draw to files, whatever MPLBACKEND says.
+
+    A notebook sets that variable for the programs it starts too, where its backend may not be installed.
+    """
+    os.environ["MPLBACKEND"] = "agg"
+
+
 @contextmanager
 def quiet_ends() -> Iterator[None]:
     """Run a command: errors of the library are one line and exit code 2; Ctrl-C and `head` are silent."""

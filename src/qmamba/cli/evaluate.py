@@ -71,11 +71,17 @@ def evaluate(
     """Score rated photographs and measure how well the scores agree with the ratings.
 
     Rank correlations (SRCC, KRCC), linear correlation (PLCC) and error (RMSE), raw and after a
-    four-parameter logistic fit (which needs scipy), each with its 95 % bootstrap interval.
+    four-parameter logistic fit (which needs scipy), each with its 95 % bootstrap interval. Scores of a model
+    whose lower scores are better are turned around first, as ratings are.
     """
     if out is not None:
         check_target(out, force)
     ratings, chosen = _fold_of(read_ratings(data), fold)
+    if repeated := _repeated(ratings):
+        note(
+            f"{repeated} of {len(ratings)} rows name an image that a row before them has; each row counts, "
+            "and the intervals are narrower than they should be"
+        )
     loaded = scorer.load()
     scores = _score(loaded, ratings, out, progress, **reading.to_dict())
     failed = len(ratings) - len(scores)
@@ -89,7 +95,9 @@ def evaluate(
         "fold": chosen,
         "protocol": loaded.protocol.to_dict(),
         "failed": failed,
-        "results": _measure([s for s, _ in scores], [m for _, m in scores], resamples),
+        "repeated": repeated,
+        "lower_better": loaded.lower_better,
+        "results": _measure(scores, loaded, resamples),
     }
     typer.echo(_table(report) if form is ReportFormat.table else json.dumps(report, indent=2))
     if failed:
@@ -106,6 +114,11 @@ def _fold_of(ratings: list[Rated], fold: str | None) -> tuple[list[Rated], str]:
         names = ", ".join([*folds, ALL_FOLDS])
         raise RecipeError(f"--fold must be one of {names}, got {wanted!r}, which has no photographs")
     return chosen, wanted
+
+
+def _repeated(ratings: list[Rated]) -> int:
+    """Return how many rows name an image that another row before them has."""
+    return len(ratings) - len({rated.path.resolve() for rated in ratings})
 
 
 def _score(
@@ -146,14 +159,19 @@ def _rows_to(out: Path | None) -> Iterator[Any]:
         yield writer.writerow
 
 
-def _measure(scores: list[float], mos: list[float], resamples: int) -> dict[str, float | None]:
-    """Return each metric with its interval; stderr says which cannot be computed."""
+def _measure(
+    rated: list[tuple[float, float]], scorer: Scorer, resamples: int
+) -> dict[str, float | None]:
+    """Return each metric with its interval for pairs (score, MOS); stderr says which cannot be computed."""
     from qmamba.metrics import MetricError
     from qmamba.metrics import evaluate as measure
 
-    if min(mos) < 0 or max(mos) > 1:
+    low, high = scorer.score_range
+    scores = [low + high - score if scorer.lower_better else score for score, _ in rated]
+    mos = [rating for _, rating in rated]
+    if min(mos) < low or max(mos) > high:
         note(
-            f"MOS range from {min(mos):g} to {max(mos):g}, scores from 0 to 1: "
+            f"MOS range from {min(mos):g} to {max(mos):g}, scores from {low:g} to {high:g}: "
             "RMSE is meaningful only after the fit"
         )
     results: dict[str, float | None] = {}
@@ -176,6 +194,7 @@ def _table(report: dict[str, Any]) -> str:
         f"data      {report['data']}, fold {report['fold']}",
         f"protocol  {report['protocol']['kind']}",
         f"images    {results['n']}",
+        *(["scores    lower is better; turned around here"] if report["lower_better"] else []),
         "",
     ]
     has_intervals = any(key.endswith("_low") for key in results)

@@ -26,7 +26,7 @@ from qmamba.cli import (
 )
 from qmamba.cli._command import Command, Program
 from qmamba.cli._memory import keep_memory
-from qmamba.cli._shared import open_closed_streams
+from qmamba.cli._shared import draw_to_files, open_closed_streams
 from qmamba.version import __version__
 
 # Plain help and plain errors: one line per error is easier to read in a log than a drawn box.
@@ -87,5 +87,6 @@ app = _build()
 def main() -> None:
     """Run the program `qmamba`."""
     open_closed_streams()
+    draw_to_files()
     keep_memory()
     app(prog_name="qmamba")

@@ -1,9 +1,11 @@
-"""Add scores as a column of a Hugging Face dataset: ``ds.map(add_scores)``."""
+"""Add scores as a column of a Hugging Face dataset: ``with_scores(ds)``, or ``ds.map(add_scores)``."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..errors import ImageError
@@ -11,7 +13,50 @@ from ..images import as_list
 from ..scoring import DEFAULT_MODEL
 from ._scorers import Model, shared
 
-__all__ = ["add_scores"]
+__all__ = ["add_scores", "with_scores"]
+
+
+def with_scores(
+    dataset: Any,
+    *,
+    image: str = "image",
+    score: str = "score",
+    error: str | None = "score_error",
+    model: Model = DEFAULT_MODEL,
+    **options: Any,
+) -> Any:
+    """Return a dataset with the scores of its images as a new column.
+
+    This is ``dataset.map(add_scores)`` for streams and for numpy and torch formats too: there `datasets`
+    decodes images before any function sees them, so that one damaged image stops the map. Decoding is
+    disabled while images are scored, and restored in the result.
+
+    Args:
+        dataset: a `datasets.Dataset` or `datasets.IterableDataset`.
+        image, score, error, model: as for `add_scores`.
+        **options: of the data set's `map`, such as ``batched=True``.
+
+    Returns:
+        The data set with the new columns.
+
+    Raises:
+        KeyError: no such column.
+        QMambaError: as `qmamba.load`.
+    """
+    function = partial(add_scores, image=image, score=score, error=error, model=model)
+    features = dataset.features
+    if features is None:  # of a stream that has declared none: nothing is decoded
+        return dataset.map(function, **options)
+    if image not in features:
+        raise _no_column(image)
+    given, raw = features[image], _undecoded(features[image])
+    if raw != given:
+        dataset = dataset.cast_column(image, raw)
+    if not hasattr(dataset, "num_rows") and "features" not in options:  # a stream infers no types
+        options["features"] = _with_columns(dataset.features, raw, score, error)
+    scored = dataset.map(function, **options)
+    names = scored.column_names
+    return scored.cast_column(image, given) if raw != given and (names is None or image in names) else scored
 
 
 def add_scores(
@@ -26,10 +71,13 @@ def add_scores(
 
     Pass options as ``ds.map(add_scores, fn_kwargs={"image": "photo"})``. The scores are the same with or
     without ``batched=True``, and for any ``num_proc``. An image may be a value of the feature
-    `datasets.Image`, decoded or not, a path, or anything else that `qmamba.images.decode` takes.
+    `datasets.Image`, decoded or not, a path, or anything else that `qmamba.images.decode` takes. A row that
+    holds a list of images gets a list of scores.
 
     An image that cannot be scored neither stops the map nor affects the rest of its batch: its score is NaN,
-    and the reason is in the column ``error``.
+    and the reason is in the column ``error``. A stream (`datasets.IterableDataset`), and a dataset in numpy
+    or torch format, decode their images before this function is called, and stop at a damaged one: use
+    `with_scores` there.
 
     Args:
         rows: one row, or the columns of a batch.
@@ -48,32 +96,54 @@ def add_scores(
         QMambaError: as `qmamba.load`.
     """
     if image not in rows:
-        raise KeyError(f"no column {image!r}; name the one that has the images: fn_kwargs={{'image': ...}}")
-    images, single = _images(rows, image)
-    found = [result for _, result in shared(model).iter_scores(images)]
+        raise _no_column(image)
+    cells, is_row = _cells(rows, image)
+    flat = [_file(each) for cell in cells for each in (cell if _is_several(cell) else [cell])]
+    found = [result for _, result in shared(model).iter_scores(flat)]
     scores = [math.nan if isinstance(result, ImageError) else result for result in found]
-    columns: dict[str, list[Any]] = {score: scores}
+    columns = {score: _regrouped(scores, cells)}
     if error is not None:
-        columns[error] = [str(result) if isinstance(result, ImageError) else "" for result in found]
-    return {name: values[0] for name, values in columns.items()} if single else columns
+        reasons = [str(result) if isinstance(result, ImageError) else "" for result in found]
+        columns[error] = _regrouped(reasons, cells)
+    return {name: values[0] for name, values in columns.items()} if is_row else columns
 
 
-def _images(rows: Mapping[str, Any], column: str) -> tuple[list[Any], bool]:
-    """Return the images of the rows, and whether `rows` is a single row."""
+def _no_column(image: str) -> KeyError:
+    return KeyError(f"no column {image!r}; name the one that has the images: fn_kwargs={{'image': ...}}")
+
+
+def _cells(rows: Mapping[str, Any], column: str) -> tuple[list[Any], bool]:
+    """Return a column's cells, an image or several each, and whether they are the only cell of a row."""
+    kind = type(rows).__name__
     try:
-        images = rows[column]
+        value = rows[column]
     except Exception:
         # `datasets` decodes on access, and one bad file fails the batch: read the undecoded files instead.
         if not hasattr(rows, "pa_table"):
             raise
-        images = rows.pa_table[column].to_pylist()
-        single = type(rows).__name__ == "LazyRow"
-    else:
-        if getattr(images, "ndim", 0) == 4:  # the tensor and numpy formats stack images of one size
-            images, single = list(images), False
-        else:
-            images, single = ([images], True) if isinstance(images, Mapping) else as_list(images)
-    return [_file(image) for image in images], single
+        return rows.pa_table[column].to_pylist(), kind == "LazyRow"
+    if kind == "LazyRow":
+        return [value], True
+    if getattr(value, "ndim", 0) >= 4:  # images of one size, as tensor and numpy formats stack them
+        return list(value), False
+    if isinstance(value, Mapping):
+        return [value], True
+    return as_list(value)
+
+
+def _is_several(cell: Any) -> bool:
+    """Return whether a cell holds a list of images: a list, a stack of arrays, or an array of objects."""
+    dimensions = getattr(cell, "ndim", 0)
+    return isinstance(cell, (list, tuple)) or dimensions == 4 or (dimensions == 1 and cell.dtype == object)
+
+
+def _regrouped(values: list[Any], cells: list[Any]) -> list[Any]:
+    """Return one value for each cell, or a list for a cell of several images."""
+    remaining = iter(values)
+    return [
+        [next(remaining) for _ in range(len(cell))] if _is_several(cell) else next(remaining)
+        for cell in cells
+    ]
 
 
 def _file(image: Any) -> Any:
@@ -82,3 +152,35 @@ def _file(image: Any) -> Any:
         return image
     data = image.get("bytes")
     return image.get("path") if data is None else data
+
+
+def _undecoded(feature: Any) -> Any:
+    """Return the feature of a column with decoding off, also within lists."""
+    if isinstance(feature, list):
+        return [_undecoded(feature[0])]
+    changed = copy.copy(feature)
+    if type(feature).__name__ == "Image":
+        changed.decode = False
+    elif hasattr(feature, "feature"):
+        changed.feature = _undecoded(feature.feature)
+    return changed
+
+
+def _with_columns(features: Any, image: Any, score: str, error: str | None) -> Any:
+    """Return the features of a data set with those of the new columns."""
+    from datasets import Value
+
+    def like(feature: Any, kind: str) -> Any:
+        if isinstance(feature, list):
+            return [like(feature[0], kind)]
+        if not hasattr(feature, "feature"):
+            return Value(kind)
+        changed = copy.copy(feature)
+        changed.feature = like(feature.feature, kind)
+        return changed
+
+    new = features.copy()
+    new[score] = like(image, "float64")
+    if error is not None:
+        new[error] = like(image, "string")
+    return new

@@ -15,7 +15,7 @@ from ..errors import BackendError, ScoresError
 from ..images import printable
 from ..images.find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
 from ..scoring import DEFAULT_MODEL, Scorer, load
-from ..scoring.parquet_log import Place, ScoreParts, settings_of
+from ..scoring.parquet_log import Place, ScoreParts, absolute, settings_of
 from ..scoring.pipeline import outcome, pixel_limit
 from ._scorers import missing
 from ._shards import Member, members
@@ -318,7 +318,7 @@ def _found(source: Source | Sequence[Source], recursive: bool) -> tuple[list[byt
     shards: list[bytes] = []
     for path in found.files:
         is_shard = path.suffix.lower() in SHARD_SUFFIXES and Path(path).is_file()
-        (shards if is_shard else files).append(os.fsencode(path.absolute()))
+        (shards if is_shard else files).append(os.fsencode(absolute(path)))
     return files, shards
 
 

@@ -132,15 +132,19 @@ def usable(tensors: Sequence[Tensor]) -> bool:
     )
 
 
+def transformed() -> bool:
+    """Return whether a ``torch.func`` transform or forward-mode differentiation is at work."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def watched() -> bool:
     """Return whether something must see every operation.
 
-    That is a tracer, a dispatch mode such as an operation counter, a ``torch.func`` transform, or
-    forward-mode differentiation.
+    That is a tracer, a dispatch mode such as an operation counter, or what `transformed` tells.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
-    if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if transformed():
         return True
     depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
     return bool(depth is not None and depth())

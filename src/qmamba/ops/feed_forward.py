@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .matmul import linear, plain
+from .second_order import differentiable_gradients
 
 HIDDEN = 2**20  # elements between the two products that are computed together
 
@@ -53,7 +54,7 @@ class _MLP(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
         given, hidden = saved[:5], saved[5:]
         if torch.is_grad_enabled():  # for a second derivative
-            return _differentiable(given, g, ctx.needs_input_grad)
+            return differentiable_gradients(_composed, given, g, ctx.needs_input_grad)
         x, weight1, _, weight2, _ = given
         of_x, of_weight1, of_bias1, of_weight2, of_bias2 = ctx.needs_input_grad
         rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
@@ -86,12 +87,3 @@ class _MLP(torch.autograd.Function):
 def _count(weight1: Tensor) -> int:
     """Return how many positions are computed together."""
     return max(HIDDEN // len(weight1), 1)
-
-
-def _differentiable(
-    given: tuple[Tensor, ...], g: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients by autograd, which can differentiate them again."""
-    leaves = [t for t, w in zip(given, wanted, strict=True) if w]
-    found = iter(torch.autograd.grad(_composed(*given), leaves, g, create_graph=True))
-    return tuple(next(found) if w else None for w in wanted)

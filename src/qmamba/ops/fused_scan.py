@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import native
-from .backend import choose, usable
+from .backend import choose, transformed, usable
 from .compile import compiling, traced_gated_scan
 from .native import gate as passes
 from .precision import without_autocast
 from .route_gate import GateWeights, gate_routes
 from .route_gate import triton as triton_gate
-from .route_gate.torch import gates_backward, route_gates
+from .route_gate.torch import gate_routes_composed, gates_backward, route_gates
 from .routes import Route
 from .scan import selective_scan
+from .scan.composed import selective_scan_composed
 from .scan.native import Problem
 from .scan.triton import Problem as TritonProblem
 from .scratch import KEPT, Scratch
+from .second_order import differentiable_gradients
 
 
 def gated_scan(
@@ -60,7 +61,7 @@ def gated_scan(
     tensors = (x, dt, B, C, dt_weight, dt_bias, A, D, *gate)
     if compiling():
         return traced_gated_scan(tensors, routes)
-    backend = choose(tensors) if x.numel() and not x.is_meta else "torch"
+    backend = choose(tensors) if x.numel() and not x.is_meta and not transformed() else "torch"
     if backend == "native":
         native.load()
     if backend == "native" and usable(tensors):
@@ -111,9 +112,10 @@ class NativeGatedScan(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them then
+        if torch.is_grad_enabled():
+            return _second_order_gradients(ctx, saved[:14], g_out)
         tensors, gate = saved[:8], saved[8:14]
         mean, rstd, pooled = saved[14:]
         g_out = g_out.to(torch.float32).flatten(1, 2).contiguous()
@@ -153,10 +155,11 @@ class TritonGatedScan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g_out: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         tensors, (mean, rstd, pooled) = saved[:14], saved[14:]
+        if torch.is_grad_enabled():
+            return _second_order_gradients(ctx, tensors, g_out)
         with torch.cuda.device_of(g_out), without_autocast(g_out.device):  # type: ignore[no-untyped-call]
             problem = TritonProblem.of(tensors[:8], ctx.routes, False)
             routes, entering = problem.forward(keep=True)
@@ -168,6 +171,19 @@ class TritonGatedScan(torch.autograd.Function):
             triton_gate.routes_gradient_(y, mean, rstd, gates, g_out, g_pooled / y.shape[2])
             grads = (*problem.backward(routes, entering), *g_gate)
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None)
+
+
+def _second_order_gradients(ctx: Any, tensors: Sequence[Tensor], g_out: Tensor) -> tuple[Any, ...]:
+    """Return what the backward does, in a way that can be differentiated again."""
+
+    def scan(*tensors: Tensor) -> Tensor:
+        x, dt, B, C, dt_weight, dt_bias, A, D, *gate = tensors
+        y = selective_scan_composed(
+            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=ctx.routes, merge=False
+        )
+        return gate_routes_composed(y, *gate)
+
+    return (*differentiable_gradients(scan, tensors, g_out, ctx.needs_input_grad[:14]), None)
 
 
 def _groups_of_images(x: Tensor, routes: int) -> Iterator[slice]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, List  # noqa: UP035
 
+import torch
 from torch import Tensor, library
 
 from .backend import choose, usable
@@ -64,7 +65,8 @@ def _run(function: Any, *args: Any) -> tuple[Tensor, Callable[[Tensor], list[Ten
 
 
 def _gradients(function: Any, context: _Context, g_out: Tensor) -> list[Tensor]:
-    return [g.contiguous() for g in function.backward(context, g_out) if g is not None]
+    with torch.no_grad():  # as autograd calls it; with gradients a backward is one for second derivatives
+        return [g.contiguous() for g in function.backward(context, g_out) if g is not None]
 
 
 def _function(tensors: Sequence[Tensor], backend: str) -> Any:

@@ -38,6 +38,14 @@ class Place:
     member: str | None = None
 
 
+def absolute(path: Path) -> Path:
+    """Return the name by which rows know a file, whatever folder a run was started from.
+
+    Links keep their names, since two names are two images; `..` is resolved as the system does.
+    """
+    return path.parent.resolve() / path.name if ".." in path.parts else path.absolute()
+
+
 def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
     """Return all that decides scores and errors, ready for JSON; rows of two runs may mix if it is equal."""
     from qmamba.images import MAX_PIXELS
@@ -58,9 +66,9 @@ def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
 class ScoreParts:
     """A folder of parquet files with one row per image.
 
-    Columns: `path` (text; bytes of a name that are not UTF-8 are escaped), `index` and `member` (zero-based
-    index and name of an image in a file of many, else null), `score` (float32) and `error` (text), of which
-    one is null, and `path_bytes` (null unless the path is not UTF-8).
+    Columns: `path` (absolute, text; bytes of a name that are not UTF-8 are escaped), `index` and `member`
+    (zero-based index and name of an image in a file of many, else null), `score` (float32) and `error`
+    (text), of which one is null, and `path_bytes` (null unless the path is not UTF-8).
 
     Each file is written completely or not at all. The end of the context writes the rows that are left, also
     after an error, and lets other processes write to the folder.

@@ -14,13 +14,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from qmamba.errors import ArgumentError, CapabilityError
+from qmamba.errors import ArgumentError, CapabilityError, ImageError
 from qmamba.images import MAX_PIXELS, Preprocessing
 from qmamba.models.registry import Output
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.ops.precision import without_autocast
 from qmamba.protocol import Protocol, View, Window, check_aspect, resize, unit, views
-from qmamba.scoring.stream import decode_ahead, outcome, senseless
+from qmamba.scoring.stream import decode_ahead, is_out_of_memory, outcome, senseless
 
 __all__ = [
     "CropScores",
@@ -158,19 +158,30 @@ def raw_parts(
         max_pixels, name: as for `crops`.
 
     Raises:
-        ImageError: the enlarged image would exceed `max_pixels`.
+        ImageError: the enlarged image would exceed `max_pixels`, or memory does not suffice.
     """
     use_one_thread_in_forked_child()
     cut = crops(
         pixels, protocol, device=weight.device, batch_size=batch_size, max_pixels=max_pixels, name=name
     )
+    no_memory = False
     while True:
-        # Entered anew for each batch: a context held across `yield` would act on the caller.
-        with torch.inference_mode(), without_autocast(weight.device):
-            part, images = next(cut, (None, weight))
-            if part is None:
-                return
-            result = network(preprocessing(images).to(weight.dtype))
+        try:
+            # Entered anew for each batch: a context held across `yield` would act on the caller.
+            with torch.inference_mode(), without_autocast(weight.device):
+                part, images = next(cut, (None, weight))
+                if part is None:
+                    return
+                result = network(preprocessing(images).to(weight.dtype))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            no_memory = True
+        if no_memory:  # raised here, where the failed batch is no longer held by a traceback
+            raise ImageError(
+                f"{name}: not enough memory on {weight.device} to score it; lower batch_size, or shrink it"
+            )
+        assert part is not None
         yield part, result
 
 

@@ -23,6 +23,7 @@ from qmamba.errors import AdapterError, ArgumentError, BackendError, ImageError
 from qmamba.images import iterate
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import Protocol, Window
+from qmamba.scoring.own_type import OwnType
 from qmamba.scoring.pickling import reduce_to_one_buffer
 from qmamba.scoring.pipeline import (
     Crops,
@@ -55,12 +56,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Scorer(AdapterVerbs, CheckpointVerbs):
+class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
     """A trained network with all that turns images into scores: crops, normalisation, calibration.
 
     Get one from `load`. The parameters are frozen, and the module stays in evaluation mode, whatever an outer
     module's `.train()` or `.requires_grad_()` says; gradients flow to the images. It works on the device, and
-    in the floating type, that its parameters have.
+    in the floating type, that its parameters have; an outer module's `.half()` does not change that type.
 
     Adapters for other domains are handled by `load_adapter`, `set_adapter`, `disable_adapter` and
     `delete_adapter`.
@@ -378,7 +379,8 @@ class Scorer(AdapterVerbs, CheckpointVerbs):
             try:
                 result: CropScores | ImageError = self._crop_scores(image, adapter, batch, limit)
             except ImageError as error:
-                result = error
+                # Without the frames of the traceback, which hold the image's pixels.
+                result = error.with_traceback(None)
             yield index, result
 
 

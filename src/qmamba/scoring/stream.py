@@ -64,10 +64,18 @@ def check_batch(batch: Tensor) -> None:
     if batch.numel() == 0 or batch.is_meta or torch.compiler.is_compiling():
         return
     check_aspect(batch.shape[-2], batch.shape[-1], "batch")
-    low, high = (float(bound) for bound in batch.detach().aminmax())
+    low, high = (float(bound) for bound in _unwrapped(batch).detach().aminmax())
     if not (low >= LOWEST and high <= HIGHEST):
         what = "NaN" if math.isnan(low) else f"values from {low:.4g} to {high:.4g}"
         raise ImageError(f"batch: {what} in place of values in [0, 1]; rescale it, and do not normalise it")
+
+
+def _unwrapped(batch: Tensor) -> Tensor:
+    """Return the values of a tensor within transforms of ``torch.func``, with their batch dimensions."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(batch):
+        batch = functorch.get_unwrapped(batch)
+    return batch
 
 
 def _new_locks() -> None:
@@ -144,13 +152,28 @@ def decode_ahead(
 def _decode(image: Any, max_pixels: int, held: bool) -> Decoded | ImageError:
     try:
         pixels, name = decoded(image, max_pixels)
+        if not (held or isinstance(image, (str, bytes, os.PathLike, Image.Image))):
+            pixels = pixels.clone()  # they may share memory with a tensor or an array
     except ImageError as error:
         return error
-    except MemoryError:  # the next image may be smaller
+    except (MemoryError, RuntimeError) as error:  # the next image may be smaller
+        if not is_out_of_memory(error):
+            raise
         return ImageError(f"{label(image)}: not enough memory to decode it; shrink it or lower max_pixels")
-    if not (held or isinstance(image, (str, bytes, os.PathLike, Image.Image))):
-        pixels = pixels.clone()  # they may share memory with a tensor or an array
     return pixels, name
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Return whether an error says that memory did not suffice, of the CPU or of a GPU.
+
+    torch has a class for GPUs; its allocator for CPUs, and the libraries below it, raise a RuntimeError.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def located(error: ImageError, index: int, scores: Tensor) -> ImageError:

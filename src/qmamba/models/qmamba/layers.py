@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +28,8 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
-        x = self.conv1(image.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        # Contiguous with channels last; torch.func's vmap takes no memory_format.
+        x = conv_nhwc(self.conv1, image.permute(0, 2, 3, 1).contiguous())
         x = F.gelu(self.norm1(x))  # (B, ⌈H/2⌉, ⌈W/2⌉, C/2)
         out: Tensor = self.norm2(conv_nhwc(self.conv2, x))
         return out

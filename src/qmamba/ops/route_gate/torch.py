@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..backend import transformed
 from ..precision import without_autocast
 from ..scratch import Scratch
-from .reference import EPS, GateWeights
+from ..second_order import differentiable_gradients, recomputed
+from .reference import EPS, GateWeights, gate_routes_reference
 
 
 def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
@@ -31,8 +32,22 @@ def gate_routes(y: Tensor, gate: GateWeights) -> Tensor:
     """
     if y.is_meta:
         return y[:, 0]
+    if transformed():
+        return gate_routes_composed(y, *gate)
     out: Tensor = GatedSum.apply(y, *gate)  # type: ignore[no-untyped-call]
     return out
+
+
+def gate_routes_composed(y: Tensor, *weights: Tensor) -> Tensor:
+    """Return the same by operations that torch can differentiate any number of times."""
+    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+    with without_autocast(y.device):
+        out: Tensor = recomputed(_formula, y.to(dtype), *(w.to(dtype) for w in weights))
+    return out.to(y.dtype)
+
+
+def _formula(y: Tensor, *weights: Tensor) -> Tensor:
+    return gate_routes_reference(y, GateWeights(*weights))
 
 
 def route_gates(pooled: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -68,9 +83,10 @@ class GatedSum(torch.autograd.Function):
         return out.view(B, H, W, D).to(y.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, g_out: Tensor) -> tuple[Tensor | None, ...]:
         y, mean, rstd, pooled, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(gate_routes_composed, (y, *weights), g_out, ctx.needs_input_grad)
         B, K, H, W, D = y.shape
         L, dtype = H * W, mean.dtype
         routes, g_out = y.to(dtype).flatten(2, 3), g_out.to(dtype).reshape(B, L, D)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..backend import choose
+from ..backend import choose, transformed
 from ..compile import compiling, traced_scan
 from ..routes import Route
+from .composed import selective_scan_composed
 from .native import selective_scan_native
 from .reference import selective_scan_reference
 from .torch import selective_scan_torch
@@ -84,7 +85,9 @@ def selective_scan(
         return traced_scan((x, dt, B, C, dt_weight, dt_bias, A, D), routes, merge, backend)
     if x.is_meta:  # shapes only, for counting
         return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
-    return _BACKENDS[name](
+    # Transforms of torch.func take none of the hand-written backwards.
+    scan = selective_scan_composed if name != "reference" and transformed() else _BACKENDS[name]
+    return scan(
         x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
     )
 

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import native
 from ..backend import usable
 from ..native import pool
 from ..routes import Route
-from .torch import LOG2E, selective_scan_torch
+from .torch import LOG2E, second_order_gradients, selective_scan_torch
 
 BLOCK = 64  # channels; QM_BLOCK in scan.h
 TASKS = 8  # wanted number of tasks, where the shapes allow it
@@ -81,9 +80,10 @@ class NativeScan(torch.autograd.Function):
         return y.to(tensors[0].dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return second_order_gradients(ctx, tensors, gy)
         p = Problem.of(tensors, ctx.routes, ctx.merge)
         grads = p.gradients(gy.to(torch.float32).contiguous())
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..precision import without_autocast
 from ..routes import Route
 from ..scratch import Scratch
+from ..second_order import differentiable_gradients
+from .composed import selective_scan_composed
 from .recurrence import Slots, recur_, slot_index, slots_of
 
 LOG2E = math.log2(math.e)
@@ -221,12 +222,25 @@ class TorchScan(torch.autograd.Function):
             return _forward(_Problem.of(tensors, routes), merge).to(tensors[0].dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return second_order_gradients(ctx, tensors, gy)
         with without_autocast(tensors[0].device):
             grads = _backward(_Problem.of(tensors, ctx.routes), gy, ctx.merge)
         return (*(g.to(t.dtype) for g, t in zip(grads, tensors, strict=True)), None, None)
+
+
+def second_order_gradients(ctx: Any, tensors: Sequence[Tensor], gy: Tensor) -> tuple[Any, ...]:
+    """Return what a scan's backward does, in a way that can be differentiated again."""
+
+    def scan(*tensors: Tensor) -> Tensor:
+        x, dt, B, C, dt_weight, dt_bias, A, D = tensors
+        return selective_scan_composed(
+            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=ctx.routes, merge=ctx.merge
+        )
+
+    return (*differentiable_gradients(scan, tensors, gy, ctx.needs_input_grad[:8]), None, None)
 
 
 @dataclass(frozen=True)

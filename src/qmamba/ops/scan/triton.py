@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..routes import Route
 from .native import rows
-from .torch import LOG2E
+from .torch import LOG2E, second_order_gradients
 
 TILE = 16  # steps that a thread computes together, the minimum of tensor cores
 LANES = 64  # channels · states of a program, two of a thread where it is one warp
@@ -100,10 +99,11 @@ class TritonScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them then
         tensors, kept = saved[:8], saved[8:]
+        if torch.is_grad_enabled():
+            return second_order_gradients(ctx, tensors, gy)
         with torch.cuda.device_of(gy):  # type: ignore[no-untyped-call]
             problem = Problem.of(tensors, ctx.routes, ctx.merge)
             grads = problem.backward(gy, kept[0] if kept else problem.entering())
