@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
 
@@ -54,7 +54,8 @@ def open_heic(stream: IO[bytes], name: str) -> Image.Image:
             f'{name}: HEIC needs pillow-heif; pip install "qmamba[heif]", or save it as JPEG'
         ) from error
     stream.seek(0)
-    image: Image.Image = HeifImageFile(stream, "")
+    open_stream: Any = HeifImageFile  # untyped
+    image: Image.Image = open_stream(stream, "")
     return image
 
 

@@ -99,7 +99,7 @@ class QMambaScore(Metric):
         return self._plot(val, ax)
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> QMambaScore:
-        self.scorer._apply(fn)  # type: ignore[no-untyped-call]
+        self.scorer._apply(fn)
         super()._apply(fn, exclude_state)
         return self
 
