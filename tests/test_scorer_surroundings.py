@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from operator import methodcaller
@@ -19,8 +22,9 @@ from qmamba.ops.fused_scan import gated_scan
 from qmamba.ops.scan.composed import selective_scan_composed
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer, load
+from qmamba.scoring.stream import decode_ahead
 from test_selective_scan import make_inputs
-from tiny_scorer import photo, quick_config, tiny_config, tiny_network
+from tiny_scorer import encode, photo, quick_config, tiny_config, tiny_network
 
 
 @pytest.fixture
@@ -245,3 +249,29 @@ def test_a_compiled_network_is_compiled_once_for_all_sizes(scorer: Scorer, fresh
     for batch, scores in zip(batches, want, strict=True):
         assert torch.allclose(scorer(batch), scores, atol=1e-5)
     assert counter.frame_count <= 2
+
+
+# Threads
+
+
+class Stalled(io.BytesIO):
+    """An image file whose contents never come until the event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__(encode(photo(40, 40, 0)))
+        self.event = event
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.event.wait(60)
+        return super().read(size)
+
+
+def test_closing_a_stream_does_not_wait_for_its_threads() -> None:
+    """The garbage collector closes abandoned streams in threads that must not wait for another."""
+    event = threading.Event()
+    stream = decode_ahead(iter([photo(40, 40, 0), Stalled(event)]), 10**6, held=True)
+    next(stream)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 30
+    event.set()

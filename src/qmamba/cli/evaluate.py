@@ -159,9 +159,7 @@ def _rows_to(out: Path | None) -> Iterator[Any]:
         yield writer.writerow
 
 
-def _measure(
-    rated: list[tuple[float, float]], scorer: Scorer, resamples: int
-) -> dict[str, float | None]:
+def _measure(rated: list[tuple[float, float]], scorer: Scorer, resamples: int) -> dict[str, float | None]:
     """Return each metric with its interval for pairs (score, MOS); stderr says which cannot be computed."""
     from qmamba.metrics import MetricError
     from qmamba.metrics import evaluate as measure

@@ -91,8 +91,8 @@ def in_threads(
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
         yield from pool.map(work, paths)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    finally:  # without waiting: the garbage collector may close this generator in any thread
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _unreadable(path: Path) -> str:

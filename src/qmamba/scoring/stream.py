@@ -123,30 +123,35 @@ def decode_ahead(
         held: as `is_held` tells.
     """
     use_one_thread_in_forked_child()
-    with ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode") as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode")
 
-        def submit() -> Future[Decoded | ImageError] | None:
-            try:
-                image = next(images)
-                future = pool.submit(_decode, image, max_pixels, held)
-                if not (held or isinstance(image, (str, bytes, os.PathLike))):
-                    wait([future])
-                return future
-            except StopIteration:
-                return None
-            except Exception as error:
-                # The caller's iterator has failed. The error is raised in its turn, so that the images before
-                # it are still scored.
-                failed: Future[Decoded | ImageError] = Future()
-                failed.set_exception(error)
-                return failed
+    def submit() -> Future[Decoded | ImageError] | None:
+        try:
+            image = next(images)
+            future = pool.submit(_decode, image, max_pixels, held)
+            if not (held or isinstance(image, (str, bytes, os.PathLike))):
+                wait([future])
+            return future
+        except StopIteration:
+            return None
+        except Exception as error:
+            # The caller's iterator has failed. The error is raised in its turn, so that the images before it
+            # are still scored.
+            failed: Future[Decoded | ImageError] = Future()
+            failed.set_exception(error)
+            return failed
 
+    try:
         # Not the pool's map, which would read an endless iterator to its end.
         ahead: deque[Future[Decoded | ImageError] | None] = deque(submit() for _ in range(workers))
         while (first := ahead.popleft()) is not None:
             decoded = first.result()
             ahead.append(submit())
             yield decoded
+    finally:
+        # Do not wait: the garbage collector may close this generator in any thread, even in one that is just
+        # starting and holds the lock that joining another thread needs.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _decode(image: Any, max_pixels: int, held: bool) -> Decoded | ImageError:

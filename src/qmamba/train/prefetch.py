@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 def made_ahead(make: Callable[[int], T], first: int, last: int, workers: int = 1) -> Iterator[T]:
     """Yield ``make(i)`` for i from ``first`` to ``last`` - 1, in order, made by worker threads in advance."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="qmamba-batches") as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="qmamba-batches")
+    try:
         pending: deque[Future[T]] = deque()
         for i in range(first, last):
             pending.append(pool.submit(make, i))
@@ -23,6 +24,8 @@ def made_ahead(make: Callable[[int], T], first: int, last: int, workers: int = 1
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:  # without waiting: the garbage collector may close this generator in any thread
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def batch_workers(device: torch.device) -> int:
