@@ -83,8 +83,8 @@ def test_refusals(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     assert "near names: gaussian_blur" in refused(photo, "gaussian", "-o", out)
     assert "from 1 to 5, got 6" in refused(photo, "jpeg", "--level", 6, "-o", out)
-    assert "either the NAME" in refused(photo, "-o", out)
-    assert "either the NAME" in refused(photo, "jpeg", "--all", "-o", out)
+    assert "give the NAME of a distortion" in refused(photo, "-o", out)
+    assert "give the NAME of a distortion" in refused(photo, "jpeg", "--all", "-o", out)
     assert "none.png: no such file" in refused(tmp_path / "none.png", "jpeg", "-o", out)
     assert "images cannot be written as .txt" in refused(photo, "jpeg", "-o", tmp_path / "out.txt")
     assert "no extension" in refused(photo, "jpeg", "-o", tmp_path / "out")
@@ -147,4 +147,4 @@ def test_a_contact_sheet(photo: Path, tmp_path: Path) -> None:
     assert "--force" in refused(photo, "--sheet", "-o", out)
     assert "leave out --all and --level" in refused(photo, "--sheet", "--all", "-o", tmp_path / "x.png")
     assert "leave out" in refused(photo, "--sheet", "--level", 2, "-o", tmp_path / "x.png")
-    assert "no distortion is called" in refused(photo, "blurr", "--sheet", "-o", tmp_path / "x.png")
+    assert "no distortion is named" in refused(photo, "blurr", "--sheet", "-o", tmp_path / "x.png")

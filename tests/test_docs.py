@@ -143,7 +143,7 @@ def test_the_code_of_a_page_runs(page: str, folder: Path) -> None:
         pytest.importorskip(package, reason=f"{package} is not installed")
     names = run_page(page)
     if page == "docs/integrations.md":
-        assert np.isnan(names["rows"]["score"][1]) and names["rows"]["score_error"][0] == ""
+        assert np.isnan(names["scored"]["score"][1]) and names["scored"]["score_error"][0] == ""
         assert names["df"].score.isna().tolist() == [False, False, True]
         assert len(names["model"].predict(names["df"])) == 3
     if page == "docs/seeing.md":
