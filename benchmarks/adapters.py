@@ -36,7 +36,7 @@ import qmamba
 from qmamba.adapters import create, list_methods, read_adapter_config
 from qmamba.data import Rated, read_manifest
 from qmamba.data.splitting import make_splits
-from qmamba.models import QMamba
+from qmamba.models.qmamba import QMamba
 from qmamba.train import AdaptRecipe, adapt
 
 TABLES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {  # row → method, options

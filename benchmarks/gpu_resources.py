@@ -29,8 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qmamba.ops import cross_scan_routes, local_scan_routes, triton_gate
-from qmamba.ops.selective_scan.triton import CARRIES, GROUP, Kind, constants, pairs, power
+from qmamba.ops import cross_scan_routes, local_scan_routes
+from qmamba.ops.route_gate import triton as triton_gate
+from qmamba.ops.scan.triton import CARRIES, GROUP, Kind, constants, pairs, power
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -180,7 +181,7 @@ def main() -> None:
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("unset TRITON_INTERPRET: kernels are to be compiled")
-    modules = ("qmamba.ops.selective_scan.triton_kernels", "qmamba.ops.triton_gate_kernels")
+    modules = ("qmamba.ops.scan.triton_kernels", "qmamba.ops.route_gate.triton_kernels")
     kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
     usages = []
     for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):

@@ -21,8 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from qmamba import Scorer
+from qmamba.checkpoints import ModelConfig
 from qmamba.data import Rated
-from qmamba.model_config import ModelConfig
 
 Peer = Callable[[Sequence[Path]], np.ndarray]
 LEAST_NIQE = 194

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import qmamba
-from qmamba.models.ss2d import SS2D
+from qmamba.models.qmamba.ss2d import SS2D
 
 Forward = Callable[[Tensor], Tensor]
 BASE = "swin-t"

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import qmamba
+from qmamba.analysis.maps import save_map
 from qmamba.data import DISTORTIONS, Distortion
 from qmamba.images import decode
-from qmamba.map_picture import save_map
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "docs" / "assets"

@@ -14,14 +14,15 @@ import triton.language as tl
 
 import interpreter_of_triton  # noqa: F401  (mends and hastens the interpreter)
 from qmamba import create_model
-from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan, triton_gate
-from qmamba.ops.selective_scan.triton import TritonScan
-from qmamba.ops.selective_scan.triton_steps import divided, reciprocal, softplus
+from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan
+from qmamba.ops.route_gate import triton as triton_gate
+from qmamba.ops.scan.triton import TritonScan
+from qmamba.ops.scan.triton_steps import divided, reciprocal, softplus
 from test_gated_scan import check as check_gated
 from test_gated_scan import make as make_gated
 from test_selective_scan import assert_same, make_inputs, run
 
-launcher = sys.modules["qmamba.ops.selective_scan.triton"]
+launcher = sys.modules["qmamba.ops.scan.triton"]
 
 
 @pytest.fixture(autouse=True)

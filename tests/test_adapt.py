@@ -14,15 +14,15 @@ from typer.testing import CliRunner, Result
 import qmamba
 from qmamba import create_model
 from qmamba.adapters import read_adapter_config
-from qmamba.checkpoint import save_checkpoint
+from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
 from qmamba.cli.adapt import Method
 from qmamba.data import Rated, read_manifest
 from qmamba.errors import AdapterError, RecipeError
 from qmamba.metrics import bootstrap_interval, srcc
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from qmamba.train import AdaptRecipe, adapt
-from qmamba.train.adapt import _Adapter, _Batch, _folds, _plan
+from qmamba.train.adaptation import _Adapter, _Batch, _folds, _plan
 from qmamba.train.bank import Bank
 from qmamba.train.parallel import Team
 from rated_photos import rated_photos, write_manifest

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from qmamba.checkpoint import save_checkpoint
+from qmamba.checkpoints import save_checkpoint
 from qmamba.data import Rated
 from rated_photos import rated_photos, write_manifest
 from test_adapt import base_network

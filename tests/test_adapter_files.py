@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import qmamba
 from qmamba.adapters import AdapterConfig, create, load_adapter, read_adapter_config, save_adapter
 from qmamba.errors import AdapterError, CheckpointError
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from test_adapters import METHODS
 from tiny_adapters import CALIBRATION, config_for, made, saved
 from tiny_scorer import photo, tiny_config, tiny_network

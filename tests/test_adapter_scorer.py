@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 import qmamba
 from qmamba.adapters import create
-from qmamba.checkpoint import save_checkpoint
+from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
 from qmamba.errors import AdapterError, CheckpointError, ImageError
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from test_adapters import METHODS
 from tiny_adapters import CALIBRATION, config_for, made, saved
 from tiny_scorer import photo, tiny_config, tiny_network

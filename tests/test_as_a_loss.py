@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import qmamba
 from qmamba.adapters import create
 from qmamba.protocol import KINDS
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import tiny_config, tiny_network, with_protocol
 from two_processes import in_two_processes
 

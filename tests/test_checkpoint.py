@@ -20,19 +20,19 @@ from torch import nn
 
 import qmamba
 from qmamba.calibration import Calibration
-from qmamba.checkpoint import (
+from qmamba.checkpoints import (
     ModelConfig,
-    Preprocessing,
     load_checkpoint,
     read_config,
     render_card,
     save_checkpoint,
     verify_checkpoint,
 )
+from qmamba.checkpoints.locate import list_models, resolve
 from qmamba.errors import CheckpointError, UnknownModelError
+from qmamba.images import Preprocessing
 from qmamba.models import create_model
 from qmamba.protocol import Protocol
-from qmamba.registry import list_models, resolve
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 
@@ -151,16 +151,16 @@ def test_saving_again_replaces_and_leaves_no_litter(folder: Path) -> None:
 
 
 def test_interrupted_save_is_refused_when_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qmamba import _weights
+    from qmamba.checkpoints import safetensors_file
 
-    original = _weights.replace_file
+    original = safetensors_file.replace_file
 
     def stop(path: Path, content: bytes) -> None:
         if path.name == "config.json":
             raise KeyboardInterrupt
         original(path, content)
 
-    monkeypatch.setattr(_weights, "replace_file", stop)
+    monkeypatch.setattr(safetensors_file, "replace_file", stop)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, tiny_network(seed=1), tiny_config())
     monkeypatch.undo()
@@ -524,9 +524,9 @@ def test_resolve(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_near_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qmamba import registry
+    from qmamba.checkpoints import locate
 
-    monkeypatch.setattr(registry, "_embedded", lambda: {"lqmamba-n": Path("x")})
+    monkeypatch.setattr(locate, "_embedded", lambda: {"lqmamba-n": Path("x")})
     with pytest.raises(UnknownModelError, match=r"did you mean lqmamba-n\?"):
         resolve("lqmabma-n")
 

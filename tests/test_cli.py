@@ -19,16 +19,16 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import qmamba
-from qmamba._find import IMAGE_SUFFIXES, find_images, natural
-from qmamba._pillow import FORMATS
 from qmamba.calibration import Calibration
-from qmamba.checkpoint import ModelConfig, save_checkpoint
+from qmamba.checkpoints import ModelConfig, save_checkpoint
 from qmamba.cli import app
 from qmamba.cli._rows import Format, Row, footer, header, render
 from qmamba.cli.score import score
+from qmamba.images.find import IMAGE_SUFFIXES, find_images, natural
+from qmamba.images.pillow import FORMATS
 from qmamba.models import create_model
 from qmamba.ops import native
-from qmamba.scorer import DEFAULT_MODEL
+from qmamba.scoring import DEFAULT_MODEL
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX names and signals")
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from qmamba.cli import app
 from qmamba.cli._rows import Comparison
 from qmamba.cli.compare import ranked
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
 

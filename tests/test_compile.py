@@ -7,9 +7,8 @@ import torch
 from torch import library as registry
 
 from qmamba.models import create_model
-from qmamba.ops import Route, cross_scan_routes, local_scan_routes
-from qmamba.ops import library as operators
-from qmamba.ops.traced import numbers_of
+from qmamba.ops import Route, cross_scan_routes, local_scan_routes, operators
+from qmamba.ops.compile import numbers_of
 from test_selective_scan import make_inputs
 
 TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}

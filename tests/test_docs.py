@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from docs_folder import made_folder
-from qmamba import _toml
+from qmamba import toml
 from qmamba.cli import app
 from qmamba.data import DISTORTIONS
 
@@ -75,7 +75,7 @@ def run_page(page: str) -> dict[str, Any]:
             for line in block.code.replace("\\\n", " ").splitlines():
                 run_line(line, f"{page}:{block.line + 1}: {line}")
         elif block.kind == "toml":
-            assert _toml.parse_toml(block.code)["name"]
+            assert toml.parse_toml(block.code)["name"]
     return names
 
 
@@ -181,7 +181,7 @@ def test_the_example_raises_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     from improve import improve
     from PIL import Image
 
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
     from tiny_scorer import photo, tiny_config, tiny_network
 
     scorer, before = Scorer(tiny_network(), tiny_config()), Image.fromarray(photo(64, 64))

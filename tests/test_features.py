@@ -12,12 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import qmamba
+from qmamba.analysis.features import Features, extract, features_of, load_features, save_features
+from qmamba.analysis.tsne import COLOURS, MARKERS, draw_points, tsne
 from qmamba.cli import app
 from qmamba.data import Rated
 from qmamba.errors import FeaturesError, ImageError
-from qmamba.features import Features, extract, features_of, load_features, save_features
-from qmamba.scorer import Scorer
-from qmamba.tsne import COLOURS, MARKERS, draw_points, tsne
+from qmamba.scoring import Scorer
 from rated_photos import rated_photos
 from tiny_scorer import tiny_config, tiny_network
 

@@ -13,13 +13,13 @@ from qmamba import create_model
 from qmamba.errors import BackendError
 from qmamba.ops import GateWeights, Route, gated_scan, local_scan_routes, native, selective_scan
 from qmamba.ops.native import gate
-from qmamba.ops.route_gate import gates_backward
+from qmamba.ops.route_gate.torch import gates_backward
 from test_route_gate import make as make_routes
 from test_route_gate import plain
 from test_selective_scan import make_inputs
 
 pytestmark = pytest.mark.usefixtures("library")
-module = sys.modules["qmamba.ops.gated_scan"]
+module = sys.modules["qmamba.ops.fused_scan"]
 
 ROUTES = {
     "local-2": local_scan_routes(2),

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from hub_server import LocalHub, Repo
-from qmamba.checkpoint import ModelConfig, load_checkpoint, save_checkpoint
-from qmamba.hub import is_repo_id
+from qmamba.checkpoints import ModelConfig, load_checkpoint, save_checkpoint
+from qmamba.checkpoints.hub import is_repo_id
 from qmamba.models import create_model
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
@@ -382,7 +382,7 @@ def test_a_scorer_travels_through_the_hub(client: Client, repo: Repo) -> None:
     """Load by id, push from there, save to a folder: one and the same score each time."""
     scores = client(
         "import numpy as np, tempfile\n"
-        "from qmamba.scorer import load as load_scorer\n"
+        "from qmamba.scoring import load as load_scorer\n"
         "image = np.random.default_rng(0).integers(0, 256, (240, 300, 3), dtype=np.uint8)\n"
         f"scorer = load_scorer({ID!r}, revision='v1')\n"
         "scorer.push_to_hub('someone/copy', token='hf_writer')\n"

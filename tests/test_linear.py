@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmamba.ops import linear
-from qmamba.ops.linear import _available
+from qmamba.ops.matmul import _available
 
 
 def operations(function) -> set[str]:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from qmamba.models.layers import MLP
+from qmamba.models.qmamba.layers import MLP
 from qmamba.ops import linear, mlp
 
-module = importlib.import_module("qmamba.ops.mlp")
+module = importlib.import_module("qmamba.ops.feed_forward")
 
 
 def theirs(x, weight1, bias1, weight2, bias2):
@@ -104,7 +104,9 @@ class TestTheLayer:
     def used(self, layer, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            importlib.import_module("qmamba.models.layers"), "mlp", lambda *a: calls.append(1) or theirs(*a)
+            importlib.import_module("qmamba.models.qmamba.layers"),
+            "mlp",
+            lambda *a: calls.append(1) or theirs(*a),
         )
         out = layer(torch.randn(3, 8))
         return bool(calls), out

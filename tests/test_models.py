@@ -10,7 +10,8 @@ import torch
 
 import qmamba
 from qmamba.errors import UnknownModelError
-from qmamba.models import create_model, layers, ss2d
+from qmamba.models import create_model
+from qmamba.models.qmamba import layers, ss2d
 from qmamba.ops import scratch
 
 PARAMETERS = {  # the specification's table, to the unit; multiply-adds as the paper prints them, in G

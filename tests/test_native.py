@@ -239,7 +239,7 @@ def test_views_are_read_where_they_are(poisoned):
 
 def test_auto_takes_it_for_float32_only(monkeypatch):
     calls = []
-    scan = sys.modules["qmamba.ops.selective_scan"]
+    scan = sys.modules["qmamba.ops.scan"]
     for name in ("torch", "native"):
         monkeypatch.setitem(scan._BACKENDS, name, lambda x, *_, name=name, **__: calls.append(name) or x)
     routes = cross_scan_routes()

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 import qmamba
 from qmamba import Protocol, Scorer
 from qmamba.calibration import Calibration
+from qmamba.checkpoints import ModelConfig
 from qmamba.cli import app
 from qmamba.errors import BackendError
 from qmamba.integrations.onnx import export_onnx
-from qmamba.model_config import ModelConfig
 from qmamba.models import create_model
 
 TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}

@@ -50,7 +50,7 @@ print(*sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & set({
     # The readers of data sets look for their libraries when a file needs them.
     assert python(code.replace("import qmamba\n", "import qmamba.data, qmamba.data.duplicates\n")) == ""
     # So do recipes, training, features and pictures.
-    later = "import qmamba.train.paper, qmamba.features, qmamba.tsne, qmamba.map_picture\n"
+    later = "import qmamba.train.paper; from qmamba.analysis import features, maps, tsne\n"
     assert python(code.replace("import qmamba\n", later)) == ""
 
 
@@ -115,7 +115,7 @@ def test_a_wheel(tmp_path: Path) -> None:
     models = qmamba.list_models()
     assert models, "the package must come with at least one model"
     for model in models:
-        assert "qmamba/report/template.html" in names
+        assert "qmamba/analysis/report/template.html" in names
         for file in ("config.json", "model.safetensors", "README.md"):
             assert f"qmamba/weights/{model}/{file}" in names
 
@@ -150,3 +150,18 @@ def test_version_is_stated_once() -> None:
     except PackageNotFoundError:
         pytest.skip("qmamba is imported from its sources, not installed")
     assert installed == qmamba.__version__
+
+
+def test_no_name_shadows_a_module() -> None:
+    """`import qmamba.train.x` gives the module x, not a function that its package calls x."""
+    code = """
+import importlib, pkgutil, types, qmamba
+for found in pkgutil.walk_packages(qmamba.__path__, "qmamba."):
+    package, _, name = found.name.rpartition(".")
+    if name.startswith(("__main__", "lib", "triton_")):
+        continue
+    importlib.import_module(found.name)
+    if not isinstance(getattr(importlib.import_module(package), name), types.ModuleType):
+        print(found.name)
+"""
+    assert python(code) == ""

@@ -23,7 +23,7 @@ from qmamba.train.loop import start_from
 from qmamba.train.teacher import Lesson, Teacher
 from rated_photos import RECIPE, rated_photos
 
-module = importlib.import_module("qmamba.train.pretrain")
+module = importlib.import_module("qmamba.train.pretraining")
 
 PLAN = PretrainRecipe(
     name="tiny", arch="lqmamba-n", phases=(Phase(32, 4), Phase(64, 2)), crops=4, damaged=2,

@@ -16,7 +16,7 @@ from PIL import Image
 import qmamba
 from qmamba.errors import ImageError, UnknownModelError
 from qmamba.integrations.pyiqa import QMambaMetric, create_metric
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import photo, tiny_config, tiny_network
 
 

@@ -13,8 +13,8 @@ from torch import nn
 import qmamba
 from qmamba.calibration import Calibration
 from qmamba.errors import BackendError, ImageError
-from qmamba.quality_map import local_values
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
+from qmamba.scoring.quality_map import local_values
 from tiny_adapters import config_for, made
 from tiny_scorer import encode, photo, tiny_config, tiny_network, with_protocol
 

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import qmamba
-from qmamba.checkpoint import save_checkpoint
+from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
 from qmamba.errors import BackendError, QMambaError, ScoresError
 from qmamba.integrations._shards import members

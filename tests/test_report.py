@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from qmamba.analysis.report import BINS, THUMBNAIL, Summary, write_report
 from qmamba.cli import app
-from qmamba.report import BINS, THUMBNAIL, Summary, write_report
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
 NASTY = """<script>alert('1')<!-- & "q" {{errors}} $title.png"""

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from browsing import keep
-from qmamba.report import write_report
-from qmamba.scorer import Scorer
+from qmamba.analysis.report import write_report
+from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
 WIDTHS = (400, 1200)

@@ -22,13 +22,13 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner, Result
 
 import qmamba
-from qmamba.adapters.files import read_adapter_config
-from qmamba.checkpoint import load_checkpoint, save_checkpoint
+from qmamba.adapters.folder import read_adapter_config
+from qmamba.checkpoints import load_checkpoint, save_checkpoint
 from qmamba.cli import app
 from qmamba.errors import CheckpointError, ImageError
 from qmamba.images import decode
 from qmamba.protocol import Protocol
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import photo, quick_config, tiny_config, tiny_network
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "broken.py"

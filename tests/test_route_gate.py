@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from qmamba.ops import GateWeights, gate_routes
+from qmamba.ops.route_gate import gate_routes_reference
 
 NAMES = GateWeights._fields
 
@@ -20,11 +20,8 @@ def make(grid=(3, 5), batch=2, routes=4, channels=16, dtype=torch.float64):
     return [t.requires_grad_() for t in tensors]
 
 
-def plain(y, norm_weight, norm_bias, reduce_weight, reduce_bias, expand_weight, expand_bias):
-    mean = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias).mean((2, 3))
-    hidden = F.gelu(F.linear(mean, reduce_weight, reduce_bias))
-    gates = F.linear(hidden, expand_weight, expand_bias).sigmoid()
-    return (y * gates[:, :, None, None]).sum(1)
+def plain(y, *weights):
+    return gate_routes_reference(y, GateWeights(*weights))
 
 
 def ours(y, *weights):

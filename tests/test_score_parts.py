@@ -17,12 +17,11 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import qmamba
-from qmamba import _score_parts
-from qmamba._score_parts import Place, ScoreParts, settings_of
-from qmamba.checkpoint import save_checkpoint
+from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
 from qmamba.errors import ScoresError
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer, parquet_log
+from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
 from tiny_scorer import encode, photo, quick_config, tiny_config, tiny_network
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow, which writes parquet, is not installed")
@@ -79,7 +78,7 @@ def test_rows_are_the_librarys(quick: Path, photos: Path, tmp_path: Path) -> Non
 def test_the_same_command_goes_on(
     quick: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_score_parts, "PART_ROWS", 2)
+    monkeypatch.setattr(parquet_log, "PART_ROWS", 2)
     out = tmp_path / "scores"
     arguments = (photos, "--model", quick, "-f", "parquet", "-o", out)
     run(*arguments)

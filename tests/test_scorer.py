@@ -22,7 +22,7 @@ from torch import nn
 from qmamba.errors import ImageError
 from qmamba.images import decode
 from qmamba.protocol import KINDS, Protocol, fit_side, unit, windows
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network, with_protocol
 
 

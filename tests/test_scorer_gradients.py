@@ -12,7 +12,7 @@ import torch
 
 from qmamba.errors import ImageError
 from qmamba.protocol import KINDS
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import photo, tiny_config, tiny_network, with_protocol
 
 

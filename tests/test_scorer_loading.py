@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-import qmamba.scorer
-from qmamba.checkpoint import save_checkpoint
+import qmamba
+from qmamba.checkpoints import save_checkpoint
 from qmamba.errors import BackendError, CheckpointError, ImageError, MissingImageError, UnknownModelError
 from qmamba.protocol import Protocol
-from qmamba.scorer import Scorer, load
+from qmamba.scoring import Scorer, api, load
 from tiny_scorer import encode, photo, tiny_config, tiny_network, with_protocol
 
 
@@ -197,7 +197,7 @@ def test_push_hands_over_a_whole_checkpoint(monkeypatch: pytest.MonkeyPatch, sco
         seen.update(options, repo_id=repo_id, score=load(folder).score(photo(64, 64)))
         return "address"
 
-    monkeypatch.setattr("qmamba.hub.push", push)
+    monkeypatch.setattr("qmamba.checkpoints.hub.push", push)
     assert scorer.push_to_hub("me/mine", private=True, token="t", revision="r") == "address"
     assert seen.pop("score") == scorer.score(photo(64, 64))
     commit = "Upload a qmamba checkpoint"
@@ -217,16 +217,16 @@ def test_default_scorer_is_loaded_once(monkeypatch: pytest.MonkeyPatch, scorer: 
         loads.append(1)
         return scorer
 
-    qmamba.scorer._default.cache_clear()
-    monkeypatch.setattr(qmamba.scorer, "load", fake_load)
+    api._default.cache_clear()
+    monkeypatch.setattr(api, "load", fake_load)
     try:
         image = photo(64, 64)
         with ThreadPoolExecutor(4) as pool:
-            assert set(pool.map(qmamba.scorer.score, [image] * 8)) == {scorer.score(image)}
-        assert qmamba.scorer.score([image, None], on_error="nan").isnan().tolist() == [False, True]
+            assert set(pool.map(qmamba.score, [image] * 8)) == {scorer.score(image)}
+        assert qmamba.score([image, None], on_error="nan").isnan().tolist() == [False, True]
         assert len(loads) == 1
     finally:
-        qmamba.scorer._default.cache_clear()
+        api._default.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -83,7 +83,7 @@ def test_any_number_of_states(n):
 
 
 def test_many_images_are_tiled_without_a_seam(monkeypatch):
-    implementation = importlib.import_module("qmamba.ops.selective_scan.torch")
+    implementation = importlib.import_module("qmamba.ops.scan.torch")
 
     routes = local_scan_routes(3)
     inputs = make_inputs(6, 5, routes, batch=5)

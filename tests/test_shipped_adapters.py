@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 import qmamba
 from qmamba.adapters import read_adapter_config
 from qmamba.adapters.card import render_adapter_card
+from qmamba.checkpoints.locate import resolve_adapter
 from qmamba.cli import app
 from qmamba.errors import AdapterError
-from qmamba.registry import resolve_adapter
 from tiny_scorer import photo as pixels
 
 NAMES = ["upscaled", "video-stills"]

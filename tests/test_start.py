@@ -18,7 +18,8 @@ from torch import Tensor
 import qmamba
 from hub_server import LocalHub, Repo
 from qmamba.errors import CheckpointError
-from qmamba.models import QMamba, create_model
+from qmamba.models import create_model
+from qmamba.models.qmamba import QMamba
 from qmamba.train.paper.start import find_start, start
 from tiny_scorer import tiny_config, tiny_network
 

@@ -19,7 +19,7 @@ from PIL import Image
 import qmamba
 from qmamba.errors import BackendError, ImageError
 from qmamba.integrations.hf import add_scores
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network
 
 

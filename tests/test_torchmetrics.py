@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qmamba.errors import ImageError
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from tiny_scorer import tiny_config, tiny_network
 from two_processes import in_two_processes
 

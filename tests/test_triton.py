@@ -15,7 +15,7 @@ import torch
 
 from qmamba.errors import BackendError
 from qmamba.ops import backend, cross_scan_routes, local_scan_routes, selective_scan
-from qmamba.ops.selective_scan.triton import pairs
+from qmamba.ops.scan.triton import pairs
 from test_selective_scan import make_inputs
 
 

@@ -9,7 +9,7 @@ import torch
 
 from qmamba.adapters import Adapter, AdapterConfig, create, save_adapter
 from qmamba.calibration import Calibration
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 
 CALIBRATION = Calibration(slope=0.7, offset=-0.2)
 

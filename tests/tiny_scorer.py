@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 
 from qmamba.calibration import Calibration
-from qmamba.model_config import ModelConfig
+from qmamba.checkpoints import ModelConfig
 from qmamba.models import create_model
 from qmamba.protocol import Protocol
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 

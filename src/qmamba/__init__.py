@@ -8,13 +8,14 @@ True
 from __future__ import annotations
 
 from . import adapters, convert, errors, metrics
-from ._distort import distort, list_distortions
-from ._version import __version__
-from .models import count, create_model, list_archs
+from .checkpoints.locate import list_adapters, list_models
+from .data.distort import distort, list_distortions
+from .models import create_model, list_archs
+from .models.count import count
 from .ops.backend import backends
 from .protocol import Protocol
-from .registry import list_adapters, list_models
-from .scorer import Scorer, load, score
+from .scoring import Scorer, load, score
+from .version import __version__
 
 __all__ = [
     "Protocol",

@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 import torch.nn.functional as F
 
-from qmamba._pillow import check_size
 from qmamba.errors import CheckpointError
 from qmamba.images import MAX_PIXELS
+from qmamba.images.pillow import check_size
 
 Kind: TypeAlias = Literal["grid", "random", "whole", "scales"]
 Window: TypeAlias = tuple[int, int, int, int]

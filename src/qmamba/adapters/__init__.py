@@ -11,8 +11,9 @@ True
 
 from __future__ import annotations
 
-from .base import Adapter, Size, create, list_methods, register
-from .files import AdapterConfig, load_adapter, read_adapter_config, save_adapter
+from .base import Adapter, Size
+from .folder import AdapterConfig, load_adapter, read_adapter_config, save_adapter
+from .registry import create, list_methods, register
 
 __all__ = [
     "Adapter",

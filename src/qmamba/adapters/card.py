@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..model_card import (
+from ..checkpoints.card import (
     bullets,
     front_matter,
     inline,
@@ -16,7 +16,7 @@ from ..model_card import (
 )
 
 if TYPE_CHECKING:
-    from .files import AdapterConfig
+    from .folder import AdapterConfig
 
 
 def render_adapter_card(config: AdapterConfig) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models import QMamba
-from ..models.layers import conv_nhwc
-from .base import Adapter, check_at_least, register
+from ..models.qmamba import QMamba
+from ..models.qmamba.layers import conv_nhwc
+from .base import Adapter, check_at_least
 from .prompts import PromptMixture, prompt_width
+from .registry import register
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models import QMamba
-from .base import Adapter, check_at_least, is_paper_sized, register
+from ..models.qmamba import QMamba
+from .base import Adapter, check_at_least, is_paper_sized
 from .prompts import PromptMixture
+from .registry import register
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..models import QMamba
-from .base import Adapter, NoOptions, register
+from ..models.qmamba import QMamba
+from .base import Adapter, NoOptions
+from .registry import register
 
 
 @register("full")

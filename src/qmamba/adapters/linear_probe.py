@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 
-from ..models import QMamba
-from .base import Adapter, NoOptions, register
+from ..models.qmamba import QMamba
+from .base import Adapter, NoOptions
+from .registry import register
 
 
 @register("linear-probe")

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models import QMamba
-from .base import Adapter, check_at_least, register
+from ..models.qmamba import QMamba
+from .base import Adapter, check_at_least
+from .registry import register
 
 # Not the route gate's Linears, whose weights an operator takes without calling them.
 TARGETS = r".*\.(in_proj|x_proj|out_proj|fc1|fc2)"

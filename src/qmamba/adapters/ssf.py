@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..models import QMamba
-from .base import Adapter, check_at_least, is_paper_sized, register
+from ..models.qmamba import QMamba
+from .base import Adapter, check_at_least, is_paper_sized
 from .prompts import resized
+from .registry import register
 
 
 @dataclass(frozen=True)

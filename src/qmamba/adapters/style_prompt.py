@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from ..models import QMamba
-from ..models.layers import conv_nhwc
-from .base import Adapter, check_at_least, register
+from ..models.qmamba import QMamba
+from ..models.qmamba.layers import conv_nhwc
+from .base import Adapter, check_at_least
 from .prompts import PromptMixture, prompt_width, resized
+from .registry import register
 
 LAYER = "layer"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from qmamba._find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
 from qmamba.cli._shared import USAGE, note
+from qmamba.images.find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
 
 
 def named_images(paths: list[str], recursive: bool, *, shards: bool = False) -> tuple[list[Path], bool]:

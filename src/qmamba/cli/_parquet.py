@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qmamba._score_parts import Place, ScoreParts, settings_of
-from qmamba._scoring import outcome
 from qmamba.cli._shared import bar_of, note, tell_failed
+from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
+from qmamba.scoring.pipeline import outcome
 
 if TYPE_CHECKING:
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
 
 OUT = Path("scores.parquet")
 

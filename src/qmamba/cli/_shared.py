@@ -18,7 +18,7 @@ import typer
 from qmamba.errors import QMambaError
 
 if TYPE_CHECKING:
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
 
 USAGE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -67,7 +67,7 @@ def load_options(
 
 def load_scorer(*named: Any) -> Scorer:
     """`qmamba.load`, from what options hold, as :func:`load_options` takes it."""
-    from qmamba.scorer import load
+    from qmamba.scoring import load
 
     options = load_options(*named)
     return load(options.pop("model"), **options)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba._scoring import senseless
 from qmamba.cli._find import named_images
 from qmamba.cli._options import (
     AdapterOption,
@@ -30,9 +29,10 @@ from qmamba.cli._options import (
 from qmamba.cli._rows import Comparison, Format, footer, header, prepare_stdout, render
 from qmamba.cli._shared import bar_of, hushed, load_scorer, quiet_ends, tell_failed
 from qmamba.errors import ImageError
+from qmamba.scoring.pipeline import senseless
 
 if TYPE_CHECKING:
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
 
 EPILOG = """\
 \b

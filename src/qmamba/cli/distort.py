@@ -107,7 +107,7 @@ def _format(path: Path) -> str:
     """The format that a file name's extension stands for, of those that can be read again."""
     from PIL import Image
 
-    from qmamba._pillow import FORMATS
+    from qmamba.images.pillow import FORMATS
 
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
     if kind not in FORMATS or kind not in Image.SAVE:
@@ -119,7 +119,7 @@ def _format(path: Path) -> str:
 def _write(source: Path, plan: dict[Path, tuple[str, int]], seed: int, folder: Path, make: bool) -> None:
     from PIL import Image
 
-    from qmamba._distort import to_pixels
+    from qmamba.data.distort import to_pixels
     from qmamba.data.distortions import DISTORTIONS
 
     pixels = to_pixels(source)

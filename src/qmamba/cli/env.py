@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qmamba._version import __version__
 from qmamba.cli._shared import quiet_ends
+from qmamba.version import __version__
 
 
 class EnvFormat(str, Enum):
@@ -41,8 +41,8 @@ def env(
 def _found() -> dict[str, Any]:
     import torch
 
+    from qmamba.checkpoints.locate import list_models
     from qmamba.ops.backend import backends
-    from qmamba.registry import list_models
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qmamba.checkpoints.card import METRIC_TITLES
 from qmamba.cli._options import (
     AdapterOption,
     BatchSize,
@@ -26,11 +27,10 @@ from qmamba.cli._options import (
 )
 from qmamba.cli._shared import USAGE, bar_of, load_scorer, note, quiet_ends
 from qmamba.errors import ImageError, RecipeError
-from qmamba.model_card import METRIC_TITLES
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
 
 EPILOG = """\
 \b

@@ -55,8 +55,8 @@ def features(
     Beside them stand each photograph's path, MOS, distortion and reference.
     """
     with quiet_ends():
+        from qmamba.analysis.features import check_path, extract, save_features
         from qmamba.data import read_dataset
-        from qmamba.features import check_path, extract, save_features
 
         check_path(out)
         ratings = read_dataset(dataset, data)
@@ -89,10 +89,10 @@ def tsne(
     Needs scikit-learn and matplotlib: pip install "qmamba[plot]".
     """
     with quiet_ends():
+        from qmamba.analysis.features import load_features
+        from qmamba.analysis.tsne import draw_points
+        from qmamba.analysis.tsne import tsne as place
         from qmamba.errors import FeaturesError
-        from qmamba.features import load_features
-        from qmamba.tsne import draw_points
-        from qmamba.tsne import tsne as place
 
         found = load_features(features)
         which = len(found.stages) if stage is None else stage

@@ -51,8 +51,8 @@ def draw_map(
     A place's value is its contribution, and no rating of that place by itself: docs/seeing.md says more.
     """
     with quiet_ends(), hushed():
+        from qmamba.analysis.maps import check_picture_name, save_map
         from qmamba.images import MAX_PIXELS, decode, label
-        from qmamba.map_picture import check_picture_name, save_map
 
         check_target(out, force)
         check_picture_name(out)

@@ -28,7 +28,7 @@ def models(
     SRCC is the rank correlation with people's opinions on test photographs, as the model's card reports it.
     """
     with quiet_ends():
-        from qmamba.registry import list_models
+        from qmamba.checkpoints.locate import list_models
 
         rows = [_describe(name) for name in list_models()]
         for row in rows:
@@ -44,9 +44,9 @@ def models(
 def _describe(name: str) -> dict[str, Any]:
     import torch
 
-    from qmamba.checkpoint import read_config
+    from qmamba.checkpoints import read_config
+    from qmamba.checkpoints.locate import resolve
     from qmamba.models import create_model
-    from qmamba.registry import resolve
 
     config = read_config(resolve(name))
     with torch.random.fork_rng(devices=[]):  # an untrained network draws its weights
@@ -63,7 +63,7 @@ def _describe(name: str) -> dict[str, Any]:
 
 def _adapters_for(model: str) -> list[str]:
     from qmamba.adapters import read_adapter_config
-    from qmamba.registry import list_adapters, resolve_adapter
+    from qmamba.checkpoints.locate import list_adapters, resolve_adapter
 
     return [name for name in list_adapters() if read_adapter_config(resolve_adapter(name)).base == model]
 

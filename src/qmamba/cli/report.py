@@ -61,8 +61,8 @@ def report(
     The page is a single file that loads nothing from anywhere, so that it can be sent and kept.
     """
     with quiet_ends(), hushed():
+        from qmamba.analysis.report import write_report
         from qmamba.images import printable
-        from qmamba.report import write_report
 
         check_target(out, force)
         files, whole = named_images(paths, recursive)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba._scoring import outcome
 from qmamba.cli._find import named_images
 from qmamba.cli._options import (
     AdapterOption,
@@ -31,9 +30,10 @@ from qmamba.cli._rows import Format, Row, footer, header, prepare_stdout, render
 from qmamba.cli._shared import bar_of, hushed, load_options, load_scorer, quiet_ends, tell_failed
 from qmamba.cli._watch import Resume
 from qmamba.errors import QMambaError
+from qmamba.scoring.pipeline import outcome
 
 if TYPE_CHECKING:
-    from qmamba.scorer import Scorer
+    from qmamba.scoring import Scorer
 
 EPILOG = """\
 \b

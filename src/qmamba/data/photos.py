@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .._toml import parse_toml
 from ..errors import RecipeError
+from ..toml import parse_toml
 from .ratings import Rated
 
 CROP = 160  # pixels a side

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from ..errors import BackendError
-from ..scorer import Scorer, load
+from ..scoring import Scorer, load
 
 Model: TypeAlias = Scorer | str | os.PathLike[str]
 """A scorer, or what `qmamba.load` takes."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .._find import IMAGE_SUFFIXES
-from .._pillow import check_bytes
 from ..errors import ImageError, ScoresError
 from ..images import printable
+from ..images.find import IMAGE_SUFFIXES
+from ..images.pillow import check_bytes
 
 _ROWS = 16  # of a parquet file that are in memory together
 

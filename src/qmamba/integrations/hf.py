@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ImageError
 from ..images import as_list
-from ..scorer import DEFAULT_MODEL
+from ..scoring import DEFAULT_MODEL
 from ._scorers import Model, shared
 
 __all__ = ["add_scores"]

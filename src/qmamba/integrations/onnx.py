@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError
-from ..ops.traced import as_operators
-from ..scorer import Scorer
+from ..ops.compile import as_operators
+from ..scoring import Scorer
 
 OPSET = 18
 EXAMPLE = (2, 3, 96, 128)  # what the network is traced with; any other size will do as well

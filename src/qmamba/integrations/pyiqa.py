@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError
 from ..images import as_list
-from ..scorer import DEFAULT_MODEL, load
+from ..scoring import DEFAULT_MODEL, load
 
 __all__ = ["QMambaMetric", "create_metric"]
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from .._find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
-from .._score_parts import Place, ScoreParts, settings_of
-from .._scoring import outcome, pixel_limit
 from ..errors import BackendError, ScoresError
 from ..images import printable
-from ..scorer import DEFAULT_MODEL, Scorer, load
+from ..images.find import IMAGE_SUFFIXES, SHARD_SUFFIXES, find_images
+from ..scoring import DEFAULT_MODEL, Scorer, load
+from ..scoring.parquet_log import Place, ScoreParts, settings_of
+from ..scoring.pipeline import outcome, pixel_limit
 from ._scorers import missing
 from ._shards import Member, members
 

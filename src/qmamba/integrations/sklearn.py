@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import ImageError
 from ..images import as_list
-from ..scorer import DEFAULT_MODEL
+from ..scoring import DEFAULT_MODEL
 from ._scorers import Model, missing, shared
 
 try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError
-from ..scorer import DEFAULT_MODEL, Scorer, load
+from ..scoring import DEFAULT_MODEL, Scorer, load
 from ._scorers import Model, missing, shared
 
 try:

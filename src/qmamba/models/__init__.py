@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .backbone import QMamba
-from .count import Count, count
-from .sizes import create_model, list_archs, register
+from . import qmamba as qmamba  # registers its architectures
+from .registry import Architecture, create_model, get_architecture, list_archs, register
 
-__all__ = ["Count", "QMamba", "count", "create_model", "list_archs", "register"]
+__all__ = ["Architecture", "create_model", "get_architecture", "list_archs", "register"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .backbone import MIN_SIDE, QMamba
-from .ss2d import SS2D
+from .qmamba import QMamba
+from .qmamba.network import MIN_SIDE
+from .qmamba.ss2d import SS2D
 
 NORM_OPERATIONS = 5  # per element: two for the statistics, one to centre, one to scale, one affine
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from . import library as library
-from .gated_scan import gated_scan
-from .linear import linear
-from .mlp import mlp
+from . import operators as operators  # registers what torch.compile calls
+from .feed_forward import mlp
+from .fused_scan import gated_scan
+from .matmul import linear
 from .route_gate import GateWeights, gate_routes
 from .routes import Route, cross_scan_routes, local_scan_routes
-from .selective_scan import selective_scan
+from .scan import selective_scan
 
 __all__ = [
     "GateWeights",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .adapt import AdaptRecipe, adapt
-from .pretrain import pretrain
+from .adaptation import AdaptRecipe, adapt
+from .pretraining import pretrain
 from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
 from .trainer import train
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..data import Rated
 from ..errors import RecipeError
-from ..images import decode
-from ..model_config import Preprocessing
-from ..models import QMamba
+from ..images import Preprocessing, decode
+from ..models.qmamba import QMamba
 from ..protocol import Protocol
 from .batches import random_crop
 

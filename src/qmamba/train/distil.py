@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models import QMamba
+from ..models.qmamba import QMamba
 from .teacher import Teacher
 
 

@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters import Adapter
-from ..checkpoint import load_checkpoint
+from ..checkpoints import load_checkpoint
+from ..checkpoints.locate import resolve
 from ..errors import BackendError, QMambaError, RecipeError
-from ..model_config import Preprocessing
-from ..models import QMamba, create_model
-from ..registry import resolve
+from ..images import Preprocessing
+from ..models import create_model
+from ..models.qmamba import QMamba
 from .parallel import Team
 from .recipe import Plan
 from .teacher import ARCH as TEACHER
@@ -277,7 +278,7 @@ def _create(plan: Plan) -> QMamba | Trainee:
     if plan.arch == TEACHER:
         return Trainee()
     try:
-        return create_model(plan.arch, **plan.overrides)
+        return cast(QMamba, create_model(plan.arch, **plan.overrides))
     except ValueError as error:
         if isinstance(error, QMambaError):
             raise

@@ -9,9 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from .._toml import parse_toml
 from ..data.photos import CROP
 from ..errors import RecipeError
+from ..toml import parse_toml
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..model_config import Preprocessing
+from ..images import Preprocessing
 
 ARCH = "efficientnet-lite0"
 KEPT = 5  # blocks, up to stride 8, that are not tuned: most of a backward pass, for the most general features

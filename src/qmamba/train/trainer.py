@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..calibration import Calibration
+from ..checkpoints import ModelConfig
 from ..data import Rated
 from ..errors import RecipeError
 from ..metrics import plcc, srcc
-from ..model_config import ModelConfig
-from ..models import QMamba
+from ..models.qmamba import QMamba
 from ..protocol import Protocol
-from ..scorer import Scorer
+from ..scoring import Scorer
 from .batches import Batch, make_batch
 from .distil import Distiller
 from .loop import (

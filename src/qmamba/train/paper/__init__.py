@@ -5,6 +5,5 @@ from __future__ import annotations
 from .recipe import PaperRecipe, Transfer, list_paper_recipes
 from .rows import do_row
 from .runs import Workshop
-from .start import Start, start
 
-__all__ = ["PaperRecipe", "Start", "Transfer", "Workshop", "do_row", "list_paper_recipes", "start"]
+__all__ = ["PaperRecipe", "Transfer", "Workshop", "do_row", "list_paper_recipes"]

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from ...adapters import Adapter
 from ...data import Rated
-from ...images import as_bytes
+from ...images import Preprocessing, as_bytes
 from ...metrics import MetricError, plcc, plcc_fitted, srcc
-from ...model_config import Preprocessing
-from ...models import QMamba
-from ...models.backbone import undecayed
+from ...models.qmamba import QMamba, undecayed
 from ...protocol import Protocol, fit_side, windows
 from ..loop import batch_workers, made_ahead
 from .recipe import PaperRecipe

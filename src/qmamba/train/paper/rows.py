@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..._weights import replace_file
+from ...checkpoints.safetensors_file import replace_file
 from .recipe import PaperRecipe, Printed
 from .runs import Run, Workshop, each_run
 from .sets import missing

@@ -7,21 +7,22 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..._version import __version__
-from ..._weights import replace_file
 from ...adapters import AdapterConfig, create, save_adapter
 from ...calibration import Calibration
+from ...checkpoints import ModelConfig
+from ...checkpoints.safetensors_file import replace_file
 from ...data import Rated
 from ...errors import RecipeError
 from ...metrics import plcc
-from ...model_config import ModelConfig
 from ...models import create_model
-from ...scorer import Scorer, load
+from ...models.qmamba import QMamba
+from ...scoring import Scorer, load
+from ...version import __version__
 from ..loop import Report
 from .curve import draw_curve
 from .rater import Rater, measure, protocol_of, rate_images
@@ -229,7 +230,7 @@ def _do(
 def _rater(run: Run, recipe: PaperRecipe, shop: Workshop) -> tuple[Rater, Start, Scorer | None]:
     """What is trained, how it began, and for a transfer the base."""
     if run.base is None:
-        network = create_model(recipe.arch, **recipe.overrides)
+        network = cast(QMamba, create_model(recipe.arch, **recipe.overrides))
         name = recipe.init_from
         if shop.dry and no_start(name, shop.root) is not None:
             name = ""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..._weights import replace_file
+from ...checkpoints.safetensors_file import replace_file
 from ...data import DATASETS, Rated, read_dataset, read_manifest
 from ...data.splitting import make_splits
 from ...errors import DataSetError, RecipeError

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint import load_checkpoint
+from ...checkpoints import load_checkpoint
+from ...checkpoints.hub import fetch_file, is_repo_id
+from ...checkpoints.locate import list_models, resolve
 from ...convert import load_vmamba
 from ...errors import CheckpointError
-from ...hub import fetch_file, is_repo_id
-from ...models import QMamba
-from ...registry import list_models, resolve
+from ...models.qmamba import QMamba
 from ..loop import fresh_start
 
 WEIGHTS = "model.safetensors"  # of a Hub repository whose id names no file

@@ -1,0 +1,1 @@
+"""Looking into scores and networks: features, t-SNE, drawn maps, reports."""

@@ -1,0 +1,186 @@
+"""What a network sees in photographs: its stages' features, pooled over positions and crops."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..checkpoints.safetensors_file import replace_file
+from ..errors import FeaturesError, ImageError
+from ..images import decode, label
+from ..ops.precision import without_autocast
+from ..protocol import views
+from ..scoring import Scorer
+
+if TYPE_CHECKING:
+    from ..data import Rated
+
+BATCH = 32  # crops of one image that go through the network together
+_LABELS = ("image", "mos", "distortion", "reference")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features of photographs, and what is known about these.
+
+    Attributes:
+        stages: per stage (n, C) float32: the mean over positions of its output before the downsample, and
+            over the crops that the model's protocol cuts, with their weights.
+        image: (n,) paths.
+        mos: (n,) float64.
+        distortion, reference: (n,) strings, "" where not known.
+    """
+
+    stages: tuple[npt.NDArray[np.float32], ...]
+    image: npt.NDArray[np.str_]
+    mos: npt.NDArray[np.float64]
+    distortion: npt.NDArray[np.str_]
+    reference: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def features_of(scorer: Scorer, image: Any) -> list[torch.Tensor]:
+    """Pooled features of one image, per stage (C,) float32 on the CPU; no adapter has a say in them.
+
+    Args:
+        scorer: whose network it is, and whose protocol cuts the image.
+        image: any kind that :func:`qmamba.images.decode` takes.
+
+    Raises:
+        ImageError: the image cannot be decoded.
+    """
+    network, pixels = scorer.base(), decode(image)
+    seen = views(pixels.shape[1], pixels.shape[2], scorer.protocol)
+    shares = [1 / (len(seen) * len(view.windows)) for view in seen for _ in view.windows]
+    weights = torch.tensor(shares, dtype=torch.float32)
+    pooled = []
+    with torch.inference_mode(), without_autocast(next(network.parameters()).device):
+        for images in scorer.inputs(pixels, label(image), BATCH):
+            stages = network.forward_features(images)
+            pooled.append([f.float().mean(dim=(2, 3)).cpu() for f in stages])
+        return [weights @ torch.cat(parts) for parts in zip(*pooled, strict=True)]
+
+
+def extract(
+    scorer: Scorer,
+    ratings: Sequence[Rated],
+    *,
+    failed: Callable[[ImageError], None] | None = None,
+    done: Callable[[], object] | None = None,
+) -> Features:
+    """Pooled features of rated photographs, in their order.
+
+    Args:
+        scorer: whose network and protocol.
+        ratings: the photographs.
+        failed: told of each that cannot be decoded, which is left out; without it the error is raised.
+        done: called after each.
+
+    Raises:
+        ImageError: a photograph that cannot be decoded, unless ``failed`` is told of it.
+        FeaturesError: none is left.
+    """
+    kept, rows = [], []
+    for rated in ratings:
+        try:
+            rows.append(features_of(scorer, rated.path))
+            kept.append(rated)
+        except ImageError as error:
+            if failed is None:
+                raise
+            failed(error)
+        if done is not None:
+            done()
+    if not kept:
+        raise FeaturesError("no photograph could be read, so there are no features")
+    return Features(
+        tuple(torch.stack(stage).numpy() for stage in zip(*rows, strict=True)),
+        np.array([str(r.path) for r in kept]),
+        np.array([r.mos for r in kept]),
+        np.array([r.distortion for r in kept]),
+        np.array([r.reference for r in kept]),
+    )
+
+
+def check_path(path: Path) -> None:
+    """Refuse a file that :func:`save_features` cannot write.
+
+    Raises:
+        FeaturesError: neither ``.npz`` nor ``.parquet``, or parquet cannot be written here.
+    """
+    if path.suffix not in (".npz", ".parquet"):
+        raise FeaturesError(f"features are kept in a .npz or .parquet file, not in {path.name!r}")
+    if path.suffix == ".parquet":
+        _pandas()
+
+
+def save_features(path: Path, features: Features) -> None:
+    """Write features as a whole or not at all.
+
+    ``.npz`` holds ``stage1`` to ``stage4`` (n, C) and the labels (n,); ``.parquet`` a row a photograph, with
+    columns ``stage1_0000`` and so on.
+
+    Raises:
+        FeaturesError: as :func:`check_path`.
+    """
+    check_path(path)
+    labels = {name: getattr(features, name) for name in _LABELS}
+    stages = {f"stage{i}": values for i, values in enumerate(features.stages, start=1)}
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {**labels, **stages}
+        np.savez(buffer, **arrays)
+    else:
+        columns = {
+            f"{name}_{c:04d}": values[:, c] for name, values in stages.items() for c in range(values.shape[1])
+        }
+        _pandas().DataFrame({**labels, **columns}).to_parquet(buffer, index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())
+
+
+def load_features(path: Path) -> Features:
+    """What :func:`save_features` wrote; no pickle is read.
+
+    Raises:
+        FeaturesError: no such file, or not one of features.
+    """
+    check_path(path)
+    if not path.is_file():
+        raise FeaturesError(f"no features at {path}: `qmamba features` writes them")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+        else:
+            table = _pandas().read_parquet(path)
+            found = {name: table[name].to_numpy() for name in _LABELS}
+            names = sorted({column.split("_")[0] for column in table.columns} - set(_LABELS))
+            for name in names:
+                columns = sorted(column for column in table.columns if column.startswith(f"{name}_"))
+                found[name] = table[columns].to_numpy(dtype=np.float32)
+        stages = tuple(found[name] for name in sorted(found) if name.startswith("stage"))
+        strings = {name: np.asarray(found[name], dtype=str) for name in _LABELS if name != "mos"}
+        return Features(stages, mos=np.asarray(found["mos"], dtype=np.float64), **strings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FeaturesError(f"{path} holds no features as `qmamba features` writes them: {error}") from error
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+        import pyarrow  # noqa: F401  (what pandas writes parquet with)
+    except ImportError as error:
+        raise FeaturesError(
+            "parquet needs pandas and pyarrow: pip install 'qmamba[parquet]', or write a .npz file"
+        ) from error
+    return pandas

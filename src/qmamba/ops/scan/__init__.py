@@ -1,0 +1,109 @@
+"""The selective scan over routes of a grid: one public function, several implementations behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..backend import choose
+from ..compile import compiling, traced_scan
+from ..routes import Route
+from .native import selective_scan_native
+from .reference import selective_scan_reference
+from .torch import selective_scan_torch
+from .triton import selective_scan_triton
+
+_BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "reference": selective_scan_reference,
+    "torch": selective_scan_torch,
+    "native": selective_scan_native,
+    "triton": selective_scan_triton,
+}
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[Route],
+    merge: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Scan a grid of features along K routes with an input-dependent state space model.
+
+    Along route k, with t counting the positions in the route's order::
+
+        Δ_t = softplus(dt_weight_k dt_t + dt_bias_k)
+        h_t = exp(Δ_t A_k) ⊙ h_{t-1} + (Δ_t ⊙ x_t) B_tᵀ,   h_0 = 0        (D, N)
+        y_t = h_t C_t + D_k ⊙ x_t                                          (D,)
+
+    and every y is put back at the position it belongs to. (Mamba's recurrence over VMamba's and
+    LocalMamba's scan orders; QMamba, section 3.1.) Nothing is permuted by the caller: projections act on
+    one position at a time, so they are computed once on the grid.
+
+    Args:
+        x: (B, H, W, D) features.
+        dt: (B, H, W, K, R) step sizes before their expansion from rank R.
+        B, C: (B, H, W, K, N) input and output maps of the state.
+        dt_weight: (K, D, R);  dt_bias: (K, D).
+        A: (K, D, N), negative (``-exp(A_log)``);  D: (K, D) skip weights.
+        routes: K routes, see :mod:`qmamba.ops.routes`.
+        merge: sum the routes' outputs; otherwise they are stacked.
+        backend: ``"torch"`` (any device; a backward that recomputes the states), ``"native"`` (the same in
+            C, the fastest on a CPU; float64 goes to torch's), ``"triton"`` (the same on a GPU),
+            ``"reference"`` (a plain loop) or ``"auto"``: what the variable ``QMAMBA_BACKEND`` names, else
+            triton or native where they can be used and take these tensors, else torch's.
+
+    Returns:
+        (B, H, W, D), or (B, K, H, W, D) without ``merge``, in the dtype of ``x``. State and accumulation
+        are float32 for half-precision input, also under autocast, and float64 for float64 input.
+
+    Raises:
+        BackendError: the backend is not known, or it cannot be used here.
+        ValueError: shapes do not fit together.
+
+    >>> import torch
+    >>> from qmamba.ops import Route, selective_scan
+    >>> x, ones = torch.ones(1, 1, 3, 1), torch.ones(1, 1, 3, 1, 1)
+    >>> dt_bias = torch.tensor([[0.5413]])  # softplus(0.5413) = 1
+    >>> y = selective_scan(x, 0 * ones, ones, ones, dt_weight=torch.ones(1, 1, 1), dt_bias=dt_bias,
+    ...                    A=-torch.ones(1, 1, 1), D=torch.zeros(1, 1), routes=[Route("row")])
+    >>> [round(v, 3) for v in y.flatten().tolist()]  # 1, 1 + 1/e, 1 + 1/e + 1/e²
+    [1.0, 1.368, 1.503]
+    """
+    _check_shapes(x, dt, B, C, dt_weight, dt_bias, A, D, routes)
+    name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
+    if compiling() and name != "reference":
+        return traced_scan((x, dt, B, C, dt_weight, dt_bias, A, D), routes, merge, backend)
+    if x.is_meta:  # shapes without data: what counting and planning need
+        return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
+    return _BACKENDS[name](
+        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
+    )
+
+
+def _check_shapes(
+    x: Tensor, dt: Tensor, B: Tensor, C: Tensor,
+    dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, routes: Sequence[Route],
+) -> None:  # fmt: skip
+    if x.ndim != 4 or dt.ndim != 5 or B.ndim != 5 or A.ndim != 3:
+        raise ValueError(
+            "selective_scan takes x (B,H,W,D), dt (B,H,W,K,R), B and C (B,H,W,K,N), A (K,D,N); "
+            f"got {tuple(x.shape)}, {tuple(dt.shape)}, {tuple(B.shape)}, {tuple(A.shape)}"
+        )
+    grid, D_, K, R, N = x.shape[:3], x.shape[3], len(routes), dt.shape[-1], B.shape[-1]
+    expected = {
+        "dt": (dt, (*grid, K, R)), "B": (B, (*grid, K, N)), "C": (C, (*grid, K, N)),
+        "dt_weight": (dt_weight, (K, D_, R)), "dt_bias": (dt_bias, (K, D_)),
+        "A": (A, (K, D_, N)), "D": (D, (K, D_)),
+    }  # fmt: skip
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape}")

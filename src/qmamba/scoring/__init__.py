@@ -1,0 +1,9 @@
+"""Scoring: from a photograph to a number, and to a map of where it comes from."""
+
+from __future__ import annotations
+
+from .api import DEFAULT_MODEL, load, score
+from .quality_map import QualityMap
+from .scorer import Scorer
+
+__all__ = ["DEFAULT_MODEL", "QualityMap", "Scorer", "load", "score"]

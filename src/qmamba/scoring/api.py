@@ -1,0 +1,136 @@
+"""Loading a scorer, and `score` for who needs no more than a number."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qmamba.adapters.host import DEFAULT_NAME
+from qmamba.errors import BackendError
+from qmamba.protocol import Kind, Protocol
+from qmamba.scoring.pipeline import Column, ScoreOptions
+from qmamba.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["DEFAULT_MODEL", "Scorer", "load", "score"]
+
+DEFAULT_MODEL = "lqmamba-n"
+
+
+def load(
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    local_files_only: bool = False,
+    protocol: Kind | Protocol | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    checkpointing: bool = False,
+) -> Scorer:
+    """Load a scorer from a checkpoint.
+
+    Args:
+        name: a name from `qmamba.list_models()`, a checkpoint folder, or a Hub id "user/repository". Only a
+            Hub id can cause a download.
+        revision: branch, tag or commit of a Hub id.
+        device: where to put the weights; the CPU by default.
+        dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
+        local_files_only: for a Hub id, take it from the cache and never use the network.
+        protocol: "grid", "random", "whole", "scales", or a `Protocol`, in place of the checkpoint's own. A
+            word keeps the checkpoint's other numbers. Measured results hold for its own protocol only.
+        cache_dir: in place of the standard Hub cache.
+        token: in place of the token that is logged in to the Hub.
+        adapter: name, folder or Hub id of an adapter that was made for this model; active from the start,
+            under the name "default". More of them can be had with `Scorer.load_adapter`.
+        checkpointing: as a loss, keep less for the backward and compute it again there: the same gradients
+            in less memory and more time. `scorer.network.checkpointing` is the switch itself.
+
+    Returns:
+        A frozen scorer.
+
+    Raises:
+        UnknownModelError: when nothing answers to the name; near names are listed.
+        CheckpointError: for a checkpoint that is incomplete or damaged, or a bad protocol; AdapterError, one
+            of its kind, for an adapter that was made for another model.
+        HubError: when a Hub repository cannot be had.
+        BackendError: for a device or type that cannot be used here.
+    """
+    from qmamba.checkpoints import load_checkpoint
+    from qmamba.checkpoints.locate import resolve
+
+    folder = resolve(
+        name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+    )
+    network, config = load_checkpoint(folder)
+    if isinstance(protocol, Protocol):
+        config = config.replace(protocol=protocol)
+    elif protocol is not None:
+        config = config.replace(protocol=config.protocol.as_kind(protocol))
+    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype!r}")
+    try:
+        network = network.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        # torch explains at length; its first line names the cause.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
+        ) from error
+    cast(Any, network).checkpointing = checkpointing
+    scorer = Scorer(network, config)
+    if adapter is not None:
+        scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
+        scorer.set_adapter(DEFAULT_NAME)
+    return scorer
+
+
+_DEFAULT_LOCK = threading.Lock()
+
+
+@functools.cache
+def _default() -> Scorer:
+    return load()
+
+
+@overload
+def score(
+    images: str | os.PathLike[str] | bytes | BinaryIO | Image.Image, **options: Unpack[ScoreOptions]
+) -> float: ...
+@overload
+def score(images: np.ndarray | torch.Tensor | Column, **options: Unpack[ScoreOptions]) -> Any: ...
+@overload
+def score(images: Iterable[Any], **options: Unpack[ScoreOptions]) -> torch.Tensor: ...
+
+
+def score(images: Any, **options: Unpack[ScoreOptions]) -> Any:
+    """Score one image, or each of a sequence, with the embedded model.
+
+    The model is read once per process, at the first call. For another model, device or protocol see `load`.
+
+    Args:
+        images: one image or a sequence of images; see `Scorer.score`.
+        **options: on_error, batch_size, progress, max_pixels; see `Scorer.score`.
+
+    Returns:
+        A float in [0, 1] for a single image, higher is better; for a sequence of n a tensor (n,), float32,
+        or for a pandas Series a Series with its index.
+
+    Raises:
+        ImageError: as `Scorer.score`.
+    """
+    # functools.cache alone would let two threads load the model at once.
+    with _DEFAULT_LOCK:
+        scorer = _default()
+    return scorer.score(images, **options)
