@@ -34,10 +34,11 @@ from generality_domains import READERS, Domain, digest, read_domains
 from generality_features import Cache, Lite0, OwnScore, Student
 from generality_measures import by_part, draws, mean_draws, summary
 from generality_models import FITTED, ensemble, left_out, probe
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 
 RESULTS = Path(__file__).parent / "results" / "generality.json"
 BASE = "lite0-ensemble, left out"  # the row that gains are stated over
+LEAST_RATED = 3  # one left out, and one more to choose a strength by
 SIDE = 320  # of Lite0's images
 SIDES = (224, 320, 448)  # of the ensemble's
 
@@ -155,21 +156,24 @@ def merged(path: Path, domains: Sequence[Domain], rows: dict[str, Any]) -> dict[
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the agreements as lines of text; `*` marks what a model was trained on."""
+    """Return the agreements as lines of text, then the gains; `*` marks what a model was trained on."""
     names = list(report["domains"])
-    lines = ["".join(f"{head:>13}" for head in ("", *names, "mean", "elsewhere"))]
-    for name, row in report["rows"].items():
-        cells = [_cell(row["domains"].get(domain)) for domain in names]
-        cells += [_cell(row.get(key)) for key in ("mean", "mean_elsewhere")]
-        lines += [name, " " * 13 + "".join(f"{cell:>13}" for cell in cells)]
+    heads = [*names, "mean", "elsewhere"]
+    lines = []
+    for title, key in (("SRCC", "srcc"), (f"over {BASE}", "gain")):
+        lines.append(f"{title:32}" + "".join(f"{head:>12}" for head in heads))
+        for name, row in report["rows"].items():
+            found = [row["domains"].get(domain) for domain in names]
+            found += [row.get("mean"), row.get("mean_elsewhere")]
+            lines.append(f"{name:32}" + "".join(f"{_cell(each, key):>12}" for each in found))
     return "\n".join(lines)
 
 
-def _cell(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _cell(found: dict[str, Any] | None, key: str) -> str:
+    if found is None or key not in found:
         return "-"
-    gain = f" {found['gain']:+.3f}" if "gain" in found else ""
-    return f"{found['srcc']:.3f}{'*' if found.get('trained') else ''}{gain}"
+    number = f"{found[key]:+.3f}" if key == "gain" else f"{found[key]:.3f}"
+    return number + ("*" if found.get("trained") else "")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -199,6 +203,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     sources = {name: getattr(args, name.replace("-", "_")) for name in READERS}
     domains, cache = read_domains(sources, args.cache), Cache(args.cache)
+    rated = [domain.name for domain in domains if domain.rated]
+    if len(rated) < LEAST_RATED:
+        names = ", ".join(rated) or "none"
+        raise SystemExit(
+            f"leaving a domain out needs {LEAST_RATED} domains with opinions, got {names}; name more clones"
+        )
     rows = list(reference_rows(domains, cache, not args.no_ensemble))
     for entry in args.checkpoint:
         name, _, model = entry.rpartition("=")

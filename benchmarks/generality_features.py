@@ -21,7 +21,7 @@ from generality_domains import Domain, digest
 from qmamba.data import Rated
 from qmamba.images import decode
 from qmamba.protocol import Protocol
-from qmamba.scorer import Scorer
+from qmamba.scoring import Scorer
 from qmamba.train.teacher import Teacher
 
 BATCH = 8
@@ -162,8 +162,8 @@ class Cache:
             make_empty(path, (len(ratings), extractor.width))
         kept = np.lib.format.open_memmap(path, mode="r+")
         missing = np.flatnonzero(np.isnan(kept).any(axis=1))
-        title = f"{extractor.key} {name}"
-        for start in tqdm(range(0, len(missing), BATCH), desc=title, unit=" batches", leave=False):
+        starts = range(0, len(missing), BATCH)
+        for start in tqdm(starts, desc=f"{extractor.key} {name}", unit=" batches", disable=not starts):
             indices = missing[start : start + BATCH]
             kept[indices] = extractor([decode(ratings[index].path) for index in indices]).numpy()
             kept.flush()

@@ -61,7 +61,7 @@ def ensemble(extractors: Sequence[Extractor], domains: Sequence[Domain], cache: 
             for domain in domains:
                 strengths[domain.name] = whole.choose(others(whole, domain))
             parts = {
-                domain.name: folds_of(contents(domain.fit).tolist(), PARTS) for domain in domains if domain.fit
+                domain.name: folds_of(contents(domain.fit).tolist(), PARTS) for domain in domains if domain.rated
             }
             for part in range(PARTS):
                 models = LeaveOut({name: without(blocks[name], parts[name] == part) for name in blocks})
@@ -88,7 +88,7 @@ def block_of(extractor: Extractor, domain: Domain, cache: Cache) -> Block:
 
 def blocks_of(extractor: Extractor, domains: Sequence[Domain], cache: Cache) -> dict[str, Block]:
     """Return the blocks of all domains with opinions."""
-    return {domain.name: block_of(extractor, domain, cache) for domain in domains if domain.fit}
+    return {domain.name: block_of(extractor, domain, cache) for domain in domains if domain.rated}
 
 
 def without(block: Block, left: np.ndarray) -> Block:
