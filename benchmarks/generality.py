@@ -1,8 +1,9 @@
 r"""How well models hold on kinds of images that they were never trained on.
 
     pip install "qmamba[train,distil,benchmarks]"
-    python benchmarks/generality.py --biq2021 BIQ2021 --agiqa3k AIGC --stills image_quality_test --srij IQA_SR \
-        --kadid-scale SelfExSR --polyu PolyU --cache cache --checkpoint lqmamba-n --checkpoint new=runs/new/checkpoint
+    python benchmarks/generality.py --biq2021 BIQ2021 --agiqa3k AIGC --stills image_quality_test \
+        --srij IQA_SR --kadid-scale SelfExSR --polyu PolyU --cache cache \
+        --checkpoint lqmamba-n --checkpoint new=runs/new/checkpoint
 
 Each option of a domain names a clone of its repository (docs/generality.md says which); domains without one
 are left out. Measured are:

@@ -1,4 +1,4 @@
-"""Domains of ``benchmarks/generality.py``: rated images and pairs, read out of clones of their repositories."""
+"""Domains of ``benchmarks/generality.py``: rated images and pairs, read from clones of repositories."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def read_domains(sources: dict[str, Path | None], cache: Path) -> list[Domain]:
 
 
 def read_biq2021_domain(root: Path, cache: Path) -> Domain:
-    """Return BIQ2021: its train fold to fit, evenly thinned, and its val fold to test; never its test fold."""
+    """Return BIQ2021: part of its train fold to fit, its val fold to test. Its test fold is not opened."""
     train, val = (read_biq2021(root, [fold]) for fold in ("train", "val"))
     return Domain("biq2021", "BIQ2021", tuple(val), tuple(spread(train, BIQ2021_FITTED)))
 
 
 def read_agiqa3k(root: Path, cache: Path) -> Domain:
-    """Return AGIQA-3K from a clone of qiyan111/AIGC: the images of even prompt numbers, from all generators."""
+    """Return AGIQA-3K from a clone of qiyan111/AIGC: the images of even prompt numbers, by all generators."""
     with (root / "data" / "data.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["name"], float(row["mos_quality"])) for row in csv.DictReader(file)]
     rated = []
@@ -162,9 +162,7 @@ def read_polyu(root: Path, cache: Path) -> Domain:
         for scene, pair in found.items():
             if len(pair) == 2:
                 reference = f"{part} {scene}"
-                rated += [
-                    Rated(pair[mos], mos, reference=reference, distortion=part) for mos in (1.0, 0.0)
-                ]
+                rated += [Rated(pair[mos], mos, reference=reference, distortion=part) for mos in (1.0, 0.0)]
     return Domain("polyu", "PolyU", tuple(rated), (), pairs=True)
 
 

@@ -1,9 +1,9 @@
 """Statistics of networks' stages over whole images, kept on disk: one row an image.
 
-The cache holds ``EXTRACTOR/DOMAIN-fit-DIGEST.npy`` and ``EXTRACTOR/DOMAIN-test-DIGEST.npy``, float32 arrays with a
-row for each image of `Domain.fit` or `Domain.test` in their order; the digest is that of their file names and
-sizes. A row of NaN has not been computed yet, so that a run resumes where another one stopped. EXTRACTOR is
-``lite0-SIDE``, or twelve digits of the SHA-256 of a checkpoint's weights and ``-SIDE``.
+The cache holds ``EXTRACTOR/DOMAIN-fit-DIGEST.npy`` and ``EXTRACTOR/DOMAIN-test-DIGEST.npy``, float32 arrays
+with a row for each image of `Domain.fit` or `Domain.test` in their order; the digest is that of their file
+names and sizes. A row of NaN has not been computed yet, so that a run resumes where another one stopped.
+EXTRACTOR is ``lite0-SIDE``, or twelve digits of the SHA-256 of a checkpoint's weights and ``-SIDE``.
 """
 
 from __future__ import annotations

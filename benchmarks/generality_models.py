@@ -61,7 +61,9 @@ def ensemble(extractors: Sequence[Extractor], domains: Sequence[Domain], cache: 
             for domain in domains:
                 strengths[domain.name] = whole.choose(others(whole, domain))
             parts = {
-                domain.name: folds_of(contents(domain.fit).tolist(), PARTS) for domain in domains if domain.rated
+                domain.name: folds_of(contents(domain.fit).tolist(), PARTS)
+                for domain in domains
+                if domain.rated
             }
             for part in range(PARTS):
                 models = LeaveOut({name: without(blocks[name], parts[name] == part) for name in blocks})

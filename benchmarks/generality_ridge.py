@@ -1,4 +1,8 @@
-"""Ridge regression over blocks of images that count equally, its strength chosen by leaving blocks out."""
+"""Ridge regression over blocks of images that count equally, its strength chosen by leaving blocks out.
+
+Each block has its own zero: features and targets are centred within it, since opinions of different data sets
+cannot be compared. So only differences within a block are learnt, and predictions have no zero of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +16,21 @@ from scipy.linalg import solve
 
 from qmamba.metrics import srcc
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # over features of unit variance
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # over features of unit variance
 
 
 class Moments(NamedTuple):
-    """Means over the images of a block.
+    """Means over the images of a block, or over blocks.
 
     Attributes:
-        x: (D,) features.
-        xx: (D, D) products of two features.
-        y: targets.
-        xy: (D,) products of a feature and the target.
-    """
-
-    x: np.ndarray
-    xx: np.ndarray
-    y: float
-    xy: np.ndarray
-
-
-class Ridge(NamedTuple):
-    """A fitted ridge regression.
-
-    Attributes:
-        mean, std: (D,) of the features that it was fitted to.
-        weights: (D,) for features standardised with them.
-        offset: prediction for the mean features.
+        mean: (D,) features.
+        covariance: (D, D) of the features, within blocks.
+        cross: (D,) covariances of a feature with the target, within blocks.
     """
 
     mean: np.ndarray
-    std: np.ndarray
-    weights: np.ndarray
-    offset: float
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return predictions (n,) float64 for features (n, D)."""
-        scaled = self.weights / self.std
-        prediction: np.ndarray = x @ scaled + (self.offset - self.mean @ scaled)
-        return prediction
+    covariance: np.ndarray
+    cross: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,7 +39,7 @@ class Block:
 
     Attributes:
         x: (n, D) features.
-        y: (n,) targets, standardised within a domain.
+        y: (n,) targets.
     """
 
     x: np.ndarray
@@ -67,8 +48,9 @@ class Block:
     @functools.cached_property
     def moments(self) -> Moments:
         """Means over the block's images, in float64."""
-        x, n = self.x.astype(np.float64), len(self.y)
-        return Moments(x.mean(axis=0), x.T @ x / n, float(self.y.mean()), x.T @ self.y / n)
+        mean = self.x.mean(axis=0, dtype=np.float64)
+        x, y, n = self.x - mean, self.y - self.y.mean(), len(self.y)
+        return Moments(mean, x.T @ x / n, x.T @ y / n)
 
 
 def standardised(mos: np.ndarray) -> np.ndarray:
@@ -78,43 +60,38 @@ def standardised(mos: np.ndarray) -> np.ndarray:
 
 def pooled_moments(blocks: Sequence[Moments]) -> Moments:
     """Return the moments of blocks that count equally, whatever their sizes."""
-    x, xx, y, xy = (sum(parts) / len(blocks) for parts in zip(*blocks, strict=True))
-    return Moments(x, xx, float(y), xy)
+    mean, covariance, cross = (sum(each) / len(blocks) for each in zip(*blocks, strict=True))
+    return Moments(mean, covariance, cross)
 
 
-class Equations(NamedTuple):
-    """What ridge regressions of any strength on the same images are solved from.
+class Ridge(NamedTuple):
+    """A fitted ridge regression.
 
     Attributes:
-        mean, std: (D,) of the features.
-        correlation: (D, D) of the features.
-        target: (D,) means of a standardised feature times the target.
-        offset: mean target.
+        mean: (D,) features for which the prediction is 0.
+        weights: (D,).
     """
 
     mean: np.ndarray
-    std: np.ndarray
-    correlation: np.ndarray
-    target: np.ndarray
-    offset: float
+    weights: np.ndarray
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return predictions (n,) float64 for features (n, D)."""
+        prediction: np.ndarray = (x - self.mean) @ self.weights
+        return prediction
 
 
-def equations(moments: Moments) -> Equations:
-    """Return the equations of images with these moments."""
-    covariance = moments.xx - np.outer(moments.x, moments.x)
-    std = np.sqrt(np.maximum(np.diagonal(covariance), 0)) + 1e-6
-    target = (moments.xy - moments.x * moments.y) / std
-    return Equations(moments.x, std, covariance / np.outer(std, std), target, moments.y)
-
-
-def fit(found: Equations, strength: float) -> Ridge:
+def fit(moments: Moments, strength: float) -> Ridge:
     """Return the ridge regression of a strength.
 
-    With z the features at mean 0 and variance 1, it minimises E[(y - E y - w·z)²] + strength · |w|².
+    With z the centred features at variance 1 and y the centred target, it minimises
+    E[(y - w·z)²] + strength · |w|².
     """
-    system = found.correlation + strength * np.eye(len(found.std))
-    weights = solve(system, found.target, assume_a="pos", overwrite_a=True)
-    return Ridge(found.mean, found.std, weights, found.offset)
+    std = np.sqrt(np.diagonal(moments.covariance)) + 1e-6
+    correlation = moments.covariance / std / std[:, None]
+    correlation[np.diag_indices_from(correlation)] += strength
+    weights = solve(correlation, moments.cross / std, assume_a="pos", overwrite_a=True)
+    return Ridge(moments.mean, weights / std)
 
 
 class LeaveOut:
@@ -128,21 +105,21 @@ class LeaveOut:
     def __init__(self, blocks: Mapping[str, Block], strengths: Sequence[float] = STRENGTHS) -> None:
         self.blocks, self.strengths = dict(blocks), tuple(strengths)
         self._fitted: dict[tuple[frozenset[str], int], Ridge] = {}
-        self._equations: tuple[frozenset[str], Equations] | None = None
+        self._pooled: tuple[frozenset[str], Moments] | None = None
 
     def ridge(self, names: Collection[str], index: int) -> Ridge:
         """Return the regression fitted to the blocks of these names, with the strength at an index."""
         key = frozenset(names), index
         if key not in self._fitted:
-            self._fitted[key] = fit(self._equations_of(key[0]), self.strengths[index])
+            self._fitted[key] = fit(self._moments_of(key[0]), self.strengths[index])
         return self._fitted[key]
 
-    def _equations_of(self, names: frozenset[str]) -> Equations:
-        """Return the equations of some blocks, and keep those of the last call: they are large."""
-        if self._equations is None or self._equations[0] != names:
-            pooled = pooled_moments([self.blocks[name].moments for name in sorted(names)])
-            self._equations = names, equations(pooled)
-        return self._equations[1]
+    def _moments_of(self, names: frozenset[str]) -> Moments:
+        """Return the moments of some blocks, and keep those of the last call: they are large."""
+        if self._pooled is None or self._pooled[0] != names:
+            moments = [self.blocks[name].moments for name in sorted(names)]
+            self._pooled = names, pooled_moments(moments)
+        return self._pooled[1]
 
     def choose(self, names: Collection[str]) -> int:
         """Return the index of the strength that is best for blocks left out.
