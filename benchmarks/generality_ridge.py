@@ -16,7 +16,7 @@ from scipy.linalg import solve
 
 from qmamba.metrics import srcc
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # over features of unit variance
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # over features of unit variance
 
 
 class Moments(NamedTuple):
