@@ -311,7 +311,7 @@ def test_an_adapted_network_is_one_graph(method, network):
 
 
 def test_one_file_adds_one(network):
-    from qmamba.adapters import base
+    from qmamba.adapters import registry
 
     @adapters.register("louder-head")
     class LouderHead(adapters.Adapter):
@@ -321,7 +321,7 @@ def test_one_file_adds_one(network):
     try:
         assert adapters.create("louder-head", network).size == (193, 193)
     finally:
-        del base._KINDS["louder-head"]
+        del registry._KINDS["louder-head"]
 
 
 def test_examples_in_docstrings():

@@ -30,9 +30,9 @@ ID = "someone/tiny"
 CHILD = """
 import json, sys
 out, sys.stdout = sys.stdout, sys.stderr
-from qmamba.checkpoint import load_checkpoint, read_config
-from qmamba.hub import fetch, push
-from qmamba.registry import resolve
+from qmamba.checkpoints import load_checkpoint, read_config
+from qmamba.checkpoints.hub import fetch, push
+from qmamba.checkpoints.locate import resolve
 for line in sys.stdin:
     scope = {**globals(), "answer": None}
     try:

@@ -10,7 +10,7 @@ import torch
 
 import qmamba
 from qmamba.errors import UnknownModelError
-from qmamba.models import create_model
+from qmamba.models import Architecture, create_model, get_architecture, register, registry
 from qmamba.models.qmamba import layers, ss2d
 from qmamba.ops import scratch
 
@@ -28,6 +28,18 @@ TINY = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 
 def test_the_table_is_the_registry():
     assert sorted(PARAMETERS) == qmamba.list_archs()
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_ARCHITECTURES", dict(registry._ARCHITECTURES))
+    toy = register(Architecture("toy", torch.nn.Linear))
+    assert get_architecture("toy") is toy and "toy" in qmamba.list_archs()
+    options = {"in_features": 2, "out_features": 1}
+    assert create_model("toy", **options).overrides == options
+    for name in ("toy", "qmamba-t"):
+        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+            register(Architecture(name, torch.nn.Identity))
+    assert get_architecture("qmamba-t").build is not torch.nn.Identity
 
 
 @pytest.mark.parametrize("arch", PARAMETERS)

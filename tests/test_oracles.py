@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from qmamba import convert
+from qmamba.errors import CheckpointError
 from qmamba.models import create_model
 
 PLANS = {"open": "qmamba-t", "lq_open": "lqmamba-t"}
@@ -173,6 +174,6 @@ def test_cross_scan_weights_start_a_local_scan_network_with_gates_of_one_half(da
 def test_wrong_state_dicts_are_refused_in_one_line(data_dir, change, message):
     state = load_file(data_dir / "open_state.safetensors")
     model = create_model("qmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
-    with pytest.raises(convert.CheckpointError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         convert.load_vmamba(model, change(state))
     assert "\n" not in str(caught.value)

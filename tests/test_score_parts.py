@@ -216,9 +216,9 @@ from torch import nn
 sys.path.insert(0, {tests!r})
 from PIL import Image
 from tiny_scorer import encode, photo, quick_config
-from qmamba._score_parts import Place, ScoreParts, settings_of
-from qmamba._scoring import outcome
-from qmamba.scorer import Scorer
+from qmamba.scoring.parquet_log import Place, ScoreParts, settings_of
+from qmamba.scoring.pipeline import outcome
+from qmamba.scoring import Scorer
 
 class Mean(nn.Module):
     def __init__(self):

@@ -1,4 +1,4 @@
-"""The route gate's passes over all routes as Triton kernels; ``triton_gate.py`` launches them.
+"""The route gate's passes over all routes as Triton kernels; ``triton.py`` launches them.
 
 Rows are positions, ROWS at a time and with all their channels; a program goes through CHUNK positions of one
 route. Numbers are read and written in their own types and computed with in float32.
