@@ -48,6 +48,15 @@ TIMED = {
     "`lqmamba-n`": "lqmamba-n",
     "ResNet-50": "resnet-50",
 }
+KINDS = {  # of rows of the generality bench
+    "left out": "a domain left out",
+    "probe": "fitted on BIQ2021",
+    "score": "own score",
+    "trained without": "own score, trained without the domain",
+}
+BASE = "lite0-ensemble, left out"
+MODELS = {"lite0": "Lite0", "lite0-ensemble": "Lite0, ensemble"}
+WITHIN = {"agiqa3k": "within generators", "srij": "within methods", "kadid-scale": "within kinds"}
 PEERS = {"ridge on Lite0": "lite0-ridge", "tuned Lite0": "lite0-tuned", "BRISQUE": "brisque", "NIQE": "niqe"}
 
 
@@ -62,9 +71,9 @@ def main() -> None:
 def rendered() -> dict[str, dict[str, str]]:
     """Tables by page, by the name of their markers."""
     measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
-    beside, adapters, speed = (
+    beside, adapters, generality, speed = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("accuracy", "adapters", "speed")
+        for name in ("accuracy", "adapters", "generality", "speed")
     )
     return {
         "README.md": {
@@ -81,6 +90,11 @@ def rendered() -> dict[str, dict[str, str]]:
             "sizes": ablation(adapters, "10", "size of a prompt"),
             "rates": rates(adapters[ABLATED]),
             "cost": cost_table(adapters["cost"]),
+        },
+        "docs/generality.md": {
+            "default": domains_table(generality, "lqmamba-n, score"),
+            "rows": rows_table(generality),
+            "within": within_table(generality),
         },
         "docs/speed.md": {
             "times": times(speed["models"]),
@@ -140,14 +154,13 @@ def comparison(beside: dict[str, Any]) -> str:
     for title, key in SETS.items():
         row = beside[key]
         mine = row[ours(row)]
-        gain = "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})".format(**mine)
         cells = [
             title,
             str(row["n"]),
             interval(mine, "srcc"),
             *(interval(row[p], "srcc") for p in PEERS.values()),
         ]
-        cells.insert(4, gain)
+        cells.insert(4, gain(mine))
         rows.append(cells)
     return markdown(heads, rows, range(1, len(heads)))
 
@@ -281,6 +294,62 @@ def cost_table(cost: dict[str, Any]) -> str:
     ]
     heads = ["", "trained", "stored", "forward ÷ plain", "time of a step ÷ `full`", "memory ÷ `full`"]
     return markdown(heads, rows, range(1, 6))
+
+
+def domains_table(report: dict[str, Any], name: str) -> str:
+    """One model beside the ensemble, domain by domain."""
+    ours, base = (report["rows"][row] for row in (name, BASE))
+    rows = []
+    for key, domain in report["domains"].items():
+        mine, its = ours["domains"][key], base["domains"][key]
+        title = domain["title"] + (" (trained on)" if mine["trained"] else "")
+        cells = [title, str(domain["n"]), str(domain["contents"])]
+        rows.append([*cells, interval(its, "srcc"), interval(mine, "srcc"), gain(mine)])
+    for title, key in (("mean", "mean"), ("mean without BIQ2021", "mean_elsewhere")):
+        rows.append(
+            [title, "", "", interval(base[key], "srcc"), interval(ours[key], "srcc"), gain(ours[key])]
+        )
+    heads = ["SRCC", "images", "contents", "ensemble, domain left out", f"`{ours['model']}`", "difference"]
+    return markdown(heads, rows, range(1, 6))
+
+
+def rows_table(report: dict[str, Any]) -> str:
+    """All models in all domains; a star marks what a model was trained on."""
+    rows = []
+    for kind, title in KINDS.items():
+        for row in report["rows"].values():
+            if row["kind"] == kind:
+                found = [row["domains"].get(key) for key in report["domains"]]
+                found += [row.get(key) for key in ("mean", "mean_elsewhere")]
+                rows.append([title, model_title(row), *map(starred, found)])
+    heads = ["SRCC", "statistics or model", *(domain["title"] for domain in report["domains"].values())]
+    return markdown([*heads, "mean", "without BIQ2021"], rows, range(2, 2 + len(report["domains"]) + 2))
+
+
+def within_table(report: dict[str, Any]) -> str:
+    """Mean agreement within parts of domains, and PolyU's crops and whole photographs apart."""
+    rows = []
+    for row in report["rows"].values():
+        if all(key in row["domains"] for key in (*WITHIN, "polyu")):
+            parts = {key: row["domains"][key]["parts"] for key in (*WITHIN, "polyu")}
+            values = [statistics.mean(parts[key].values()) for key in WITHIN]
+            values += [parts["polyu"]["crop"], parts["polyu"]["camera"]]
+            rows.append([KINDS[row["kind"]], model_title(row), *(f"{value:.3f}" for value in values)])
+    titles = [f"{report['domains'][key]['title']}, {within}" for key, within in WITHIN.items()]
+    heads = ["mean SRCC", "statistics or model", *titles, "PolyU, crops", "PolyU, whole"]
+    return markdown(heads, rows, range(2, 7))
+
+
+def model_title(row: dict[str, Any]) -> str:
+    return MODELS.get(row["model"], f"`{row['model']}`")
+
+
+def starred(found: dict[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['srcc']:.3f}" + (" *" if found.get("trained") else "")
+
+
+def gain(row: dict[str, Any]) -> str:
+    return "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})".format(**row)
 
 
 def times(models: dict[str, Any]) -> str:
