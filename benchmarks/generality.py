@@ -38,7 +38,7 @@ from generality_models import FITTED, ensemble, left_out, probe
 from qmamba.scoring import Scorer
 
 RESULTS = Path(__file__).parent / "results" / "generality.json"
-BASE = "lite0-ensemble, left out"  # the row that gains are stated over
+BASE = "lite0, left out"  # the row that gains are stated over
 LEAST_RATED = 3  # one left out, and one more to choose a strength by
 SIDE = 320  # of Lite0's images
 SIDES = (224, 320, 448)  # of the ensemble's

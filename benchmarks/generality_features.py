@@ -20,12 +20,12 @@ from tqdm import tqdm
 from generality_domains import Domain, digest
 from qmamba.data import Rated
 from qmamba.images import decode
+from qmamba.models.capabilities import StageFeatures, require
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
-from qmamba.train.teacher import Teacher
+from qmamba.train.general_features import BLOCKS, STATISTICS, GeneralTeacher
 
 BATCH = 8
-LITE0_ENDS = (0, 2, 4, 7, 10, 14, 15)  # the last block of each of its seven stages
 
 
 class Extractor(Interface):
@@ -79,23 +79,15 @@ class Lite0:
 
     def __init__(self, side: int) -> None:
         self.key, self.side = f"lite0-{side}", side
-        self.network = Teacher().network
-        ends = [self.network._blocks[end]._bn2.num_features for end in LITE0_ENDS]
-        self.width = self.statistics = 2 * sum(ends) + self.network._bn1.num_features
+        self.network = GeneralTeacher().network
+        self.width = self.statistics = STATISTICS
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return (n, 2848) float32; see `Extractor`."""
-        network, size = self.network, (self.side, self.side)
+        size = (self.side, self.side)
         small = [F.interpolate(in_bytes(image)[None], size, mode="bilinear") for image in images]
-        x = (torch.cat(small) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        x = network._swish(network._bn0(network._conv_stem(x)))
-        ends = []
-        for index, block in enumerate(network._blocks):
-            x = block(x)
-            if index in LITE0_ENDS:
-                ends.append(x)
-        last = network._swish(network._bn1(network._conv_head(x)))
+        ends, last = self.network.block_outputs(torch.cat(small) / 127.5 - 1, BLOCKS)
         return torch.cat([pooled(ends), last.mean((2, 3))], dim=1)
 
 
@@ -112,10 +104,9 @@ class Student:
     @torch.inference_mode()
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return (n, 2·ΣC + 1) float32; see `Extractor`."""
-        rows = []
+        rows, network = [], require(self.scorer.network, StageFeatures, "stage statistics")
         for image in images:
-            for view in self.scorer.inputs(image, "image", 1):
-                raw, features = self.scorer.network.forward_with_features(view)
+            for _, (raw, features) in self.scorer.look(network.forward_with_features, image, "image"):
                 rows.append(torch.cat([pooled(features), raw.float()], dim=1))
         return torch.cat(rows)
 

@@ -389,7 +389,7 @@ def test_a_run(
     assert [score["domains"][name]["trained"] for name in report["domains"]] == [True, False, False, False]
     values = [score["domains"][name]["srcc"] for name in report["domains"]]
     assert score["mean"]["srcc"] == pytest.approx(np.mean(values), abs=1e-4)
-    base = rows["lite0-ensemble, left out"]["domains"]["srij"]
+    base = rows["lite0, left out"]["domains"]["srij"]
     assert score["domains"]["srij"]["gain"] == pytest.approx(values[2] - base["srcc"], abs=2e-4)
     assert base["gain"] == base["gain_low"] == 0 and list(rows["new, trained without"]["domains"]) == ["srij"]
     assert "mean" not in rows["new, trained without"] and "*" in capsys.readouterr().out
