@@ -139,7 +139,7 @@ class RunOptions(WatchOptions):
     resume: Resume = True
 
     def watch(self, steps: int = 0) -> Watch:
-        """Return what watches a run of so many steps; 0 if its reports tell them."""
+        """Return what watches a run of `steps` steps; 0 where its reports give their number."""
         return Watch(steps, self.progress, self.minutes)
 
     def prepare(self) -> str:

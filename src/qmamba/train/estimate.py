@@ -35,7 +35,7 @@ class Rates:
     validate: float
 
     def total(self, *, train: int, val: int, tested: int, steps: int, validations: int) -> float:
-        """Return the seconds of a run with so many photographs, steps and validations.
+        """Return the seconds of a run with these numbers of photographs, steps and validations.
 
         >>> Rates(read=1, look=2, step=0.5, validate=1).total(
         ...     train=10, val=5, tested=5, steps=20, validations=2
