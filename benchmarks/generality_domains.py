@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -101,15 +101,20 @@ def read_biq2021_domain(root: Path, cache: Path) -> Domain:
 
 def read_agiqa3k(root: Path, cache: Path) -> Domain:
     """Return AGIQA-3K from a clone of qiyan111/AIGC: the images of even prompt numbers, by all generators."""
+    rated = tuple(
+        Rated(path, mos, reference=prompt, distortion=generator)
+        for generator, prompt, path, mos in agiqa3k(root)
+        if int(prompt) % 2 == 0
+    )
+    return Domain("agiqa3k", "AGIQA-3K", rated, rated)
+
+
+def agiqa3k(root: Path) -> Iterator[tuple[str, str, Path, float]]:
+    """Yield generator, prompt number, path and opinion score of the images of a clone of qiyan111/AIGC."""
     with (root / "data" / "data.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["name"], float(row["mos_quality"])) for row in csv.DictReader(file)]
-    rated = []
-    for name, mos in rows:
-        generator, _, prompt = Path(name).stem.rpartition("_")
-        if int(prompt) % 2 == 0:
-            path = root / "data" / "ACGIQA-3K" / name
-            rated.append(Rated(path, mos, reference=prompt, distortion=generator))
-    return Domain("agiqa3k", "AGIQA-3K", tuple(rated), tuple(rated))
+        for row in csv.DictReader(file):
+            generator, _, prompt = Path(row["name"]).stem.rpartition("_")
+            yield generator, prompt, root / "data" / "ACGIQA-3K" / row["name"], float(row["mos_quality"])
 
 
 def read_stills(root: Path, cache: Path) -> Domain:

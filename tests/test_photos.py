@@ -108,27 +108,35 @@ def test_crops_never_enlarge_what_is_large_enough() -> None:
     }
 
 
-def test_rated_photographs_are_seen_three_ways() -> None:
-    fine = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
-    whole, half, own = rated_crops(fine, np.random.default_rng(0))
-    assert whole.std() < half.std() < own.std() == pytest.approx(73.9, abs=1)
-    assert all(v.shape == (CROP, CROP, 3) for v in rated_crops(picture(90, 70), np.random.default_rng(0)))
+def test_rated_images_are_seen_at_the_scales_of_quality() -> None:
+    fine = Image.fromarray(np.random.default_rng(0).integers(0, 256, (960, 960, 3), np.uint8))
+    crops = rated_crops(fine, 12, np.random.default_rng(0))
+    assert len(crops) == 12 and all(crop.shape == (CROP, CROP, 3) for crop in crops)
+    deviations = [crop.std() for crop in crops]  # of noise, at least halved: 73.9 / 2 and less
+    assert max(deviations) < 40 and max(deviations) > 1.3 * min(deviations)
+    small = rated_crops(picture(90, 70), 3, np.random.default_rng(0))
+    assert all(crop.shape == (CROP, CROP, 3) for crop in small)
 
 
 def test_shards(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD", 3)
-    picture(300, 300, 7).save(tmp_path / "rated.png")
+    monkeypatch.setattr(module, "SHARD", 10)
+    monkeypatch.setattr(module, "RATED_CROPS", 10)
     lines: list[str] = []
-    rated = [Rated(tmp_path / "rated.png", 0.4)]
+    rated = []
+    for i, name in enumerate(["a", "b", "a"]):
+        picture(300, 300, 7 + i).save(tmp_path / f"{i}.png")
+        rated.append(Rated(tmp_path / f"{i}.png", 0.1 * i, set=name))
     for out in ("one", "two"):
         pack(tmp_path / out, sources=[SOURCE], clones=clones, rated=rated, say=lines.append)
     assert lines[0] == "owner/name: 2 photographs, 4 crops so far"
-    assert json.loads((tmp_path / "one" / "photos.json").read_text()) == {"owner/name": 2, "rated": 1}
+    counts = json.loads((tmp_path / "one" / "photos.json").read_text())
+    assert counts == {"owner/name": 2, "rated a": 2, "rated b": 1}
     shards, again = Shards(tmp_path / "one"), Shards(tmp_path / "two")
-    assert len(shards) == 7 and len(list((tmp_path / "one").glob("crops-*.npy"))) == 3
-    assert shards.mos[:4].tolist() == pytest.approx([np.nan] * 4, nan_ok=True)
-    assert shards.mos[4:].tolist() == pytest.approx([0.4] * 3)
-    assert all(np.array_equal(shards[i], again[i]) and shards[i].std() > 5 for i in range(7))
+    assert len(shards) == 24 and len(list((tmp_path / "one").glob("crops-*.npy"))) == 3
+    assert np.isnan(shards.mos[:4]).all()
+    assert shards.mos[4:].tolist() == pytest.approx([0.0] * 5 + [0.2] * 5 + [0.1] * 10)
+    assert shards.sets.tolist() == [-1] * 4 + [0] * 10 + [1] * 10
+    assert all(np.array_equal(shards[i], again[i]) and shards[i].std() > 5 for i in range(24))
     with pytest.raises(RecipeError, match="holds shards already"):
         pack(tmp_path / "one", sources=[SOURCE], clones=clones)
 
@@ -140,6 +148,7 @@ def test_what_is_missing_is_said(clones: Path, tmp_path: Path) -> None:
         Shards(tmp_path)
     np.save(tmp_path / "crops-0000.npy", np.zeros((2, CROP, CROP, 3), np.uint8))
     np.save(tmp_path / "mos.npy", np.zeros(3, np.float32))
+    np.save(tmp_path / "sets.npy", np.zeros(3, np.int16))
     with pytest.raises(RecipeError, match="2 crops but 3 ratings"):
         Shards(tmp_path)
 

@@ -74,7 +74,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coarse = rng.integers(0, 256, (12, 5, 5, 3), np.uint8).repeat(32, 1).repeat(32, 2)
     np.save(folder / "crops-0000.npy", coarse[:8])
     np.save(folder / "crops-0001.npy", coarse[8:])
-    np.save(folder / "mos.npy", np.array([np.nan] * 8 + [0.2, 0.4, 0.6, 0.8], np.float32))
+    np.save(folder / "mos.npy", np.array([np.nan] * 8 + [0.2, 0.4, 6, 8], np.float32))
+    np.save(folder / "sets.npy", np.array([-1] * 8 + [0, 0, 1, 1], np.int16))
     assert coarse.shape[1] == CROP
     return folder
 
@@ -149,7 +150,9 @@ def test_the_losses_by_hand() -> None:
     found, targets = torch.randn(3, 8), torch.full((3, STATISTICS), 1.0)
     targets[:, : PARTS[0]] = 5.0  # two deviations above the mean
     targets[:, -PARTS[3] :] = 1e9  # taken as six
-    assert heads.statistics_loss(found, targets).item() == pytest.approx((4 + 0 + 0 + 36) / 4)
+    assert heads.statistics_loss(found, targets).item() == pytest.approx(
+        4 * module.PART_WEIGHTS[0] + 36 * module.PART_WEIGHTS[3]
+    )
 
     with torch.no_grad():
         heads.kind.weight.zero_()
@@ -161,6 +164,54 @@ def test_the_losses_by_hand() -> None:
     quality = torch.tensor([3.6, float("nan"), 4.8])  # 0.5 and 1.5 once standardised
     assert heads.quality_loss(found, quality).item() == pytest.approx((0 + (1 - 0.15)) / 2)
     assert heads.quality_loss(found, torch.full((3,), float("nan"))).item() == 0
+
+    rated = module.PretrainHeads([{"num_chs": 4, "reduction": 4}], sets=2)
+    with torch.no_grad():
+        rated.quality.weight.zero_()
+        rated.quality.bias.fill_(0.5)
+        rated.log_scale.copy_(torch.tensor([0.0, 2.0]).log1p())
+        rated.zero.copy_(torch.tensor([1.0, -1.0]))
+    mos = torch.tensor([1.5, -0.5])  # 0.5 · 1 + 1 and 0.5 · 3 - 1, once with an error of one
+    assert rated.ratings_loss(found[:2], mos, torch.tensor([0, 1])).item() == pytest.approx((1 - 0.15) / 2)
+
+
+def test_rated_sets_count_the_same_whatever_their_units(colours: None, shards: Path, tmp_path: Path) -> None:
+    crops = Shards(shards)
+    plan = dataclasses.replace(PLAN, rated=2, ratings=1.0)
+    batch = module.make_pretrain_batch(crops, plan, 3)
+    assert batch.sets.tolist() == [0, 0, 1, 1]
+    assert sorted(batch.mos.tolist()) == pytest.approx([0.2, 0.4, 6, 8])
+    assert len(batch.kinds) == len(batch.quality) == len(batch.crops)
+    assert batch.kinds[-4:].tolist() == [-1] * 4 and batch.quality[-4:].isnan().all()
+    parts = [module.make_pretrain_batch(crops, plan, 3, rank, 2) for rank in (0, 1)]
+    assert sorted(m for part in parts for m in part.mos.tolist()) == sorted(batch.mos.tolist())
+    torch.testing.assert_close(module.units_of(crops), torch.tensor([[0.3, 7.0], [0.1, 1.0]]))
+    events: list[dict[str, Any]] = []
+    pretrain(plan, shards, tmp_path / "run", report=events.append)
+    assert all(np.isfinite(event["ratings"]) and event["ratings"] > 0 for event in events)
+    heads = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["heads"]
+    assert heads["log_scale"].shape == (2,) and heads["log_scale"].all() and heads["zero"].all()
+
+
+def test_ratings_of_nothing_are_refused(colours: None, shards: Path, tmp_path: Path) -> None:
+    for file in shards.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    plan = dataclasses.replace(PLAN, rated=2, ratings=1.0)
+    for sets, mos, message in (([-1] * 12, 0.5, "no packed crop is rated"), ([0] * 12, 0.5, "must differ")):
+        for name in ("sets.npy", "mos.npy"):
+            (tmp_path / name).unlink()
+        np.save(tmp_path / "sets.npy", np.array(sets, np.int16))
+        np.save(tmp_path / "mos.npy", np.full(12, mos, np.float32))
+        with pytest.raises(RecipeError, match=message):
+            pretrain(plan, tmp_path, tmp_path / "run")
+
+
+def test_varied_crops_teach_features_only(shards: Path) -> None:
+    crops = Shards(shards)
+    plain, plan = (dataclasses.replace(PLAN, varied=share, damaged=0) for share in (0.0, 1.0))
+    before, after = (module.make_pretrain_batch(crops, each, 1) for each in (plain, plan))
+    assert (after.kinds == -1).all() and after.quality.isnan().all()
+    assert before.crops.shape == after.crops.shape and not torch.equal(before.crops, after.crops)
 
 
 def test_the_teacher_is_the_one_of_imagenet(extra: None) -> None:
@@ -258,7 +309,7 @@ def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
     nothing = {"maps": 0.0, "statistics": 0.0, "kind": 0.0, "quality": 0.0}
     for wrong in (
         {"damaged": 5}, {"phases": (Phase(224, 1),)}, {"kind": -1.0}, {"cooldown": 2.0}, {"kadid": 1.5},
-        {"measured": 1}, nothing,
+        {"measured": 1}, {"varied": 1.1}, {"rated": 2}, {"ratings": 1.0}, nothing,
     ):  # fmt: skip
         with pytest.raises(RecipeError):
             dataclasses.replace(PLAN, **wrong)

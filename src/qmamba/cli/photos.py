@@ -50,7 +50,8 @@ def photos(
             "--data",
             "-d",
             metavar="DATA",
-            help="Rated images, whose fold `train` is packed too: a CSV file, or biq2021=FOLDER.",
+            help="Rated images, whose fold `train` is packed too: a CSV file (a column `set` tells several "
+            "data sets apart), or biq2021=FOLDER.",
         ),
     ] = None,
     listing: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ from ..toml import parse_toml
 from .ratings import Rated
 
 CROP = 160  # side of a crop, in pixels
+RATED_SIDES = (224, 480)  # rated images are cut at scales at which they have as many pixels as these squares
+RATED_CROPS = 6000  # of a rated set, as far as the next two allow
+LEAST_CROPS, MOST_CROPS = 3, 24  # of a rated image
 SHARD = 768  # crops per shard; 59 MB
 SUFFIXES = (".jpg", ".jpeg", ".png")
 Say = Callable[[str], None]
@@ -158,19 +162,22 @@ def crops_of(image: Image.Image, count: int, shrink: float, rng: np.random.Gener
     return crops
 
 
-def rated_crops(image: Image.Image, rng: np.random.Generator) -> list[np.ndarray]:
-    """Return three views (160, 160, 3) uint8: the whole photograph, and crops at half and at full size.
+def rated_crops(image: Image.Image, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return random crops (160, 160, 3) uint8 of a rated image, each at a random scale.
 
-    Photographs are never enlarged, except to the size of a crop.
+    The scale is log-uniform between those at which the image has as many pixels as squares of
+    :data:`RATED_SIDES`, the range that quality is judged in. An image is enlarged where it must be.
     """
     image = image.convert("RGB")
-    views = [np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC, reducing_gap=3.0))]
-    for shrink in (2.0, 1.0):
-        scale = max(1 / shrink, CROP / min(image.size))
-        width, height = (max(CROP, round(side * scale)) for side in image.size)
-        sized = image.resize((width, height), Image.Resampling.BICUBIC)  # a copy if it has that size
-        views.append(_random_crop(sized, rng))
-    return views
+    shorter, side = min(image.size), math.sqrt(image.width * image.height)
+    smallest, largest = (max(each / side, CROP / shorter) for each in RATED_SIDES)
+    crops = []
+    for _ in range(count):
+        scale = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+        width, height = (max(CROP, round(length * scale)) for length in image.size)
+        sized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        crops.append(_random_crop(sized, rng))
+    return crops
 
 
 def _random_crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -185,12 +192,14 @@ class _Writer:
     def __init__(self, out: Path) -> None:
         self.out, self._waiting = out, list[np.ndarray]()
         self.mos: list[float] = []
+        self.sets: list[int] = []
         self.shards = 0
 
-    def add(self, crops: Iterable[np.ndarray], mos: float = float("nan")) -> None:
+    def add(self, crops: Iterable[np.ndarray], mos: float = float("nan"), of: int = -1) -> None:
         for crop in crops:
             self._waiting.append(crop)
             self.mos.append(mos)
+            self.sets.append(of)
             if len(self._waiting) == SHARD:
                 self.flush()
 
@@ -213,10 +222,12 @@ def pack(
 
     Args:
         out: folder for ``crops-0000.npy`` …, each (≤ 768, 160, 160, 3) uint8, ``mos.npy``, float32 with NaN
-            for unrated crops, and ``photos.json``, the number of photographs of each source.
+            for unrated crops, ``sets.npy``, int16, the index of the set that rated them or -1, and
+            ``photos.json``, the number of photographs of each source, those of rated sets as ``rated NAME``.
         sources: repositories; by default :func:`list_sources`.
         clones: folder with clones of all repositories; by default they are cloned into ``out/clones``.
-        rated: rated photographs to add, three crops each; pass training photographs only.
+        rated: rated images to add, of one or more sets (``Rated.set``); pass training images only. The crops
+            of an image are more the fewer images its set has: about 6,000 a set, 3 to 24 an image.
         say: called with lines of progress.
 
     Returns:
@@ -238,14 +249,17 @@ def pack(
             raise RecipeError(f"no clone of {source.repository} in {clones}; clone it there")
         counts[source.repository] = _pack_source(source, place, writer, seen)
         say(f"{source.repository}: {counts[source.repository]} photographs, {len(writer.mos)} crops so far")
-    for r in rated:
-        with Image.open(r.path) as image:
-            writer.add(rated_crops(image, _rng(r.path.name)), r.mos)
-    if rated:
-        counts["rated"] = len(rated)
-        say(f"rated: {len(rated)} photographs, {len(writer.mos)} crops in all")
+    for index, name in enumerate(dict.fromkeys(r.set for r in rated)):
+        members = [r for r in rated if r.set == name]
+        each = min(max(round(RATED_CROPS / len(members)), LEAST_CROPS), MOST_CROPS)
+        for r in members:
+            with Image.open(r.path) as image:
+                writer.add(rated_crops(image, each, _rng(r.path.name)), r.mos, index)
+        counts[f"rated {name}".strip()] = len(members)
+        say(f"rated {name}: {len(members)} images, {len(writer.mos)} crops so far")
     writer.flush()
     np.save(out / "mos.npy", np.asarray(writer.mos, dtype=np.float32))
+    np.save(out / "sets.npy", np.asarray(writer.sets, dtype=np.int16))
     (out / "photos.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     return out
 
@@ -273,6 +287,7 @@ class Shards:
 
     Attributes:
         mos: (n,) float32, NaN for unrated crops.
+        sets: (n,) int16, index of the set that a crop's rating is from, -1 for unrated crops.
 
     Raises:
         RecipeError: there are no shards, or crops and ratings differ in number.
@@ -281,12 +296,13 @@ class Shards:
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         files = sorted(folder.glob("crops-*.npy"))
-        if not files or not (folder / "mos.npy").is_file():
+        if not files or not all((folder / name).is_file() for name in ("mos.npy", "sets.npy")):
             raise RecipeError(f"no shards of photographs in {folder}; make them with qmamba photos")
         self._arrays = [np.load(file, mmap_mode="r") for file in files]
         self._starts = np.cumsum([0, *(len(a) for a in self._arrays)])
         self.mos: np.ndarray = np.load(folder / "mos.npy")
-        if len(self.mos) != len(self):
+        self.sets: np.ndarray = np.load(folder / "sets.npy")
+        if not len(self.mos) == len(self.sets) == len(self):
             raise RecipeError(f"{folder} holds {len(self)} crops but {len(self.mos)} ratings; pack it again")
 
     def __len__(self) -> int:

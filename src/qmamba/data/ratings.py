@@ -28,6 +28,8 @@ class Rated:
         scale: nominal worst and best value of `mos`, or None if unknown.
         direction: whether a higher or a lower label in the data set's files is better. For "lower" (DMOS),
             `mos` is worst + best - label.
+        set: data set that it belongs to where ratings of several are together, or "". Opinion scores of
+            different sets have different units and cannot be compared.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Rated:
     distortion: str = ""
     scale: tuple[float, float] | None = None
     direction: Literal["higher", "lower"] = "higher"
+    set: str = ""
 
 
 FOLDS = ("train", "val", "test")
@@ -96,8 +99,8 @@ def read_manifest(
 ) -> list[Rated]:
     """Read a CSV file with the columns ``image`` and ``mos``.
 
-    Optional columns are ``fold``, ``std``, ``reference`` and ``distortion``; others are ignored. Folds may
-    have any name; training uses "train" and "val".
+    Optional columns are ``fold``, ``std``, ``reference``, ``distortion`` and ``set``; others are ignored.
+    Folds may have any name; training uses "train" and "val".
 
     Args:
         path: a CSV file in UTF-8, with a header line.
@@ -131,4 +134,5 @@ def _rated(row: dict[str, str], folder: Path, score: str, where: str) -> Rated:
         std=number(row["std"], f"{where}: std") if row.get("std") else None,
         reference=row.get("reference", ""),
         distortion=row.get("distortion", ""),
+        set=row.get("set", ""),
     )

@@ -1,15 +1,19 @@
 """Pretraining: a network learns general features from a frozen teacher, and how damage looks to people.
 
 Crops come packed, see :mod:`qmamba.data.photos`. Each step takes some of them as they are, and adds a
-distorted copy of a few that are unrated, and so clean. Four losses, each with a weight in the recipe; one
+distorted copy of a few that are unrated, and so clean. Five losses, each with a weight in the recipe; one
 with weight zero is not computed:
 
     maps         the teacher's features at seven of its stages, from the network's nearest stage
     statistics   their means and deviations, from those of all the network's stages
     kind         which of the 25 distortions a crop has, or none
     quality      how people rate it on KADID-10k's scale, 1 to 5
+    ratings      opinion scores of several sets, each with its own scale and zero to the same quality
 
-No opinion scores of photographs are used, and no network that was tuned on them.
+A share of the crops is varied beyond what photographs cover, see :mod:`qmamba.train.variations`; from these
+only the teacher's features are learned.
+
+Without ``ratings`` no opinion scores of photographs are used; the teacher is never tuned on any.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from torch import Tensor, nn
 
 from ..data.distortions import DISTORTIONS, KADID_KINDS, KadidScale, kadid_quality
 from ..data.photos import Shards
+from ..errors import RecipeError
 from ..models.capabilities import StageFeatures, require
 from .checkpoint_task import CheckpointTask
 from .distil import Distiller
@@ -35,6 +40,7 @@ from .losses import smooth_l1
 from .processes import Processes
 from .recipe import PretrainRecipe
 from .sampling import epoch_indices
+from .variations import varied
 
 KINDS = tuple(DISTORTIONS)
 CLEAN = len(KINDS)
@@ -44,6 +50,9 @@ BETA = 0.3  # of the smooth-L1 loss on quality, in these units
 SCALE = KadidScale(stretch=False)  # crops span only a part of a photograph's values
 SMALLEST_DEVIATION, LARGEST = 1e-3, 6.0  # of the teacher's statistics; and once standardised
 MEASURED_AT_ONCE = 50  # crops
+# Of the errors of PARTS. Ridge regressions on the first two hold as well in domains that they were not fitted
+# to as those on all, and the last, which say what an image shows, add least.
+PART_WEIGHTS = (0.35, 0.4, 0.2, 0.05)
 CHECKPOINT_EVERY = 500  # steps
 
 
@@ -52,15 +61,19 @@ class PretrainBatch:
     """The part of a step that one process computes.
 
     Attributes:
-        crops: (n + t, 3, S, S) uint8: n crops as packed, then t distorted copies.
-        kinds: (n + t,) int64, indices in :data:`KINDS`, :data:`CLEAN` for none, -1 for rated crops: theirs
-            are unknown.
-        quality: (n + t,) float32 from 1 to 5, NaN where it is unknown.
+        crops: (n + t + r, 3, S, S) uint8: n crops as packed, t distorted copies, and r crops of rated sets.
+        kinds: (n + t + r,) int64, indices in :data:`KINDS`, :data:`CLEAN` for none, -1 for rated and for
+            varied crops: theirs are unknown.
+        quality: (n + t + r,) float32 from 1 to 5, NaN where it is unknown.
+        mos: (r,) float32 opinion scores of the last crops, in the units of their sets.
+        sets: (r,) int64, indices of their sets.
     """
 
     crops: Tensor
     kinds: Tensor
     quality: Tensor
+    mos: Tensor
+    sets: Tensor
 
 
 def make_pretrain_batch(
@@ -79,11 +92,33 @@ def make_pretrain_batch(
         crops.append(copy)
         kinds.append(kind)
         quality.append(rated)
+    originals = crops[: len(indices)]
+    for i in np.flatnonzero(rng.random(len(indices)) < recipe.varied):
+        crops[i] = varied(originals[i], originals[int(rng.integers(len(originals)))], rng)
+        kinds[i], quality[i] = -1, float("nan")
+    rated_crops = rated_indices(shards, recipe, step)[rank::ranks]
+    crops += [_cut(shards[i], size, rng) for i in rated_crops]
+    unknown = len(crops) - len(kinds)
     return PretrainBatch(
         torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(kinds),
-        torch.tensor(quality, dtype=torch.float32),
+        torch.tensor(kinds + [-1] * unknown),
+        torch.tensor(quality + [float("nan")] * unknown, dtype=torch.float32),
+        torch.from_numpy(shards.mos[rated_crops]),
+        torch.from_numpy(shards.sets[rated_crops].astype(np.int64)),
     )
+
+
+def rated_indices(shards: Shards, recipe: PretrainRecipe, step: int) -> list[int]:
+    """Return the indices of a step's rated crops: as many of each set, whatever its size.
+
+    Each set is gone through in an order of its own before any of its crops comes again.
+    """
+    found: list[int] = []
+    for index in range(int(shards.sets.max()) + 1 if recipe.rated else 0):
+        members = np.flatnonzero(shards.sets == index)
+        drawn = epoch_indices(len(members), recipe.seed, step * recipe.rated, recipe.rated, stream=1 + index)
+        found += members[drawn].tolist()
+    return found
 
 
 def _damaged(crop: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, int, float]:
@@ -112,31 +147,36 @@ class PretrainHeads(nn.Module):
 
     Args:
         stages: ``feature_info`` of the network; ΣC are its channels.
+        sets: sets of ratings.
 
     Attributes:
         maps: projections to the teacher's maps, from each position.
         statistics: Linear, 2 · ΣC to the teacher's 2848.
         kind: Linear, 2 · ΣC to the logits of 26 kinds.
-        quality: Linear, 2 · ΣC to (rating - 3) / 1.2.
+        quality: Linear, 2 · ΣC to quality, which is (rating - 3) / 1.2 on KADID-10k's scale.
+        log_scale, zero: (sets,) what quality is multiplied with, as a logarithm, and what is added, to give
+            the opinion scores of each set, standardised.
         mean, deviation: (2848,) buffers, what the teacher's statistics are standardised with.
     """
 
-    def __init__(self, stages: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, stages: Sequence[Mapping[str, Any]], sets: int = 0) -> None:
         super().__init__()
         count = 2 * sum(stage["num_chs"] for stage in stages)
         self.maps = Distiller(stages, ENDS)
         self.statistics = nn.Linear(count, STATISTICS)
         self.kind = nn.Linear(count, CLEAN + 1)
         self.quality = nn.Linear(count, 1)
+        self.log_scale = nn.Parameter(torch.zeros(sets))
+        self.zero = nn.Parameter(torch.zeros(sets))
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", torch.zeros(STATISTICS))
         self.register_buffer("deviation", torch.ones(STATISTICS))
 
     def statistics_loss(self, found: Tensor, targets: Tensor) -> Tensor:
-        """Return the squared error of the teacher's statistics, mean over four parts.
+        """Return the squared error of the teacher's statistics, a mean over four parts.
 
-        Early, middle and late maps and the last features count the same, whatever their channels.
+        Early, middle and late maps and the last features have the weights :data:`PART_WEIGHTS`.
 
         Args:
             found: standardised statistics of the network, (B, 2 · ΣC).
@@ -145,7 +185,8 @@ class PretrainHeads(nn.Module):
         deviation = self.deviation.clamp(min=SMALLEST_DEVIATION)
         wanted = ((targets - self.mean) / deviation).clamp(-LARGEST, LARGEST)
         errors = (self.statistics(found) - wanted).square()
-        return torch.stack([part.mean() for part in errors.split(PARTS, dim=1)]).mean()
+        parts = torch.stack([part.mean() for part in errors.split(PARTS, dim=1)])
+        return (parts * parts.new_tensor(PART_WEIGHTS)).sum()
 
     def kind_loss(self, found: Tensor, kinds: Tensor) -> Tensor:
         """Return the cross-entropy of kinds (B,) where they are known, 0 where none is."""
@@ -160,11 +201,36 @@ class PretrainHeads(nn.Module):
             return found.sum() * 0.0
         return smooth_l1(self.quality(found[known])[:, 0], (quality[known] - MIDDLE) / SPREAD, BETA)
 
+    def ratings_loss(self, found: Tensor, mos: Tensor, sets: Tensor) -> Tensor:
+        """Return the smooth-L1 loss of opinion scores, through the scale and zero of each set.
+
+        Args:
+            found: standardised statistics of the network, (r, 2 · ΣC).
+            mos: (r,) with mean 0 and variance 1 in each set.
+            sets: (r,) int64, indices of their sets.
+        """
+        quality = self.quality(found)[:, 0]
+        return smooth_l1(quality * self.log_scale[sets].exp() + self.zero[sets], mos, BETA)
+
 
 def standardised(statistics: Tensor) -> Tensor:
     """Return statistics (B, n) with mean 0 and variance 1 over the batch; zeros where all are the same."""
     variance, mean = torch.var_mean(statistics, dim=0, correction=0)
     return (statistics - mean) / (variance + 1e-5).sqrt()
+
+
+def units_of(shards: Shards) -> Tensor:
+    """Return mean and deviation of the opinion scores of each set, (2, sets) float32.
+
+    Raises:
+        RecipeError: nothing is rated, or all ratings of a set are the same.
+    """
+    members = [shards.mos[shards.sets == index] for index in range(int(shards.sets.max()) + 1)]
+    if not members:
+        raise RecipeError("this recipe learns ratings, and no packed crop is rated; pack them with --data")
+    if any(each.std() == 0 for each in members):
+        raise RecipeError("the ratings of a set must differ, got the same for all its images")
+    return torch.tensor([[each.mean() for each in members], [each.std() for each in members]])
 
 
 class Pretraining(CheckpointTask[PretrainBatch]):
@@ -181,17 +247,18 @@ class Pretraining(CheckpointTask[PretrainBatch]):
 
     def __init__(self, recipe: PretrainRecipe, shards: str | Path, *, init: str | Path | None = None) -> None:
         self.recipe, self.folder, self.count = recipe, shards, len(Shards(shards))
-        self.shared = {"crops": recipe.crops, "damaged": recipe.damaged}
+        self.shared = {"crops": recipe.crops, "damaged": recipe.damaged, "rated": recipe.rated}
         super().__init__(recipe, "photographs", init=init)
 
     def setup(self, processes: Processes) -> None:
         self.shards = Shards(self.folder)
+        self.units = units_of(self.shards) if self.recipe.rated else torch.zeros(2, 0)
         self.teacher = GeneralTeacher().to(processes.device)
         super().setup(processes)
 
     def make_heads(self) -> nn.Module:
         network = require(self.network, StageFeatures, "features to learn from")
-        return PretrainHeads(network.feature_info)
+        return PretrainHeads(network.feature_info, self.units.shape[1])
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "crops": self.count}
@@ -235,6 +302,11 @@ class Pretraining(CheckpointTask[PretrainBatch]):
             losses["kind"] = heads.kind_loss(found, batch.kinds.to(found.device))
         if recipe.quality > 0:
             losses["quality"] = heads.quality_loss(found, batch.quality.to(found.device))
+        if recipe.ratings > 0:
+            mean, deviation = self.units[:, batch.sets]
+            mos = ((batch.mos - mean) / deviation).to(found.device)
+            rated = found[len(found) - len(mos) :]
+            losses["ratings"] = heads.ratings_loss(rated, mos, batch.sets.to(found.device))
         weighted = [getattr(recipe, name) * loss for name, loss in losses.items()]
         return {"loss": torch.stack(weighted).sum(), **losses}
 

@@ -214,30 +214,42 @@ class PretrainRecipe(Plan):
         damaged: how many of them come with a distorted copy, as far as there are enough unrated ones.
         kadid: share of these copies on the levels of KADID-10k, whose ratings are known, where it has the
             kind; the others are on the library's own levels.
+        varied: share of the crops, distorted copies aside, that are varied beyond what photographs cover, see
+            :mod:`qmamba.train.variations`. Kind and quality of these are unknown.
         measured: crops that mean and deviation of the teacher's statistics are measured on at the start.
-        maps, statistics, kind, quality: weights of the losses, see :mod:`qmamba.train.pretraining`. One with
-            weight 0 is not computed.
+        rated: further crops per step of each set of ratings that is packed.
+        maps, statistics, kind, quality, ratings: weights of the losses, see :mod:`qmamba.train.pretraining`.
+            One with weight 0 is not computed.
     """
 
     data: str = "photos"
     crops: int = 28
     damaged: int = 8
     kadid: float = 0.8
+    varied: float = 0.0
     measured: int = 2000
+    rated: int = 0
     maps: float = 1.0
     statistics: float = 1.0
     kind: float = 0.1
     quality: float = 0.5
+    ratings: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(crops=2, kadid=0, measured=2, maps=0, statistics=0, kind=0, quality=0)
+        self.at_least(crops=2, kadid=0, varied=0, measured=2, rated=0)
+        self.at_least(maps=0, statistics=0, kind=0, quality=0, ratings=0)
         if not 0 <= self.damaged <= self.crops:
             raise RecipeError(f"damaged must be 0 to crops ({self.crops}), got {self.damaged}")
-        if self.kadid > 1:
-            raise RecipeError(f"kadid must be a share from 0 to 1, got {self.kadid}")
+        for key in ("kadid", "varied"):
+            if getattr(self, key) > 1:
+                raise RecipeError(f"{key} must be a share from 0 to 1, got {getattr(self, key)}")
         if self.maps + self.statistics + self.kind + self.quality == 0:
             raise RecipeError("maps, statistics, kind and quality must not all be 0; give one a weight")
+        if (self.rated > 0) != (self.ratings > 0):
+            raise RecipeError(
+                f"rated and ratings must both be above 0 or both be 0, got {self.rated} and {self.ratings}"
+            )
         if any(phase.crop > CROP for phase in self.phases):
             raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
 
