@@ -11,7 +11,9 @@ import numpy as np
 import generality_ridge
 from generality_domains import Domain, contents, digest, opinions
 from generality_features import Cache, Extractor
-from generality_ridge import Block, LeaveOut, folds_of, split, standardised
+from generality_ridge import LeaveOut, folds_of, split
+from qmamba.train import ridge as library_ridge
+from qmamba.train.ridge import Block, standardised
 
 Predictions = dict[str, np.ndarray]
 FITTED = "biq2021"  # the domain that probes are fitted to
@@ -124,7 +126,10 @@ def remembered(
     They are kept under a digest of all that they depend on: the statistics, the images, and the code of the
     regression and of these models.
     """
-    code = [Path(file).read_text(encoding="utf-8") for file in (generality_ridge.__file__, __file__)]
+    code = [
+        Path(file).read_text(encoding="utf-8")
+        for file in (library_ridge.__file__, generality_ridge.__file__, __file__)
+    ]
     images = [f"{domain.name} {digest(domain.fit)} {digest(domain.test)}" for domain in domains]
     key = [extractor.key for extractor in extractors]
     mark = hashlib.sha256("\n".join([*code, *images, *key]).encode()).hexdigest()[:12]

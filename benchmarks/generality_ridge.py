@@ -1,97 +1,15 @@
-"""Ridge regression over blocks of images that count equally, its strength chosen by leaving blocks out.
-
-Each block has its own zero: features and targets are centred within it, since opinions of different data sets
-cannot be compared. So only differences within a block are learnt, and predictions have no zero of their own.
-"""
+"""Ridge regressions whose strength is chosen by leaving blocks out, see `qmamba.train.ridge`."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import solve
 
 from qmamba.metrics import srcc
+from qmamba.train.ridge import Block, Moments, Ridge, fit, pooled_moments
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # over features of unit variance
-
-
-class Moments(NamedTuple):
-    """Means over the images of a block, or over blocks.
-
-    Attributes:
-        mean: (D,) features.
-        covariance: (D, D) of the features, within blocks.
-        cross: (D,) covariances of a feature with the target, within blocks.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    cross: np.ndarray
-
-
-@dataclass(frozen=True)
-class Block:
-    """Images that are left out together: a domain, or a fold of one.
-
-    Attributes:
-        x: (n, D) features.
-        y: (n,) targets.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-
-    @functools.cached_property
-    def moments(self) -> Moments:
-        """Means over the block's images, in float64."""
-        mean = self.x.mean(axis=0, dtype=np.float64)
-        x, y, n = self.x - mean, self.y - self.y.mean(), len(self.y)
-        return Moments(mean, x.T @ x / n, x.T @ y / n)
-
-
-def standardised(mos: np.ndarray) -> np.ndarray:
-    """Return opinions with mean 0 and variance 1."""
-    return (mos - mos.mean()) / mos.std()
-
-
-def pooled_moments(blocks: Sequence[Moments]) -> Moments:
-    """Return the moments of blocks that count equally, whatever their sizes."""
-    mean, covariance, cross = (sum(each) / len(blocks) for each in zip(*blocks, strict=True))
-    return Moments(mean, covariance, cross)
-
-
-class Ridge(NamedTuple):
-    """A fitted ridge regression.
-
-    Attributes:
-        mean: (D,) features for which the prediction is 0.
-        weights: (D,).
-    """
-
-    mean: np.ndarray
-    weights: np.ndarray
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return predictions (n,) float64 for features (n, D)."""
-        prediction: np.ndarray = (x - self.mean) @ self.weights
-        return prediction
-
-
-def fit(moments: Moments, strength: float) -> Ridge:
-    """Return the ridge regression of a strength.
-
-    With z the centred features at variance 1 and y the centred target, it minimises
-    E[(y - w·z)²] + strength · |w|².
-    """
-    std = np.sqrt(np.diagonal(moments.covariance)) + 1e-6
-    correlation = moments.covariance / std / std[:, None]
-    correlation[np.diag_indices_from(correlation)] += strength
-    weights = solve(correlation, moments.cross / std, assume_a="pos", overwrite_a=True)
-    return Ridge(moments.mean, weights / std)
 
 
 class LeaveOut:

@@ -10,14 +10,14 @@ import typer
 
 from qmamba.cli._command import with_groups
 from qmamba.cli._paper import PaperOptions, train_paper
-from qmamba.cli._ratings import source_of
+from qmamba.cli._ratings import read_ratings, source_of
 from qmamba.cli._shared import note
 from qmamba.cli._watch import RunOptions, Watch
 from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
-    from qmamba.train import PretrainRecipe, Recipe
+    from qmamba.train import HeadRecipe, PretrainRecipe, Recipe
 
 EPILOG = """\
 \b
@@ -25,6 +25,7 @@ Examples:
   qmamba train --list
   qmamba train lqmamba-n-biq2021 --data biq2021=BIQ2021 --out runs/n --processes 2
   qmamba train mine.toml --data ratings.csv --out runs/mine
+  qmamba train lqmamba-n-head --data ratings.csv --init runs/n/checkpoint --out runs/head
 
 \b
 Exit code:
@@ -97,7 +98,7 @@ def train(
     The fold `train` is learnt, the fold `val` is validated on, and the fold `test` is not used. The same
     command resumes a run that was interrupted.
     """
-    from qmamba.train import load_recipe
+    from qmamba.train import HeadRecipe, load_recipe
     from qmamba.train.paper import PaperRecipe
 
     plan = load_recipe(recipe)
@@ -109,12 +110,26 @@ def train(
             )
         train_paper(plan, Path(data), out, run, paper, init=start.init, arch=start.arch)
         return
+    if isinstance(plan, HeadRecipe):
+        typer.echo(str(_fit_head(plan, data, out, start, run)))
+        return
     if paper != PaperOptions():
         raise RecipeError("--log, --workers, --cache are for recipes with a task, see docs/reproducing.md")
     if (arch := start.arch) is not None:
         plan = replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
     options = {"processes": processes, "device": run.prepare(), "resume": run.resume}
     typer.echo(str(_train_after_teacher(plan, data, out, start, run, **options)))
+
+
+def _fit_head(plan: HeadRecipe, data: str, out: Path, start: StartOptions, run: RunOptions) -> Path:
+    """Return the folder of a checkpoint whose head is fitted in closed form."""
+    from qmamba.train import fit_head
+
+    if start.init is None or start.teacher is not None or start.arch is not None:
+        raise RecipeError("a recipe of a head must have --init, and takes no --teacher and no --arch")
+    ratings, device = read_ratings(data), run.prepare()
+    with run.watch() as watch, watch.ends(run.resume):
+        return fit_head(plan, ratings, out, init=start.init, device=device, resume=run.resume, report=watch)
 
 
 def _train_after_teacher(

@@ -105,6 +105,15 @@ class DecayGroups(Protocol):
 
 
 @runtime_checkable
+class ReadsStatistics(StageFeatures, Protocol):
+    """A network whose head can be a linear function of the means and deviations of its stages' features."""
+
+    def read_statistics(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: float) -> None:
+        """Write the function ``bias + weight · ((statistics - mean) · scale)`` into the head."""
+        ...
+
+
+@runtime_checkable
 class OneSize(Protocol):
     """Takes images of one size only."""
 
@@ -118,6 +127,7 @@ _LACKING: dict[type, str] = {
     StageFeatures: "its network does not give features of stages",
     Positions: "its network does not give values of positions",
     TakesPrompts: "its network takes no prompts",
+    ReadsStatistics: "its head does not read statistics of stages",
     OneSize: "its network takes images of any size",
     DecayGroups: "its network does not tell which parameters not to decay",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .adaptation import QUICK, AdaptRecipe, adapt
 from .engine import fit
+from .linear_head import HeadRecipe, fit_head
 from .pretraining import pretrain
 from .ratings import train
 from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
@@ -15,12 +16,14 @@ from .task import Task
 __all__ = [
     "QUICK",
     "AdaptRecipe",
+    "HeadRecipe",
     "Phase",
     "PretrainRecipe",
     "Recipe",
     "Task",
     "adapt",
     "fit",
+    "fit_head",
     "list_recipes",
     "load_recipe",
     "pretrain",

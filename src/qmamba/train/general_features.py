@@ -28,7 +28,9 @@ ENDS = [
 ]
 PARTS = (2 * (16 + 24 + 40), 2 * (80 + 112), 2 * (192 + 320), 1280)  # early, middle and late ends, the last
 STATISTICS = sum(PARTS)
-VARIANCE_FLOOR = 1e-8  # the gradient of a square root is infinite at zero
+VARIANCE_FLOOR = (
+    1e-6  # the gradient of a square root is infinite at zero; as in the head that reads statistics
+)
 
 
 class GeneralFeatures(NamedTuple):
@@ -70,7 +72,7 @@ class GeneralTeacher(nn.Module):
 def channel_statistics(maps: Sequence[Tensor]) -> Tensor:
     """Return means and deviations over positions: (B, C, H, W) per map → (B, 2 · ΣC).
 
-    Map by map the means come first. A deviation is sqrt(variance + 1e-8), the variance that of all positions,
+    Map by map the means come first. A deviation is sqrt(variance + 1e-6), the variance that of all positions,
     so that a single position has one.
     """
     parts: list[Tensor] = []

@@ -265,8 +265,8 @@ def load_recipe(name: str | Path) -> Any:
     :func:`qmamba.train.paper.list_paper_recipes`.
 
     Returns:
-        A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`PretrainRecipe` where
-        ``data`` is "photos", and otherwise a :class:`Recipe`.
+        A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`HeadRecipe` where there
+        is a ``head``, a :class:`PretrainRecipe` where ``data`` is "photos", and otherwise a :class:`Recipe`.
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown key, or a value that a key cannot have.
@@ -303,6 +303,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
         from .paper.recipe import parse_paper_recipe
 
         return parse_paper_recipe(values, where)
+    if "head" in values:
+        from .linear_head import HeadRecipe
+
+        check_values(HeadRecipe, values, where, {"name", "arch"})
+        return HeadRecipe(**values)
     kind = PretrainRecipe if values.get("data") == "photos" else Recipe
     check_values(kind, values, where, {"name", "arch", "phases"})
     try:

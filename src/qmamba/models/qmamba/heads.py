@@ -76,6 +76,14 @@ class StatisticsHead(nn.Module):
         self.register_buffer("scale", torch.ones(2 * sum(widths)))
         self.fc = nn.Linear(2 * sum(widths), 1)
 
+    @torch.no_grad()
+    def write(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: float) -> None:
+        """Fill the buffers and the Linear: mean, scale and weight are (S,)."""
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        self.fc.weight.copy_(weight[None])
+        self.fc.bias.fill_(bias)
+
     def forward(self, found: Sequence[Tensor]) -> Tensor:
         """Return raw quality (B, 1), float32 at least, of what :func:`statistics` returned for each stage.
 

@@ -196,6 +196,23 @@ class QMamba(nn.Module):
             x = x if prompts is None else prompts[stage](x)
             return self._finish(x, stage + 1, found, prompts, self.head if head is None else head)
 
+    def read_statistics(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: float) -> None:
+        """Write a linear function of the stages' statistics into the head, see :class:`StatisticsHead`.
+
+        Args:
+            mean, scale, weight: (2 · ΣC,), stage by stage those of the means and then of the deviations.
+            bias: raw quality where the statistics are ``mean``.
+
+        Raises:
+            CapabilityError: the head reads something else.
+        """
+        if not isinstance(self.head, StatisticsHead):
+            raise CapabilityError(
+                f"a head of class {type(self.head).__name__} reads no statistics; build the network with "
+                "head='statistics'"
+            )
+        self.head.write(mean, scale, weight, bias)
+
     def _stage(self, s: int, x: Tensor, prompts: Prompts | None) -> tuple[Tensor, Tensor]:
         """Return a stage's features (B, H, W, C) before its downsample, and after it and the prompt."""
         stage = self.stages[s]
