@@ -132,8 +132,10 @@ def fit_head(
         first += len(members)
     ridge = fit(pooled_moments([_moments(recipe, sets[n], *blocks[n]) for n in sets]), recipe.strength)
     network = require(scorer.network, ReadsStatistics, "head to fit")
-    network.read_statistics(*(torch.from_numpy(a).float() for a in (ridge.mean, 1 / ridge.deviation)),
-                            torch.from_numpy(ridge.weights).float(), 0.0)  # fmt: skip
+    mean, scale, weights = (
+        torch.from_numpy(values).float() for values in (ridge.mean, 1 / ridge.deviation, ridge.weights)
+    )
+    network.read_statistics(mean, scale, weights, 0.0)
     found = {n: _agreement(ridge, x[~t], mos[~t]) for n, (x, mos, t) in blocks.items() if (~t).sum() > 2}
     calibration = _calibrate(scorer, recipe, sets)
     training = {"recipe": asdict(recipe), "init": Path(init).name, "val_srcc": found}

@@ -50,13 +50,13 @@ class Block:
 
 def standardised(mos: np.ndarray) -> np.ndarray:
     """Return opinions with mean 0 and variance 1."""
-    return (mos - mos.mean()) / mos.std()
+    found: np.ndarray = (mos - mos.mean()) / mos.std()
+    return found
 
 
 def pooled_moments(blocks: Sequence[Moments]) -> Moments:
     """Return the moments of blocks that count equally, whatever their sizes."""
-    mean, covariance, cross = (sum(each) / len(blocks) for each in zip(*blocks, strict=True))
-    return Moments(mean, covariance, cross)
+    return Moments(*(np.mean(each, axis=0) for each in zip(*blocks, strict=True)))
 
 
 class Ridge(NamedTuple):
