@@ -80,9 +80,6 @@ def test_the_head_ranks_all_sets_and_the_network_below_is_kept(
     assert (pairs[:, 0] > pairs[:, 1]).all()
     below, base = scorer.network.state_dict(), qmamba.load(init).network.state_dict()
     assert all(torch.equal(below[k], base[k].half().float()) for k in base if not k.startswith("head."))
-    held_out = [r for r in ratings if r.fold == "val"]
-    agreement = srcc(scorer.score([r.path for r in held_out]), [r.mos for r in held_out])
-    assert scorer.config.training["val_srcc"] == {"photos": pytest.approx(agreement, abs=0.1)}
     assert scorer.config.trained_on == ("photos", "stills", "pairs") and scorer.config.licence == "MIT"
     mos = torch.tensor([r.mos for r in ratings if r.set == "photos"])
     scores = scorer.score([r.path for r in ratings if r.set == "photos"])
@@ -98,6 +95,8 @@ def test_raw_quality_is_the_ridge_regression(init: Path, ratings: list[Rated], t
     mos = np.array([r.mos for r in photos])
     block = Block(rows[trained], standardised(mos[trained]))
     wanted = fit(pooled_moments([block.moments]), 0.01).predict(rows)
+    held_out = srcc(wanted[~trained], mos[~trained])
+    assert scorer.config.training["val_srcc"] == {"": pytest.approx(held_out, abs=1e-4)}
     found = [float(scorer.raw_parts(r.path).raw.mean()) for r in photos]
     np.testing.assert_allclose(found, wanted, atol=0.03)  # weights are float16
     network = scorer.network

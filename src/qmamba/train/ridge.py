@@ -56,7 +56,7 @@ def standardised(mos: np.ndarray) -> np.ndarray:
 
 def pooled_moments(blocks: Sequence[Moments]) -> Moments:
     """Return the moments of blocks that count equally, whatever their sizes."""
-    return Moments(*(np.mean(each, axis=0) for each in zip(*blocks, strict=True)))
+    return Moments(*(sum(each[1:], start=each[0]) / len(each) for each in zip(*blocks, strict=True)))
 
 
 class Ridge(NamedTuple):
