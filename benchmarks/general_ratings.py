@@ -4,12 +4,12 @@
         --srij IQA_SR --kadid-scale SelfExSR --polyu PolyU --cache cache --out ratings.csv
 
 Each option names a clone, as in ``generality.py``. Opinion scores stay in the units of their set, which the
-column ``set`` names. BIQ2021 has its own folds; "test" is left out. Of AGIQA-3K odd prompt numbers are
-in the fold "train" and even ones, which the bench measures on, in "val"; ``--all-prompts`` puts all in "train".
-``--without`` leaves a set out, to ask how a model does without it.
+column ``set`` names. BIQ2021 has its own folds; "test" is left out. Of AGIQA-3K odd prompt numbers are in the
+fold "train" and even ones, which the bench measures on, in "val"; ``--all-prompts`` puts all of them in
+"train". ``--without`` leaves a set out, to ask how a model does without it.
 
-Photographs of SelfExSR, distorted on KADID-10k's scale, and PolyU's pairs are for heads fitted in closed form;
-pretraining makes its own distorted copies.
+Photographs of SelfExSR, distorted on KADID-10k's scale, and PolyU's pairs are for heads fitted in closed
+form; pretraining makes its own distorted copies.
 """
 
 from __future__ import annotations
