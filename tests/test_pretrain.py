@@ -36,6 +36,7 @@ from rated_photos import RECIPE, rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
 module = importlib.import_module("qmamba.train.pretraining")
+batches = importlib.import_module("qmamba.train.pretrain_batch")
 
 PLAN = PretrainRecipe(
     name="tiny", arch="lqmamba-n", phases=(Phase(32, 4), Phase(64, 2)), crops=4, damaged=2, measured=20,
@@ -84,28 +85,28 @@ def test_the_parts_of_a_batch(shards: Path) -> None:
     crops = Shards(shards)
     seen = []
     for step, size in ((0, 32), (1, 32), (2, 32), (4, 64)):
-        batch = module.make_pretrain_batch(crops, PLAN, step)
-        drawn = module.epoch_indices(len(crops), PLAN.seed, step * PLAN.crops, PLAN.crops)
+        batch = batches.make_pretrain_batch(crops, PLAN, step)
+        drawn = batches.epoch_indices(len(crops), PLAN.seed, step * PLAN.crops, PLAN.crops)
         rated = ~np.isnan(crops.mos[drawn])
         copies = min(PLAN.damaged, int((~rated).sum()))
         assert batch.crops.shape == (4 + copies, 3, size, size) and batch.crops.dtype == torch.uint8
-        assert batch.kinds[:4].tolist() == [-1 if r else module.CLEAN for r in rated]
+        assert batch.kinds[:4].tolist() == [-1 if r else batches.CLEAN for r in rated]
         assert batch.quality[:4].isnan().tolist() == rated.tolist()
-        assert ((batch.kinds[4:] >= 0) & (batch.kinds[4:] < module.CLEAN)).all()
-        again = module.make_pretrain_batch(crops, PLAN, step)
+        assert ((batch.kinds[4:] >= 0) & (batch.kinds[4:] < batches.CLEAN)).all()
+        again = batches.make_pretrain_batch(crops, PLAN, step)
         assert torch.equal(batch.crops, again.crops)
         seen += drawn
     assert sorted(seen[:12]) == list(range(12))  # three steps are an epoch
-    halves = [module.make_pretrain_batch(crops, PLAN, 0, rank, 2) for rank in (0, 1)]
+    halves = [batches.make_pretrain_batch(crops, PLAN, 0, rank, 2) for rank in (0, 1)]
     assert all(2 <= len(half.crops) <= 3 for half in halves)
 
 
 def test_copies_are_rated_on_kadids_levels_alone() -> None:
     crop = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     rng = np.random.default_rng(1)
-    rated = [module._damaged(crop, 1.0, rng) for _ in range(100)]
+    rated = [batches._damaged(crop, 1.0, rng) for _ in range(100)]
     for copy, kind, quality in rated:
-        name = module.KINDS[kind]
+        name = batches.KINDS[kind]
         assert copy.shape == crop.shape and copy.dtype == np.uint8
         if name not in KADID_KINDS:
             assert np.isnan(quality)
@@ -113,7 +114,7 @@ def test_copies_are_rated_on_kadids_levels_alone() -> None:
         means = [kadid_quality(name, level).mean for level in (1, 2, 3, 4, 5)]
         assert min(means) <= quality <= max(means)
     assert len({kind for _, kind, _ in rated}) > 15
-    assert all(np.isnan(module._damaged(crop, 0.0, rng)[2]) for _ in range(20))
+    assert all(np.isnan(batches._damaged(crop, 0.0, rng)[2]) for _ in range(20))
 
 
 def test_statistics_are_those_of_a_naive_computation() -> None:
@@ -165,6 +166,14 @@ def test_the_losses_by_hand() -> None:
     assert heads.quality_loss(found, quality).item() == pytest.approx((0 + (1 - 0.15)) / 2)
     assert heads.quality_loss(found, torch.full((3,), float("nan"))).item() == 0
 
+    with torch.no_grad():
+        heads.quality.weight.copy_(torch.eye(1, 8))
+    quality = torch.zeros(3, 8)
+    quality[:, 0] = torch.tensor([0.0, 1.0, 0.95])
+    worse, better = torch.tensor([0, 2]), torch.tensor([1, 1])  # the second pair by half of the margin
+    assert heads.orders_loss(quality, worse, better).item() == pytest.approx(0.05 / 2)
+    assert heads.orders_loss(quality, worse[:0], better[:0]).item() == 0
+
     rated = module.PretrainHeads([{"num_chs": 4, "reduction": 4}], sets=2)
     with torch.no_grad():
         rated.quality.weight.zero_()
@@ -178,12 +187,12 @@ def test_the_losses_by_hand() -> None:
 def test_rated_sets_count_the_same_whatever_their_units(colours: None, shards: Path, tmp_path: Path) -> None:
     crops = Shards(shards)
     plan = dataclasses.replace(PLAN, rated=2, ratings=1.0)
-    batch = module.make_pretrain_batch(crops, plan, 3)
+    batch = batches.make_pretrain_batch(crops, plan, 3)
     assert batch.sets.tolist() == [0, 0, 1, 1]
     assert sorted(batch.mos.tolist()) == pytest.approx([0.2, 0.4, 6, 8])
     assert len(batch.kinds) == len(batch.quality) == len(batch.crops)
     assert batch.kinds[-4:].tolist() == [-1] * 4 and batch.quality[-4:].isnan().all()
-    parts = [module.make_pretrain_batch(crops, plan, 3, rank, 2) for rank in (0, 1)]
+    parts = [batches.make_pretrain_batch(crops, plan, 3, rank, 2) for rank in (0, 1)]
     assert sorted(m for part in parts for m in part.mos.tolist()) == sorted(batch.mos.tolist())
     torch.testing.assert_close(module.units_of(crops), torch.tensor([[0.3, 7.0], [0.1, 1.0]]))
     events: list[dict[str, Any]] = []
@@ -206,10 +215,27 @@ def test_ratings_of_nothing_are_refused(colours: None, shards: Path, tmp_path: P
             pretrain(plan, tmp_path, tmp_path / "run")
 
 
+def test_copies_with_noise_are_worse_than_their_originals(
+    colours: None, shards: Path, tmp_path: Path
+) -> None:
+    plan = dataclasses.replace(PLAN, noisy=1.0, varied=1.0, orders=1.0)
+    for step in range(3):
+        batch = batches.make_pretrain_batch(Shards(shards), plan, step)
+        assert batch.worse.tolist() == list(range(4, len(batch.crops)))
+        assert (batch.kinds[batch.worse] == -1).all() and (batch.better < 4).all()
+        for worse, better in zip(batch.worse, batch.better, strict=True):
+            noise = batch.crops[worse].float() - batch.crops[better].float()
+            assert 0.5 < noise.std() < 60
+            assert batch.kinds[better] == batches.CLEAN  # an original is not varied
+    events: list[dict[str, Any]] = []
+    pretrain(dataclasses.replace(plan, phases=(Phase(32, 30),)), shards, tmp_path, report=events.append)
+    assert np.mean([e["orders"] for e in events[-8:]]) < np.mean([e["orders"] for e in events[:8]])
+
+
 def test_varied_crops_teach_features_only(shards: Path) -> None:
     crops = Shards(shards)
     plain, plan = (dataclasses.replace(PLAN, varied=share, damaged=0) for share in (0.0, 1.0))
-    before, after = (module.make_pretrain_batch(crops, each, 1) for each in (plain, plan))
+    before, after = (batches.make_pretrain_batch(crops, each, 1) for each in (plain, plan))
     assert (after.kinds == -1).all() and after.quality.isnan().all()
     assert before.crops.shape == after.crops.shape and not torch.equal(before.crops, after.crops)
 
@@ -309,7 +335,7 @@ def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
     nothing = {"maps": 0.0, "statistics": 0.0, "kind": 0.0, "quality": 0.0}
     for wrong in (
         {"damaged": 5}, {"phases": (Phase(224, 1),)}, {"kind": -1.0}, {"cooldown": 2.0}, {"kadid": 1.5},
-        {"measured": 1}, {"varied": 1.1}, {"rated": 2}, {"ratings": 1.0}, nothing,
+        {"measured": 1}, {"varied": 1.1}, {"noisy": -0.1}, {"rated": 2}, {"ratings": 1.0}, nothing,
     ):  # fmt: skip
         with pytest.raises(RecipeError):
             dataclasses.replace(PLAN, **wrong)

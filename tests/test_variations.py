@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qmamba.train.variations import magnified, varied
+from qmamba.train.variations import magnified, sensor_noise, varied
 
 
 def crop(seed: int) -> np.ndarray:
@@ -42,3 +42,18 @@ def test_a_magnified_crop_shows_a_part(factor: float) -> None:
             np.abs(np.diff(found.astype(int), axis=0)).mean()
             < np.abs(np.diff(image.astype(int), axis=0)).mean()
         )
+
+
+def test_sensor_noise_grows_with_strength_and_brightness_and_is_correlated() -> None:
+    def noise(value: int, strength: float) -> np.ndarray:
+        flat = np.full((64, 64, 3), value, np.uint8)
+        found = sensor_noise(flat, strength, np.random.default_rng(0))
+        assert found.shape == flat.shape and found.dtype == np.uint8
+        linear = (found / 255) ** 2.2
+        return linear - linear.mean((0, 1))
+
+    assert noise(128, 1.0).std() > 1.8 * noise(128, 0.5).std() > 0
+    assert noise(200, 0.5).std() > 1.5 * noise(80, 0.5).std()
+    field = noise(128, 0.5)[..., 0]
+    neighbours = np.corrcoef(field[:, :-1].ravel(), field[:, 1:].ravel())[0, 1]
+    assert neighbours > 0.3

@@ -1,13 +1,14 @@
 """Pretraining: a network learns general features from a frozen teacher, and how damage looks to people.
 
 Crops come packed, see :mod:`qmamba.data.photos`. Each step takes some of them as they are, and adds a
-distorted copy of a few that are unrated, and so clean. Five losses, each with a weight in the recipe; one
+distorted copy of a few that are unrated, and so clean. Six losses, each with a weight in the recipe; one
 with weight zero is not computed:
 
     maps         the teacher's features at seven of its stages, from the network's nearest stage
     statistics   their means and deviations, from those of all the network's stages
     kind         which of the 25 distortions a crop has, or none
     quality      how people rate it on KADID-10k's scale, 1 to 5
+    orders       that a copy that can only be worse has less quality than its original
     ratings      opinion scores of several sets, each with its own scale and zero to the same quality
 
 A share of the crops is varied beyond what photographs cover, see :mod:`qmamba.train.variations`; from these
@@ -19,7 +20,6 @@ Without ``ratings`` no opinion scores of photographs are used; the teacher is ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.distortions import DISTORTIONS, KADID_KINDS, KadidScale, kadid_quality
 from ..data.photos import Shards
 from ..errors import RecipeError
 from ..models.capabilities import StageFeatures, require
@@ -36,108 +35,20 @@ from .checkpoint_task import CheckpointTask
 from .distil import Distiller
 from .engine import Report, Run, fit
 from .general_features import ENDS, PARTS, STATISTICS, GeneralTeacher, channel_statistics, measure
-from .losses import smooth_l1
+from .losses import ranking_loss, smooth_l1
+from .pretrain_batch import CLEAN, PretrainBatch, make_pretrain_batch, random_cut
 from .processes import Processes
 from .recipe import PretrainRecipe
-from .sampling import epoch_indices
-from .variations import varied
 
-KINDS = tuple(DISTORTIONS)
-CLEAN = len(KINDS)
-CLEAN_QUALITY = 4.6  # what KADID-10k's undistorted photographs get, of 1 to 5
 MIDDLE, SPREAD = 3.0, 1.2  # of ratings of 1 to 5: brings them to about -1.4 to 1.4
 BETA = 0.3  # of the smooth-L1 loss on quality, in these units
-SCALE = KadidScale(stretch=False)  # crops span only a part of a photograph's values
+MARGIN = 0.1  # of quality, by which a copy must lie below its original
 SMALLEST_DEVIATION, LARGEST = 1e-3, 6.0  # of the teacher's statistics; and once standardised
 MEASURED_AT_ONCE = 50  # crops
 # Of the errors of PARTS. Ridge regressions on the first two hold as well in domains that they were not fitted
 # to as those on all, and the last, which say what an image shows, add least.
 PART_WEIGHTS = (0.35, 0.4, 0.2, 0.05)
 CHECKPOINT_EVERY = 500  # steps
-
-
-@dataclass(frozen=True)
-class PretrainBatch:
-    """The part of a step that one process computes.
-
-    Attributes:
-        crops: (n + t + r, 3, S, S) uint8: n crops as packed, t distorted copies, and r crops of rated sets.
-        kinds: (n + t + r,) int64, indices in :data:`KINDS`, :data:`CLEAN` for none, -1 for rated and for
-            varied crops: theirs are unknown.
-        quality: (n + t + r,) float32 from 1 to 5, NaN where it is unknown.
-        mos: (r,) float32 opinion scores of the last crops, in the units of their sets.
-        sets: (r,) int64, indices of their sets.
-    """
-
-    crops: Tensor
-    kinds: Tensor
-    quality: Tensor
-    mos: Tensor
-    sets: Tensor
-
-
-def make_pretrain_batch(
-    shards: Shards, recipe: PretrainRecipe, step: int, rank: int = 0, ranks: int = 1
-) -> PretrainBatch:
-    """Return every ``ranks``-th crop of a step, cut to the phase's size, flipped, and distorted copies."""
-    rng = np.random.default_rng((recipe.seed, step, rank))
-    indices = epoch_indices(len(shards), recipe.seed, step * recipe.crops, recipe.crops)[rank::ranks]
-    size = recipe.phase_at(step).crop
-    crops = [_cut(shards[i], size, rng) for i in indices]
-    clean = np.isnan(shards.mos[indices])
-    kinds = np.where(clean, CLEAN, -1).tolist()
-    quality = np.where(clean, CLEAN_QUALITY, np.nan).tolist()
-    for i in rng.permutation(np.flatnonzero(clean))[: recipe.damaged // ranks]:
-        copy, kind, rated = _damaged(crops[i], recipe.kadid, rng)
-        crops.append(copy)
-        kinds.append(kind)
-        quality.append(rated)
-    originals = crops[: len(indices)]
-    for i in np.flatnonzero(rng.random(len(indices)) < recipe.varied):
-        crops[i] = varied(originals[i], originals[int(rng.integers(len(originals)))], rng)
-        kinds[i], quality[i] = -1, float("nan")
-    rated_crops = rated_indices(shards, recipe, step)[rank::ranks]
-    crops += [_cut(shards[i], size, rng) for i in rated_crops]
-    unknown = len(crops) - len(kinds)
-    return PretrainBatch(
-        torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(kinds + [-1] * unknown),
-        torch.tensor(quality + [float("nan")] * unknown, dtype=torch.float32),
-        torch.from_numpy(shards.mos[rated_crops]),
-        torch.from_numpy(shards.sets[rated_crops].astype(np.int64)),
-    )
-
-
-def rated_indices(shards: Shards, recipe: PretrainRecipe, step: int) -> list[int]:
-    """Return the indices of a step's rated crops: as many of each set, whatever its size.
-
-    Each set is gone through in an order of its own before any of its crops comes again.
-    """
-    found: list[int] = []
-    for index in range(int(shards.sets.max()) + 1 if recipe.rated else 0):
-        members = np.flatnonzero(shards.sets == index)
-        drawn = epoch_indices(len(members), recipe.seed, step * recipe.rated, recipe.rated, stream=1 + index)
-        found += members[drawn].tolist()
-    return found
-
-
-def _damaged(crop: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, int, float]:
-    """A copy of a crop, distorted, its kind, and its quality of 1 to 5, NaN on the library's own levels.
-
-    Of the kinds that KADID-10k has, ``share`` are on its levels; the others look different at ours.
-    """
-    kind, seed = int(rng.integers(len(KINDS))), int(rng.integers(2**31))
-    name = KINDS[kind]
-    if name in KADID_KINDS and rng.random() < share:
-        level = float(rng.uniform(1, 5))
-        return DISTORTIONS[name](crop, level, seed=seed, scale=SCALE), kind, kadid_quality(name, level).mean
-    return DISTORTIONS[name](crop, int(rng.integers(1, 6)), seed=seed), kind, float("nan")
-
-
-def _cut(crop: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    top, left = rng.integers(crop.shape[0] - size + 1), rng.integers(crop.shape[1] - size + 1)
-    cut = crop[top : top + size, left : left + size]
-    return np.ascontiguousarray(cut[:, ::-1] if rng.integers(2) else cut)
 
 
 class PretrainHeads(nn.Module):
@@ -200,6 +111,13 @@ class PretrainHeads(nn.Module):
         if not known.any():
             return found.sum() * 0.0
         return smooth_l1(self.quality(found[known])[:, 0], (quality[known] - MIDDLE) / SPREAD, BETA)
+
+    def orders_loss(self, found: Tensor, worse: Tensor, better: Tensor) -> Tensor:
+        """Return the ranking loss of copies (w,) and originals (w,), 0 where there is no pair."""
+        if not len(worse):
+            return found.sum() * 0.0
+        quality = self.quality(found)[:, 0]
+        return ranking_loss(quality[better], quality[worse], MARGIN)
 
     def ratings_loss(self, found: Tensor, mos: Tensor, sets: Tensor) -> Tensor:
         """Return the smooth-L1 loss of opinion scores, through the scale and zero of each set.
@@ -282,7 +200,7 @@ class Pretraining(CheckpointTask[PretrainBatch]):
                 continue
             rng = np.random.default_rng((self.recipe.seed, part))
             count = min(MEASURED_AT_ONCE, self.recipe.measured - part)
-            crops = [_cut(self.shards[int(i)], size, rng) for i in rng.integers(self.count, size=count)]
+            crops = [random_cut(self.shards[int(i)], size, rng) for i in rng.integers(self.count, size=count)]
             yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def losses(self, batch: PretrainBatch, run: Run) -> dict[str, Tensor]:
@@ -302,6 +220,9 @@ class Pretraining(CheckpointTask[PretrainBatch]):
             losses["kind"] = heads.kind_loss(found, batch.kinds.to(found.device))
         if recipe.quality > 0:
             losses["quality"] = heads.quality_loss(found, batch.quality.to(found.device))
+        if recipe.orders > 0:
+            pairs = (batch.worse.to(found.device), batch.better.to(found.device))
+            losses["orders"] = heads.orders_loss(found, *pairs)
         if recipe.ratings > 0:
             mean, deviation = self.units[:, batch.sets]
             mos = ((batch.mos - mean) / deviation).to(found.device)

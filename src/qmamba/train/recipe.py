@@ -214,18 +214,20 @@ class PretrainRecipe(Plan):
         damaged: how many of them come with a distorted copy, as far as there are enough unrated ones.
         kadid: share of these copies on the levels of KADID-10k, whose ratings are known, where it has the
             kind; the others are on the library's own levels.
+        noisy: share of these copies that have a camera's noise instead, whose rating is unknown.
         varied: share of the crops, distorted copies aside, that are varied beyond what photographs cover, see
             :mod:`qmamba.train.variations`. Kind and quality of these are unknown.
         measured: crops that mean and deviation of the teacher's statistics are measured on at the start.
         rated: further crops per step of each set of ratings that is packed.
-        maps, statistics, kind, quality, ratings: weights of the losses, see :mod:`qmamba.train.pretraining`.
-            One with weight 0 is not computed.
+        maps, statistics, kind, quality, orders, ratings: weights of the losses, see
+            :mod:`qmamba.train.pretraining`. One with weight 0 is not computed.
     """
 
     data: str = "photos"
     crops: int = 28
     damaged: int = 8
     kadid: float = 0.8
+    noisy: float = 0.0
     varied: float = 0.0
     measured: int = 2000
     rated: int = 0
@@ -233,15 +235,16 @@ class PretrainRecipe(Plan):
     statistics: float = 1.0
     kind: float = 0.1
     quality: float = 0.5
+    orders: float = 0.0
     ratings: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(crops=2, kadid=0, varied=0, measured=2, rated=0)
-        self.at_least(maps=0, statistics=0, kind=0, quality=0, ratings=0)
+        self.at_least(crops=2, kadid=0, noisy=0, varied=0, measured=2, rated=0)
+        self.at_least(maps=0, statistics=0, kind=0, quality=0, orders=0, ratings=0)
         if not 0 <= self.damaged <= self.crops:
             raise RecipeError(f"damaged must be 0 to crops ({self.crops}), got {self.damaged}")
-        for key in ("kadid", "varied"):
+        for key in ("kadid", "noisy", "varied"):
             if getattr(self, key) > 1:
                 raise RecipeError(f"{key} must be a share from 0 to 1, got {getattr(self, key)}")
         if self.maps + self.statistics + self.kind + self.quality == 0:
