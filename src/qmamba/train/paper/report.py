@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from .recipe import AVERAGE
+from .rows import digest_of
 
 TITLES = {
     "table1": "Table 1: task-specific, synthetic and authentic sets",
@@ -14,10 +16,18 @@ TITLES = {
     "table5": "Table 5: task-specific, generated images",
     "table6": "Table 6: universal, set by set",
     "table7": "Table 7: transfer from generated images, LQMamba-B",
+    "agiqa3k": "Table 5 on AGIQA-3K, with LQMamba-N",
+    "agiqa3k-transfer": "Tables 3 and 8: transfer to generated images, BIQ2021 to AGIQA-3K, LQMamba-N",
+    "agiqa3k-reverse": "Table 7's direction: transfer from generated images, AGIQA-3K to BIQ2021, LQMamba-N",
+    "agiqa3k-universal": "Table 2's task: four public sets, LQMamba-N",
+    "agiqa3k-prompts": "Table 9: number of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
+    "agiqa3k-sizes": "Table 10: size of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
     "public": "Not in the paper: sets that anyone can download",
+    "nano": "Not in the paper: its sets with LQMamba-N",
 }
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
+DIGITS = 12  # of a digest that are printed
 Line = tuple[str, ...]
 
 
@@ -85,7 +95,25 @@ def row_text(name: str, row: Mapping[str, Any]) -> str:
         ]
         text.append("  " + "  ".join(cells).rstrip())
     text += [f"  {cell['test']} {ABSENT}: {cell['absent']}" for cell in row["cells"] if cell["absent"]]
+    text += [f"  {line}" for line in how_to_repeat(row)]
     return "\n".join(text) + "\n"
+
+
+def how_to_repeat(row: Mapping[str, Any]) -> list[str]:
+    """Return lines by which two people repeat and compare a row: command, checkpoints, digests."""
+    lines = [f"repeat: {row['command']}"] if row["command"] else []
+    digests = [f"config {row['config_sha256'][:DIGITS]}"]
+    for cell in row["cells"]:
+        if not cell["splits"]:
+            continue
+        if weights := cell["splits"][0]["weights"]:
+            run, kind = PurePosixPath(weights).parents[1], PurePosixPath(weights).name
+            lines.append(f"{kind} {cell['name']}: runs/{run}/split-*/{kind}")
+        split, images = (
+            digest_of(each[f"{what}_sha256"] for each in cell["splits"]) for what in ("split", "images")
+        )
+        digests.append(f"{cell['test']} splits {split[:DIGITS]} images {images[:DIGITS]}")
+    return [*dict.fromkeys(lines), "hashes: " + ", ".join(dict.fromkeys(digests))]
 
 
 def _title(name: str, row: Mapping[str, Any]) -> str:
