@@ -193,7 +193,7 @@ def agiqa3k(root: Path) -> list[Row]:
         name = f"AttnGAN_normal_{i:03d}.jpg"
         put(root / "images" / name, i)
         lines.append(f'{name},"statue, of a man",,,,{i / 2},{0.1 + i / 10},4.5,0.2\n')
-        rows.append((f"images/{name}", i / 2, 0.1 + i / 10, "", ""))
+        rows.append((f"images/{name}", i / 2, 0.1 + i / 10, f"{i:03d}", ""))
     (root / "data.csv").write_text("".join(lines))
     return rows
 

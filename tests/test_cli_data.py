@@ -117,6 +117,25 @@ def test_splits(tmp_path: Path) -> None:
     assert "holds another split" in refused("splits", f"kadid10k={root}", "-c", "loda", "-o", out)
 
 
+def test_splits_by_image_or_by_prompt(tmp_path: Path) -> None:
+    root, out = tmp_path / "agiqa", tmp_path / "splits"
+    TREES["agiqa3k"](root)
+    for path in list((root / "images").iterdir()):  # a second generator for each prompt
+        (root / "images" / path.name.replace("AttnGAN", "glide")).write_bytes(path.read_bytes())
+    labels = (root / "data.csv").read_text()
+    rows = labels.partition("\n")[2].replace("AttnGAN", "glide")
+    (root / "data.csv").write_text(labels + rows)
+    folds = {}
+    for options in ((), ("--by", "reference"), ("--by", "image")):
+        result = run("splits", f"agiqa3k={root}", "-o", out, "-n", 1, *options)
+        suffix = f"-by-{options[1]}" if options else ""
+        assert result.stdout == f"{out / f'agiqa3k-deiqt-0-00{suffix}.csv'}\n", result.output
+        folds[options] = read_split(result.stdout.strip(), read_dataset("agiqa3k", root), root)
+    assert folds[()] == folds["--by", "image"]  # as published results are
+    by_prompt = {(r.reference, r.fold) for r in folds["--by", "reference"]}
+    assert len(by_prompt) == 4 and len({(r.reference, r.fold) for r in folds[()]}) > 4
+
+
 def test_splits_of_own_ratings(tmp_path: Path) -> None:
     for i in range(5):
         put(tmp_path / "photos" / f"{i}.png", i)

@@ -102,10 +102,10 @@ def resolve(
             or the weights are not those of the index.
         HubError: as `hub.fetch`.
     """
-    files, options = (
-        (CONFIG_FILE, WEIGHTS_FILE),
-        {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token},
-    )
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    options: dict[str, Any] = {
+        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
+    }  # fmt: skip
     folder = _find(name, _embedded(), partial(fetch, revision=revision, **options), revision, files)
     if folder is not None:
         return folder
@@ -131,7 +131,9 @@ def resolve_adapter(
         AdapterError: no such adapter, or nobody has published it yet.
         CheckpointError, HubError: as `resolve`.
     """
-    options = {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+    options: dict[str, Any] = {
+        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
+    }  # fmt: skip
     hub = partial(fetch, revision=revision, files=ADAPTER_FILES, **options)
     folder = _find(name, _embedded_adapters(), hub, revision, ADAPTER_FILES)
     if folder is not None:

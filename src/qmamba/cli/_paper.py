@@ -43,7 +43,9 @@ class PaperOptions:
         typer.Option(help="Folder for images resized to their set's size. Default: no cache."),
     ] = None
 
-    def shop(self, root: Path, out: Path, *, cpu: bool, watch: Watch, dry: bool = False) -> Workshop:
+    def shop(
+        self, root: Path, out: Path, *, cpu: bool, watch: Watch | None = None, dry: bool = False
+    ) -> Workshop:
         """Return where and with what runs are done: data below `root`, runs in folders of `out`."""
         import torch
 

@@ -158,7 +158,7 @@ def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.dev
             half = getattr(torch, recipe.precision)
             with torch.autocast(device.type, dtype=half, enabled=recipe.precision != "float32"):
                 raw = rater(torch.stack(list(pixels)))
-            losses_of(raw, torch.tensor(mos, device=device), recipe)["loss"].backward()
+            torch.autograd.backward(losses_of(raw, torch.tensor(mos, device=device), recipe)["loss"])
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()

@@ -25,6 +25,25 @@ TITLES = {
     "public": "Not in the paper: sets that anyone can download",
     "nano": "Not in the paper: its sets with LQMamba-N",
 }
+_COPY = (
+    "The images are those of github.com/qiyan111/AIGC, JPEG of a quality of about 75, where the original\n"
+    "has PNG; and LQMamba-N has 3.4 M parameters, and has not learnt to classify ImageNet."
+)
+_BASES = (
+    f"{_COPY} The paper's bases learn\n"
+    "KonIQ-10k and LIVE Challenge. Learning rates of adapters are chosen on held-out prompts."
+)
+NOTES = {
+    "agiqa3k": f"{_COPY}\nThe paper splits by image, so that prompts are in both folds, and starts from "
+    "ImageNet weights.",
+    "agiqa3k-transfer": _BASES,
+    "agiqa3k-reverse": _COPY,
+    "agiqa3k-universal": _COPY,
+    "agiqa3k-prompts": _BASES,
+    "agiqa3k-sizes": _BASES,
+}
+"""What differs from the paper, by table."""
+
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
 DIGITS = 12  # of a digest that are printed
@@ -123,6 +142,22 @@ def _title(name: str, row: Mapping[str, Any]) -> str:
     return f"{name}  {row['recipe']['title'] or row['recipe']['name']}{began}{dry}"
 
 
+def _linked(line: Line, name: str) -> Line:
+    """Return a line whose measured numbers are links to the row's result file."""
+    return tuple(
+        f"[{cell}](results/{name}.json)" if title in ("SRCC", "PLCC") and cell != "-" else cell
+        for title, cell in zip(HEADER, line, strict=True)
+    )
+
+
+def _to_compare(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Return how a measured row is repeated, as far as its file says so, in lines of a page."""
+    if not row.get("command"):
+        return []
+    row_name = name.split("/", 1)[1]
+    return [f"`{row_name}`: `{row['command']}`", f"`{row_name}` has the {how_to_repeat(row)[-1]}"]
+
+
 def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return docs/results.md from rows by name, ``table1/lqmamba-t`` and so on."""
     text = [
@@ -134,17 +169,21 @@ def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "request, and the ImageNet weights that the paper starts from are not part of this library.",
         "[Reproducing](reproducing.md) says how to run them.",
         "",
-        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit.",
+        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit. Each",
+        "measured number links to its result file: all splits, the recipe, the command that repeats it, and",
+        "digests of configuration, splits and images.",
     ]
     for table, title in TITLES.items():
         mine = {name: row for name, row in rows.items() if name.split("/")[0] == table}
         if not mine:
             continue
-        text += ["", f"## {title}", "", f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
-        for row in mine.values():
+        text += ["", f"## {title}", "", *((NOTES[table], "") if table in NOTES else ())]
+        text += [f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
+        for name, row in mine.items():
             label = row["recipe"]["title"] or row["recipe"]["name"]
             for line in lines_of(row):
-                text.append(f"| {label} | {' | '.join(line)} |")
+                text.append(f"| {label} | {' | '.join(_linked(line, name))} |")
         starts = {name.split("/")[1]: _title(name, row).partition(", from ")[2] for name, row in mine.items()}
         text += ["", *(f"`{name}` started from {began}.  " for name, began in starts.items() if began)]
+        text += [f"{line}.  " for name, row in mine.items() for line in _to_compare(name, row)]
     return "\n".join(text).rstrip() + "\n"
