@@ -319,6 +319,7 @@ def test_a_wrong_digest_is_refused(client: Client, hub: LocalHub, tmp_path: Path
     digest = line.split('sha256 = "')[1][:64]
     index = index_with(tmp_path, line.replace(digest, "0" * 64))
     client.refuses(loading(NAME, index), "CheckpointError.*the index has weights 00000000….*ask whoever")
+    assert not any("GET" in r and r.endswith("model.safetensors") for r in hub.requests)
     hub.corrupt.add("model.safetensors")  # on the way: the config still states the right one
     client.refuses(loading(NAME, index_with(tmp_path, line)), "CheckpointError.*sha256")
 
@@ -355,6 +356,7 @@ def test_a_hub_user(client: Client, hub: LocalHub, tmp_path: Path) -> None:
     published(client, folder, "--to", "lab/lqmamba-t-koniq", "--name", "renamed")
     assert client(loading("lqmamba-t-koniq", user="lab")) == client(score_of(folder / "checkpoint"))
     answer = client(
+        "import os; os.environ['QMAMBA_HUB_USER'] = 'lab'\n"
         "from qmamba.checkpoints.locate import resolve; from qmamba.checkpoints import read_config\n"
         "answer = read_config(resolve('lqmamba-t-koniq')).name"
     )

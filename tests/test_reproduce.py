@@ -285,6 +285,27 @@ def test_measured_numbers_link_to_their_files() -> None:
     assert f"`lqmamba-t`: `{row['command']}`" in page and f"config {row['config_sha256'][:12]}" in page
 
 
+def test_a_data_root_of_public_sets(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As benchmarks/public_sets.py makes it, of whichever sets there are."""
+    benchmarks = data_dir.parents[1] / "benchmarks"
+    if not benchmarks.is_dir():
+        pytest.skip("the benchmarks are not here: this is an installed package")
+    monkeypatch.syspath_prepend(benchmarks)
+    import public_sets
+
+    TREES["agiqa3k"](tmp_path / "AIGC" / "data")
+    root = tmp_path / "root"
+    public_sets.main(["--agiqa3k", str(tmp_path / "AIGC"), "--root", str(root)])
+    assert [path.name for path in root.iterdir()] == ["agiqa3k"] and len(read_set("agiqa3k", root)) == 4
+    plan = load_recipe("agiqa3k/by-prompt")
+    by_prompt, by_image = (
+        split_set("agiqa3k", read_set("agiqa3k", root), load_recipe(f"agiqa3k/{row}"), 1)
+        for row in ("by-prompt", "by-image")
+    )
+    assert by_prompt.split == "deiqt-0-01-by-reference" and by_image.split == "deiqt-0-01-by-image"
+    assert {len(by_prompt.folds[fold]) for fold in ("train", "test")} == {3, 1} and plan.splits == 10
+
+
 # Dry runs of all recipes
 
 

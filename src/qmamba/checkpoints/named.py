@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmamba.checkpoints.hub import fetch
+from qmamba.checkpoints.hub import fetch, fetch_file
 from qmamba.checkpoints.index import Entry, Kind, indexes, listed
 from qmamba.checks import parse_json
 from qmamba.errors import CheckpointError, NoRepositoryError
@@ -77,15 +77,16 @@ def _fetched(entry: Entry, files: tuple[str, str], revision: str | None, options
             f"{entry.name}: the index pins commit {entry.commit[:8]}…: leave revision= out, or load "
             f"hf-hub:{entry.repo}"
         )
-    folder = fetch(entry.repo, revision=entry.commit, files=files, **options)
-    config = parse_json((folder / files[0]).read_bytes())
+    # The config alone comes first: weights that would be refused are not downloaded.
+    path = fetch_file(entry.repo, files[0], revision=entry.commit, **options)
+    config = parse_json(path.read_bytes())
     stated = config.get("weights_sha256") if isinstance(config, Mapping) else None
     if stated != entry.sha256:
         raise CheckpointError(
             f"{entry.name}: the index has weights {entry.sha256[:8]}…, but {entry.repo} at "
             f"{entry.commit[:8]}… has {str(stated)[:8]}…: ask whoever wrote the index line"
         )
-    return folder
+    return fetch(entry.repo, revision=entry.commit, files=files, **options)
 
 
 def unpublished_message(entry: Entry, kind: Kind, embedded: Iterable[str]) -> str:

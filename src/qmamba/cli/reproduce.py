@@ -117,7 +117,8 @@ def reproduce(
         shop = paper.shop(root, folder / "runs", cpu=cpu, watch=watch, dry=dry_run)
         for name, recipe in recipes.items():
             recipe = dry_recipe(recipe) if dry_run else recipe
-            path, command = folder / "results" / f"{name}.json", _command(name, splits, init)
+            path = folder / "results" / f"{name}.json"
+            command = _command(name, splits, init) + " --dry-run" * dry_run
             done[name] = row = do_row(recipe, shop, path, command)
             if is_first() and form is ReportFormat.table:
                 watch.bar.clear()
