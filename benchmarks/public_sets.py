@@ -1,6 +1,7 @@
-"""Make a data root for `qmamba reproduce public` and `agiqa3k-…`.
+r"""Make a data root for `qmamba reproduce public` and `agiqa3k-…`.
 
-    python benchmarks/public_sets.py --biq2021 BIQ2021 --agiqa3k AIGC --video video.csv --sr sr.csv --root DATA
+    python benchmarks/public_sets.py --biq2021 BIQ2021 --agiqa3k AIGC --video video.csv --sr sr.csv \
+        --root DATA
 
 ``AIGC`` is a clone of github.com/qiyan111/AIGC, whose copy of AGIQA-3K is JPEG; all sets but the root may be
 left out.

@@ -198,6 +198,14 @@ def agiqa3k(root: Path) -> list[Row]:
     return rows
 
 
+def add_generator(root: Path, name: str = "glide") -> None:
+    """Add to AGIQA-3K the images of a second generator, of the same prompts."""
+    for path in list((root / "images").iterdir()):
+        (root / "images" / path.name.replace("AttnGAN", name)).write_bytes(path.read_bytes())
+    labels = (root / "data.csv").read_text()
+    (root / "data.csv").write_text(labels + labels.partition("\n")[2].replace("AttnGAN", name))
+
+
 def aigciqa2023(root: Path) -> list[Row]:
     rows: list[Row] = []
     for i in range(12):  # 10 comes before 2 on the disk

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dataset_trees import TREES, put
+from dataset_trees import TREES, add_generator, put
 from qmamba.cli import app
 from qmamba.data import DATASETS, Rated, read_dataset
 from qmamba.data.checking import check_dataset
@@ -120,11 +120,7 @@ def test_splits(tmp_path: Path) -> None:
 def test_splits_by_image_or_by_prompt(tmp_path: Path) -> None:
     root, out = tmp_path / "agiqa", tmp_path / "splits"
     TREES["agiqa3k"](root)
-    for path in list((root / "images").iterdir()):  # a second generator for each prompt
-        (root / "images" / path.name.replace("AttnGAN", "glide")).write_bytes(path.read_bytes())
-    labels = (root / "data.csv").read_text()
-    rows = labels.partition("\n")[2].replace("AttnGAN", "glide")
-    (root / "data.csv").write_text(labels + rows)
+    add_generator(root)
     folds = {}
     for options in ((), ("--by", "reference"), ("--by", "image")):
         result = run("splits", f"agiqa3k={root}", "-o", out, "-n", 1, *options)

@@ -280,6 +280,22 @@ def score_of(folder: Path) -> str:
     return loading(str(folder))
 
 
+def test_another_name_and_licence(client: Client, hub: LocalHub, tmp_path: Path) -> None:
+    """They are in config and card; the weights, and the folder, stay as they are."""
+    folder = trained(tmp_path / "run", licence="unknown")
+    before = {path.name: path.read_bytes() for path in (folder / "checkpoint").iterdir()}
+    line = published(client, folder, "--to", "lab", "--name", "other", "--license", "CC0-1.0")
+    assert line.startswith("other = {") and 'licence = "CC0-1.0"' in line
+    repo = hub.repos["lab/other"]
+    files = repo.commits[repo.refs["main"]]
+    config = ModelConfig.from_json(files["config.json"])
+    assert (config.name, config.licence) == ("other", "CC0-1.0")
+    assert b"license: cc0-1.0" in files["README.md"] and b"# other" in files["README.md"]
+    assert files["model.safetensors"] == before["model.safetensors"]
+    assert {path.name: path.read_bytes() for path in (folder / "checkpoint").iterdir()} == before
+    assert client(loading("other", index_with(tmp_path, line))) == client(score_of(folder / "checkpoint"))
+
+
 def test_to_another_machine_that_is_offline(client: Client, hub: LocalHub, tmp_path: Path) -> None:
     folder = trained(tmp_path / "run")
     line = published(client, folder, "--to", "lab")
@@ -387,15 +403,19 @@ def test_an_adapter_by_name(client: Client, hub: LocalHub, tmp_path: Path) -> No
     line = published(client, base, "--to", "lab")
     scorer = qmamba.load(base / "checkpoint")
     adapter, about = made(scorer), {"trained_on": ("agiqa3k",), "licence": "MIT", "results": RESULTS}
-    config = config_for(scorer, **about)
+    config = config_for(scorer, **{**about, "licence": "unknown"})
     assert isinstance(scorer, Scorer)
     qmamba.adapters.save_adapter(tmp_path / "run" / "adapter", adapter, config)
     lacking = run("publish", tmp_path / "run", "--to", "lab", "--name", "soft", "--dry-run")
+    assert "its licence is unknown: state one, --license" in lacking.stderr
     assert "its base lqmamba-n-koniq is not published: publish it first" in lacking.stderr
     assert "--name is needed" in run("publish", tmp_path / "run", "--to", "lab", "--dry-run").stderr
     index = index_with(tmp_path, line)
     client(f"import os; os.environ['QMAMBA_INDEX'] = {str(index)!r}")
-    soft = published(client, tmp_path / "run", "--to", "lab", "--name", "soft")
+    soft = published(client, tmp_path / "run", "--to", "lab", "--name", "soft", "--license", "MIT")
+    assert 'licence = "MIT"' in soft
+    repo = hub.repos["lab/soft"]
+    assert b"license: mit" in repo.commits[repo.refs["main"]]["README.md"]
     assert 'base = "lqmamba-n-koniq"' in soft and 'arch = "lqmamba-n"' in soft
     index.write_text(f"[models]\n{line}\n[adapters]\n{soft}")
     plain = client(loading(NAME, index))

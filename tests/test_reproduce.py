@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import qmamba.train.paper.recipe as recipes
-from dataset_trees import TREES
+from dataset_trees import TREES, add_generator
 from qmamba.checkpoints import read_config
 from qmamba.cli import app
 from qmamba.train import load_recipe
@@ -44,6 +44,9 @@ koniq10k = [0.94, 0.93]
 """
 
 
+DIGESTS = {"split_sha256": "1" * 64, "images_sha256": "2" * 64, "weights": ""}
+
+
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
@@ -70,7 +73,7 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
     saved = json.loads((out / "results" / "table9" / "tiny.json").read_text())
     here, absent = saved["cells"]
     assert [s["split"] for s in here["splits"]] == ["deiqt-0-00", "deiqt-0-01"] and not absent["splits"]
-    (line,) = (text.split() for text in result.stdout.splitlines() if " bright " in text)
+    (line,) = (text.split() for text in result.stdout.splitlines() if "  bright " in text)
     ours = here["median"]
     assert line[3:] == [
         "2", f"{ours['srcc']:.3f}", "0.800", f"{ours['srcc'] - 0.8:+.3f}",
@@ -230,7 +233,7 @@ def test_a_dry_run_is_not_compared_with_the_paper() -> None:
     row = row_of("table1/lqmamba-t")
     for cell in row["cells"]:
         cell["splits"], cell["median"] = (
-            [{"split": "dry run"}],
+            [{"split": "dry run", **DIGESTS}],
             {"srcc": 0.5, "plcc": 0.5, "plcc_fitted": 0.5},
         )
     assert any(line[5] != "-" for line in lines_of(row))
@@ -253,7 +256,7 @@ def test_average_needs_all_cells() -> None:
     row = row_of("table5/qmamba-t")
     for cell, value in zip(row["cells"], (0.5, 0.7), strict=True):
         assert lines_of(row)[-1][3] == "-"
-        cell["splits"] = [{"split": "deiqt-0-00"}]
+        cell["splits"] = [{"split": "deiqt-0-00", **DIGESTS}]
         cell["median"] = {"srcc": value, "plcc": 0.1, "plcc_fitted": value + 0.1}
     learnt, tested, _, srcc, paper, difference, plcc, *_ = lines_of(row)[-1]
     assert (learnt, tested, srcc, plcc) == ("", "average", "0.600", "0.700")
@@ -275,8 +278,7 @@ def test_measured_numbers_link_to_their_files() -> None:
     row = row_of("table5/lqmamba-t")
     row |= {"command": "qmamba reproduce table5 --rows lqmamba-t --data-root DATA"}
     cell = row["cells"][0]
-    digests = {"split_sha256": "1" * 64, "images_sha256": "2" * 64, "weights": ""}
-    cell |= {"splits": [{"split": "deiqt-0-00", **digests}], "start": "vmamba-t.pth"}
+    cell |= {"splits": [{"split": "deiqt-0-00", **DIGESTS}], "start": "vmamba-t.pth"}
     cell["median"] = {"srcc": 0.5, "plcc": 0.6, "plcc_fitted": 0.75}
     page = results_page({"table5/lqmamba-t": row})
     link = "(results/table5/lqmamba-t.json)"
@@ -294,16 +296,18 @@ def test_a_data_root_of_public_sets(tmp_path: Path, data_dir: Path, monkeypatch:
     import public_sets
 
     TREES["agiqa3k"](tmp_path / "AIGC" / "data")
+    add_generator(tmp_path / "AIGC" / "data")
     root = tmp_path / "root"
     public_sets.main(["--agiqa3k", str(tmp_path / "AIGC"), "--root", str(root)])
-    assert [path.name for path in root.iterdir()] == ["agiqa3k"] and len(read_set("agiqa3k", root)) == 4
-    plan = load_recipe("agiqa3k/by-prompt")
+    assert [path.name for path in root.iterdir()] == ["agiqa3k"] and len(read_set("agiqa3k", root)) == 8
     by_prompt, by_image = (
         split_set("agiqa3k", read_set("agiqa3k", root), load_recipe(f"agiqa3k/{row}"), 1)
         for row in ("by-prompt", "by-image")
     )
     assert by_prompt.split == "deiqt-0-01-by-reference" and by_image.split == "deiqt-0-01-by-image"
-    assert {len(by_prompt.folds[fold]) for fold in ("train", "test")} == {3, 1} and plan.splits == 10
+    prompts = {fold: {r.reference for r in by_prompt.folds[fold]} for fold in ("train", "test")}
+    assert len(prompts["train"]) == 3 and len(prompts["test"]) == 1
+    assert [len(by_image.folds[fold]) for fold in ("train", "test")] == [6, 2]
 
 
 # Dry runs of all recipes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qmamba.adapters.card import render_adapter_card
 from qmamba.adapters.folder import AdapterConfig, read_adapter_config
 from qmamba.calibration import Calibration
 from qmamba.checkpoints.card import render_card
@@ -32,7 +34,7 @@ class Publication:
     Attributes:
         kind: "models" or "adapters".
         folder: with config, weights and card.
-        config: its config.
+        config: as it is published; it differs from the folder's in name and licence only.
         entry: its line for an index, whose commit is "" until it is uploaded.
     """
 
@@ -48,13 +50,16 @@ class Publication:
         return (*both, CARD_FILE)
 
 
-def prepare(folder: str | os.PathLike[str], to: str, name: str | None = None) -> Publication:
+def prepare(
+    folder: str | os.PathLike[str], to: str, name: str | None = None, licence: str | None = None
+) -> Publication:
     """Check a folder, and return what would be published; nothing is sent.
 
     Args:
         folder: a checkpoint or adapter, or a run that holds one in `checkpoint` or `adapter`.
         to: Hub user, or Hub id ``user/repo``; by default the repository has the name of the checkpoint.
         name: for `qmamba.load`; by default the config's, or the one that the run gave an adapter.
+        licence: of the weights; by default the config's.
 
     Raises:
         CheckpointError: the folder holds neither, its weights are damaged, or it lacks a card, a licence,
@@ -64,6 +69,9 @@ def prepare(folder: str | os.PathLike[str], to: str, name: str | None = None) ->
     place, kind = _find(Path(folder))
     config = _read(place, kind)
     name = name or _default_name(config)
+    config = config.replace(licence=licence or config.licence)
+    if isinstance(config, ModelConfig):
+        config = config.replace(name=name)
     repo = to if "/" in to else f"{to}/{name}"
     if not is_repo_id(repo):
         raise ArgumentError(f"--to must be a Hub user or a Hub id, user/repo, got {to!r}")
@@ -91,7 +99,7 @@ def publish(publication: Publication, *, private: bool = False, token: str | boo
     entry = publication.entry
     with tempfile.TemporaryDirectory(prefix="qmamba-publish-") as folder:
         commit = upload(
-            _named_copy(publication, Path(folder)), publication.files, entry.repo, private=private,
+            _copy(publication, Path(folder)), publication.files, entry.repo, private=private,
             token=token, commit_message=f"Upload {entry.name}", revision=None,
         )  # fmt: skip
     return replace(entry, commit=commit.oid)
@@ -146,7 +154,7 @@ def _problems(folder: Path, config: ModelConfig | AdapterConfig) -> list[str]:
     card = folder / CARD_FILE
     checks = {
         f"it has no card ({CARD_FILE}): save it again": card.is_file() and card.stat().st_size > 0,
-        "its licence is unknown: state one in the recipe": config.licence not in ("", "unknown"),
+        "its licence is unknown: state one, --license": config.licence not in ("", "unknown"),
         "it does not say what it was trained on": bool(config.trained_on),
         "it is not calibrated, so that its scores mean nothing": config.calibration != Calibration(),
         "it has no evaluation, SRCC and number of images on a test set": bool(_evaluation(config.results)),
@@ -174,13 +182,18 @@ def _name_problems(entry: Entry, kind: Kind) -> list[str]:
     return problems
 
 
-def _named_copy(publication: Publication, folder: Path) -> Path:
-    """Return a folder whose config and card have the name of the publication."""
-    config, name = publication.config, publication.entry.name
-    if isinstance(config, AdapterConfig) or config.name == name:
+def _copy(publication: Publication, folder: Path) -> Path:
+    """Return a folder whose config and card are those of the publication: its own, unless they differ."""
+    config, kind = publication.config, publication.kind
+    if config == _read(publication.folder, kind):
         return publication.folder
-    renamed = config.replace(name=name)
-    shutil.copyfile(publication.folder / WEIGHTS_FILE, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(renamed.to_json(), encoding="utf-8")
-    (folder / CARD_FILE).write_text(render_card(renamed), encoding="utf-8")
+    config_file, weights_file, card_file = publication.files
+    if isinstance(config, ModelConfig):
+        text, card = config.to_json(), render_card(config)
+    else:
+        text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        card = render_adapter_card(config)
+    shutil.copyfile(publication.folder / weights_file, folder / weights_file)
+    (folder / config_file).write_text(text, encoding="utf-8")
+    (folder / card_file).write_text(card, encoding="utf-8")
     return folder

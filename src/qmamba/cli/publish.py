@@ -13,7 +13,7 @@ EPILOG = """\
 \b
 Examples:
   qmamba publish runs/mine --to lab --dry-run
-  qmamba publish reproduced/runs/lqmamba-t-koniq10k-1a2b3c4d/split-00 --to lab
+  qmamba publish reproduced/runs/lqmamba-t-koniq10k-1a2b3c4d/split-00 --to lab --license MIT
   qmamba publish runs/stills/adapter --to lab/stills-adapter --name lqmamba-n-stills
 
 \b
@@ -31,6 +31,14 @@ def publish(
     name: Annotated[
         str | None, typer.Option(help="Name for `qmamba.load`. Default: the one that its config has.")
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="LICENSE",
+            help="License of the weights, for the card. Default: its config's.",
+        ),
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the index line, and send nothing.")
@@ -44,7 +52,7 @@ def publish(
     from qmamba.publishing import prepare
     from qmamba.publishing import publish as upload
 
-    publication = prepare(folder, to, name)
+    publication = prepare(folder, to, name, licence)
     if dry_run:
         sizes = {file: (publication.folder / file).stat().st_size for file in publication.files}
         files = ", ".join(f"{file} ({size:,} bytes)" for file, size in sizes.items())
