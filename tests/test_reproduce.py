@@ -135,7 +135,8 @@ def test_estimate(tables: Path, tmp_path: Path) -> None:
     command = ("reproduce", "table9", "--data-root", tables, "--out", out, "--cpu", "--estimate")
     (found,) = json.loads(run(*command, "--rows", "tiny/bright", "-f", "json").stdout)
     assert (found["runs"], found["steps"]) == (10, 10 * (16 * 2 // 6)) and not out.exists()
-    assert found["step_seconds"] > 0 and found["seconds"] > found["steps"] * found["step_seconds"]
+    assert found["cpu_hours"] > 0 and found["step_seconds"] > 0
+    assert found["seconds"] > found["steps"] * found["step_seconds"]
     table = run(*command)
     assert table.exit_code == 0 and f"absent: no {tables / 'koniq10k'}" in table.stdout
     done = run("reproduce", "table9", "--data-root", tables, "--out", out, "--cpu", "--splits", "1")

@@ -145,13 +145,15 @@ def _print_estimates(recipes: dict[str, PaperRecipe], shop: Workshop, form: Repo
     if form is ReportFormat.json:
         typer.echo(json.dumps([asdict(cost) for cost in found], indent=2))
         return
-    lines = [("row", "runs", "steps", "seconds per step", "time")]
-    lines += [
-        (c.row, str(c.runs), f"{c.steps:,}", f"{c.step_seconds:.2f}", in_words(c.seconds)) if not c.absent
-        else (c.row, "-", "-", "-", f"absent: {c.absent}")
-        for c in found
-    ]  # fmt: skip
-    lines.append(("all", "", "", "", in_words(sum(cost.seconds for cost in found))))
+    lines = [("row", "runs", "steps", "seconds per step", "time", "CPU hours")]
+    for cost in found:
+        if cost.absent:
+            lines.append((cost.row, "-", "-", "-", f"absent: {cost.absent}", "-"))
+            continue
+        counts = (str(cost.runs), f"{cost.steps:,}", f"{cost.step_seconds:.2f}")
+        lines.append((cost.row, *counts, in_words(cost.seconds), f"{cost.cpu_hours:.2f}"))
+    elapsed, cpu = sum(cost.seconds for cost in found), sum(cost.cpu_hours for cost in found)
+    lines.append(("all", "", "", "", in_words(elapsed), f"{cpu:.2f}"))
     typer.echo(columns(lines))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,20 @@ MEASURED = 3  # steps, and images; the first of each is not counted
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """Elapsed time, and the time of all CPU cores in this process, which other programs hardly change."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __mul__(self, count: float) -> Seconds:
+        return Seconds(self.wall * count, self.cpu * count)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a row takes.
 
@@ -32,8 +46,9 @@ class Cost:
         row: its name.
         runs: number of trainings and evaluations that are not finished, and that no earlier row shares.
         steps: of all of them.
-        step_seconds: mean time of a step.
-        seconds: of all runs, with validation and testing.
+        step_seconds: mean elapsed time of a step.
+        seconds: elapsed, of all runs, with validation and testing.
+        cpu_hours: of all runs, summed over cores.
         absent: what the row lacks, "" if its data are complete; nothing is measured then.
     """
 
@@ -42,6 +57,7 @@ class Cost:
     steps: int = 0
     step_seconds: float = 0.0
     seconds: float = 0.0
+    cpu_hours: float = 0.0
     absent: str = ""
 
 
@@ -62,14 +78,14 @@ def estimate_rows(recipes: Mapping[str, PaperRecipe], shop: Workshop) -> list[Co
 class _Meter:
     shop: Workshop
     ratings: dict[str, list[Rated]] = field(default_factory=dict)
-    steps: dict[str, float] = field(default_factory=dict)
-    tests: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, Seconds] = field(default_factory=dict)
+    tests: dict[str, Seconds] = field(default_factory=dict)
 
     def row(self, name: str, recipe: PaperRecipe, counted: set[Path]) -> Cost:
         lacks = [lack for each in recipe.sets if (lack := missing(each, self.shop.root))]
         if lacks:
             return Cost(name, absent=lacks[0])
-        runs, steps, step_seconds, seconds = 0, 0, 0.0, 0.0
+        runs, steps, stepping, total = 0, 0, 0.0, Seconds()
         for split in range(recipe.splits):
             for run in runs_of(recipe, split):
                 folder = self.shop.out / folder_of(run, recipe)
@@ -78,10 +94,10 @@ class _Meter:
                 counted.add(folder)
                 taken, per_step, other = self.run(run, recipe)
                 runs, steps = runs + 1, steps + taken
-                step_seconds, seconds = step_seconds + taken * per_step, seconds + taken * per_step + other
-        return Cost(name, runs, steps, step_seconds / steps if steps else 0.0, seconds)
+                stepping, total = stepping + taken * per_step.wall, total + per_step * taken + other
+        return Cost(name, runs, steps, stepping / max(steps, 1), total.wall, total.cpu / 3600)
 
-    def run(self, run: Run, recipe: PaperRecipe) -> tuple[int, float, float]:
+    def run(self, run: Run, recipe: PaperRecipe) -> tuple[int, Seconds, Seconds]:
         """Return the number of steps, the seconds of each, and those of validation and testing."""
         sets = {name: self._split(name, run, recipe) for name in run.sets}
         tested = sum(len(sets[name].folds["test"]) for name in run.test)
@@ -89,10 +105,10 @@ class _Meter:
             tested += sum(len(sets[name].folds.get("val", ())) for name in run.test)
         image = self._image(sets[run.test[0]], run, recipe)
         if not run.train:
-            return 0, 0.0, tested * image
+            return 0, Seconds(), image * tested
         crops = Crops([sets[name] for name in run.train], recipe, recipe.seed + run.split)
         looks = sum(min(VAL_IMAGES, len(sets[name].folds.get("val", ()))) for name in run.train)
-        return crops.steps, self._step(crops, run, recipe), (tested + recipe.epochs * looks) * image
+        return crops.steps, self._step(crops, run, recipe), image * (tested + recipe.epochs * looks)
 
     def _split(self, name: str, run: Run, recipe: PaperRecipe) -> RatedSet:
         if name not in self.ratings:
@@ -102,13 +118,13 @@ class _Meter:
             name, self.ratings[name], recipe, run.split, held_out=held_out, cache=self.shop.cache
         )
 
-    def _step(self, crops: Crops, run: Run, recipe: PaperRecipe) -> float:
+    def _step(self, crops: Crops, run: Run, recipe: PaperRecipe) -> Seconds:
         key = f"{_key(run, recipe)} {run.train} {crops.batch}"
         if key not in self.steps:
             self.steps[key] = _step_seconds(crops, run, recipe, self._device)
         return self.steps[key]
 
-    def _image(self, each: RatedSet, run: Run, recipe: PaperRecipe) -> float:
+    def _image(self, each: RatedSet, run: Run, recipe: PaperRecipe) -> Seconds:
         key = f"{_key(run, recipe)} {run.test} {recipe.test_crops}"
         if key not in self.tests:
             self.tests[key] = _image_seconds(each, run, recipe, self._device)
@@ -145,7 +161,7 @@ class _Rater:
         return raw[:, 0].float()
 
 
-def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.device) -> float:
+def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.device) -> Seconds:
     """Return the time of a step: crops, losses, gradients, the optimiser."""
     rater = _Rater(run, recipe, device)
     rater.base.requires_grad_(rater.trained is rater.base)
@@ -163,10 +179,10 @@ def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.dev
             optimiser.step()
             optimiser.zero_grad()
 
-    return _mean(_times(step, min(MEASURED, crops.steps), device))
+    return _mean_time(step, min(MEASURED, crops.steps), device)
 
 
-def _image_seconds(each: RatedSet, run: Run, recipe: PaperRecipe, device: torch.device) -> float:
+def _image_seconds(each: RatedSet, run: Run, recipe: PaperRecipe, device: torch.device) -> Seconds:
     """Return the time of an image in testing."""
     rater, images = _Rater(run, recipe, device), list(each.folds["test"])
     rater.trained.eval()
@@ -175,20 +191,17 @@ def _image_seconds(each: RatedSet, run: Run, recipe: PaperRecipe, device: torch.
         with torch.inference_mode():
             rater(windows_of(each, images[place % len(images)], protocol_of(recipe)))
 
-    return _mean(_times(rate, MEASURED, device))
+    return _mean_time(rate, MEASURED, device)
 
 
-def _times(work: Callable[[int], None], count: int, device: torch.device) -> Iterator[float]:
+def _mean_time(work: Callable[[int], None], count: int, device: torch.device) -> Seconds:
+    """Return the mean time of some work, without the first, which allocates memory and starts threads."""
+    times = []
     for place in range(count):
-        began = time.monotonic()
+        began = Seconds(time.monotonic(), time.process_time())
         work(place)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        yield time.monotonic() - began
-
-
-def _mean(times: Iterator[float]) -> float:
-    """Return the mean without the first, which also allocates memory and starts threads."""
-    found = list(times)
-    kept = found[1:] or found
-    return sum(kept) / len(kept)
+        times.append(Seconds(time.monotonic(), time.process_time()) + began * -1)
+    kept = times[1:] or times
+    return sum(kept, Seconds()) * (1 / len(kept))
