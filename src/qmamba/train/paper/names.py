@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...errors import RecipeError
 from .recipe import NO_TUNING, PaperRecipe, Transfer
@@ -90,7 +91,7 @@ def _part(transfer: Transfer, wanted: str) -> Transfer | None:
     return replace(transfer, targets=targets, paper=paper) if targets else None
 
 
-def _of_sets(recipe: PaperRecipe, names: Sequence[str]) -> dict[str, dict[str, object]]:
+def _of_sets(recipe: PaperRecipe, names: Sequence[str]) -> dict[str, Any]:
     """Return the values that a recipe has by set, for these sets."""
     by_set = {key: getattr(recipe, key) for key in ("weights", "sizes", "split_by", "paper")}
     return {
