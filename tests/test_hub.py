@@ -204,9 +204,9 @@ def test_interrupted_download(client: Client, hub: LocalHub, repo: Repo, hasty: 
 
 def test_not_found(client: Client, hub: LocalHub, repo: Repo) -> None:
     client.refuses(
-        "resolve('someone/nothing')", "HubError.*no such model on the Hub, and no such folder here"
+        "resolve('someone/nothing')", "NoRepositoryError.*no such model on the Hub, and no such folder here"
     )
-    client.refuses("resolve('someone/nothing', token='hf_writer')", "HubError.*no such model on the Hub")
+    client.refuses("resolve('someone/nothing', token='hf_writer')", "NoRepositoryError.*no such model on the Hub")
     client.refuses(load("revision='v9'"), "HubError.*no revision 'v9'")
     client.refuses(load(f"revision={'0' * 40!r}"), "HubError.*no revision '0000")
 
@@ -228,7 +228,7 @@ def test_gated_and_private(client: Client, hub: LocalHub, repo: Repo) -> None:
     assert client(load("token='hf_writer'")) == "second"
     shutil.rmtree(client.cache)
     repo.gated, repo.private = False, True
-    client.refuses(load(), "HubError.*private one.*hf auth login")
+    client.refuses(load(), "NoRepositoryError.*private one.*hf auth login")
     assert client(load("token='hf_writer'")) == "second"
 
 
