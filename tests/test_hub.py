@@ -206,7 +206,9 @@ def test_not_found(client: Client, hub: LocalHub, repo: Repo) -> None:
     client.refuses(
         "resolve('someone/nothing')", "NoRepositoryError.*no such model on the Hub, and no such folder here"
     )
-    client.refuses("resolve('someone/nothing', token='hf_writer')", "NoRepositoryError.*no such model on the Hub")
+    client.refuses(
+        "resolve('someone/nothing', token='hf_writer')", "NoRepositoryError.*no such model on the Hub"
+    )
     client.refuses(load("revision='v9'"), "HubError.*no revision 'v9'")
     client.refuses(load(f"revision={'0' * 40!r}"), "HubError.*no revision '0000")
 
