@@ -1,6 +1,10 @@
-"""Make a data root for `qmamba reproduce public`: BIQ2021, video stills and super-resolved images.
+r"""Make a data root for `qmamba reproduce public` and `agiqa3k-…`.
 
-    python benchmarks/public_sets.py --biq2021 BIQ2021 --video video.csv --sr sr.csv --root DATA
+    python benchmarks/public_sets.py --biq2021 BIQ2021 --agiqa3k AIGC --video video.csv --sr sr.csv \
+        --root DATA
+
+``AIGC`` is a clone of github.com/qiyan111/AIGC, whose copy of AGIQA-3K is JPEG; all sets but the root may be
+left out.
 
 ``video.csv`` and ``sr.csv`` list image and mos of the repositories
 Telecommunication-Telemedia-Assessment/image_quality_test and juanpaberon/IQA_SR. The output adds each image's
@@ -42,17 +46,20 @@ def write(kind: str, manifest: Path, root: Path) -> None:
         writer.writerows([path.resolve(), mos, content_of(kind, path.name)] for path, mos in rows)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Make the data root."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name in ("biq2021", "video", "sr", "root"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    args = parser.parse_args()
+    for name in ("biq2021", "agiqa3k", "video", "sr", "root"):
+        parser.add_argument(f"--{name}", type=Path, required=name == "root")
+    args = parser.parse_args(arguments)
     args.root.mkdir(parents=True, exist_ok=True)
-    link = args.root / "biq2021"
-    if not link.exists():
-        link.symlink_to(args.biq2021.resolve(), target_is_directory=True)
+    for name in ("biq2021", "agiqa3k"):
+        folder, link = getattr(args, name), args.root / name
+        if folder is not None and not link.exists():
+            link.symlink_to(folder.resolve(), target_is_directory=True)
     for kind in ("video", "sr"):
-        write(kind, getattr(args, kind), args.root)
+        if getattr(args, kind) is not None:
+            write(kind, getattr(args, kind), args.root)
 
 
 if __name__ == "__main__":

@@ -193,9 +193,17 @@ def agiqa3k(root: Path) -> list[Row]:
         name = f"AttnGAN_normal_{i:03d}.jpg"
         put(root / "images" / name, i)
         lines.append(f'{name},"statue, of a man",,,,{i / 2},{0.1 + i / 10},4.5,0.2\n')
-        rows.append((f"images/{name}", i / 2, 0.1 + i / 10, "", ""))
+        rows.append((f"images/{name}", i / 2, 0.1 + i / 10, f"{i:03d}", ""))
     (root / "data.csv").write_text("".join(lines))
     return rows
+
+
+def add_generator(root: Path, name: str = "glide") -> None:
+    """Add to AGIQA-3K the images of a second generator, of the same prompts."""
+    for path in list((root / "images").iterdir()):
+        (root / "images" / path.name.replace("AttnGAN", name)).write_bytes(path.read_bytes())
+    labels = (root / "data.csv").read_text()
+    (root / "data.csv").write_text(labels + labels.partition("\n")[2].replace("AttnGAN", name))
 
 
 def aigciqa2023(root: Path) -> list[Row]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from dataset_trees import TREES, put
+from dataset_trees import TREES, add_generator, put
 from qmamba.cli import app
 from qmamba.data import DATASETS, Rated, read_dataset
 from qmamba.data.checking import check_dataset
@@ -115,6 +115,21 @@ def test_splits(tmp_path: Path) -> None:
     assert run("splits", f"kadid10k={root}", "--convention", "loda", "-o", out).exit_code == 0
     Path(names[0]).write_text("image,fold\n")
     assert "holds another split" in refused("splits", f"kadid10k={root}", "-c", "loda", "-o", out)
+
+
+def test_splits_by_image_or_by_prompt(tmp_path: Path) -> None:
+    root, out = tmp_path / "agiqa", tmp_path / "splits"
+    TREES["agiqa3k"](root)
+    add_generator(root)
+    folds = {}
+    for options in ((), ("--by", "reference"), ("--by", "image")):
+        result = run("splits", f"agiqa3k={root}", "-o", out, "-n", 1, *options)
+        suffix = f"-by-{options[1]}" if options else ""
+        assert result.stdout == f"{out / f'agiqa3k-deiqt-0-00{suffix}.csv'}\n", result.output
+        folds[options] = read_split(result.stdout.strip(), read_dataset("agiqa3k", root), root)
+    assert folds[()] == folds["--by", "image"]  # as published results are
+    by_prompt = {(r.reference, r.fold) for r in folds["--by", "reference"]}
+    assert len(by_prompt) == 4 and len({(r.reference, r.fold) for r in folds[()]}) > 4
 
 
 def test_splits_of_own_ratings(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_official_layout(name: str, tmp_path: Path) -> None:
     assert {(r.scale, r.direction) for r in rated} == {(facts.scale, "lower" if lower else "higher")}
 
 
+def test_agiqa3k_as_a_clone_of_its_copy(tmp_path: Path) -> None:
+    """github.com/qiyan111/AIGC has everything in data/, and the images in ACGIQA-3K."""
+    TREES["agiqa3k"](tmp_path / "data")
+    (tmp_path / "data" / "images").rename(tmp_path / "data" / "ACGIQA-3K")
+    rated = read_dataset("agiqa3k", tmp_path)
+    assert rated == read_dataset("agiqa3k", tmp_path / "data") and len(rated) == 4
+    assert rated[2].path == tmp_path / "data" / "ACGIQA-3K" / "AttnGAN_normal_002.jpg"
+    assert [r.reference for r in rated] == ["000", "001", "002", "003"]
+
+
 def test_facts() -> None:
     assert {name: facts.images for name, facts in DATASETS.items()} == COUNTS
     assert set(TREES) == set(DATASETS)

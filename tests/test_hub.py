@@ -1,17 +1,9 @@
-"""Loading from and pushing to a Hub: a local server, and a client in a process of its own.
-
-huggingface_hub reads HF_ENDPOINT and its friends when it is imported, so the client is a child process that
-is started with them set, once for all tests; it runs the snippets that the tests send it.
-"""
+"""Loading from and pushing to a Hub: a local server, and a client in a process of its own."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hub_client import Client
 from hub_server import LocalHub, Repo
 from qmamba.checkpoints import ModelConfig, load_checkpoint, save_checkpoint
 from qmamba.checkpoints.hub import is_repo_id
@@ -26,78 +19,6 @@ from qmamba.models import create_model
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 ID = "someone/tiny"
-
-CHILD = """
-import json, sys
-out, sys.stdout = sys.stdout, sys.stderr
-from qmamba.checkpoints import load_checkpoint, read_config
-from qmamba.checkpoints.hub import fetch, push
-from qmamba.checkpoints.locate import resolve
-for line in sys.stdin:
-    scope = {**globals(), "answer": None}
-    try:
-        exec(json.loads(line), scope)
-        reply = {"answer": scope["answer"]}
-    except Exception as error:
-        reply = {"error": type(error).__name__, "line": str(error)}
-    print(json.dumps(reply), file=out, flush=True)
-"""
-
-
-class ClientError(Exception):
-    """An exception in the client."""
-
-
-class Client:
-    def __init__(self, url: str, cache: Path, **variables: str) -> None:
-        self.cache = cache
-        home = cache.parent / "home"
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
-        }
-        environment |= {
-            "HF_ENDPOINT": url,
-            "HF_HUB_CACHE": str(cache),
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",  # the LFS protocol, which the local server speaks
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "*",
-            "no_proxy": "*",
-            **variables,
-        }
-        self.log = (cache.parent / "client.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            text=True,
-        )
-
-    def __call__(self, code: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(code), file=self.process.stdin, flush=True)
-        reply = json.loads(self.process.stdout.readline())
-        if "error" in reply:
-            raise ClientError(f"{reply['error']}: {reply['line']}")
-        return reply["answer"]
-
-    def refuses(self, code: str, match: str) -> str:
-        with pytest.raises(ClientError, match=match) as caught:
-            self(code)
-        line = str(caught.value)
-        assert "\n" not in line
-        assert len(line) < 400
-        return line
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +204,11 @@ def test_interrupted_download(client: Client, hub: LocalHub, repo: Repo, hasty: 
 
 def test_not_found(client: Client, hub: LocalHub, repo: Repo) -> None:
     client.refuses(
-        "resolve('someone/nothing')", "HubError.*no such model on the Hub, and no such folder here"
+        "resolve('someone/nothing')", "NoRepositoryError.*no such model on the Hub, and no such folder here"
     )
-    client.refuses("resolve('someone/nothing', token='hf_writer')", "HubError.*no such model on the Hub")
+    client.refuses(
+        "resolve('someone/nothing', token='hf_writer')", "NoRepositoryError.*no such model on the Hub"
+    )
     client.refuses(load("revision='v9'"), "HubError.*no revision 'v9'")
     client.refuses(load(f"revision={'0' * 40!r}"), "HubError.*no revision '0000")
 
@@ -307,7 +230,7 @@ def test_gated_and_private(client: Client, hub: LocalHub, repo: Repo) -> None:
     assert client(load("token='hf_writer'")) == "second"
     shutil.rmtree(client.cache)
     repo.gated, repo.private = False, True
-    client.refuses(load(), "HubError.*private one.*hf auth login")
+    client.refuses(load(), "NoRepositoryError.*private one.*hf auth login")
     assert client(load("token='hf_writer'")) == "second"
 
 

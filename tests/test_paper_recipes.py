@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from qmamba.adapters import list_methods
 from qmamba.data import DATASETS
 from qmamba.errors import RecipeError
 from qmamba.models import list_archs
 from qmamba.train import load_recipe
 from qmamba.train.paper import PaperRecipe, list_paper_recipes
+from qmamba.train.paper.names import name_of, narrowed
 from qmamba.train.paper.rows import cells_of
+from qmamba.train.paper.runs import folder_of, runs_of
 from qmamba.train.recipe import parse_recipe
 
 ROWS = {  # rows of our networks in the paper's tables
     "table1": 6, "table2": 2, "table3": 5, "table5": 6, "table6": 2, "table7": 5, "public": 3,
+    "agiqa3k": 2, "agiqa3k-transfer": 9, "agiqa3k-reverse": 5, "agiqa3k-universal": 2, "agiqa3k-prompts": 6,
+    "agiqa3k-sizes": 5, "nano": 2,
 }  # fmt: skip
 HEAD = 'task = "single"\nname = "a"\narch = "lqmamba-n"\ndata = ["livec"]\n'
 
@@ -34,7 +39,7 @@ def test_every_row_has_a_recipe() -> None:
     for name in names:
         plan = recipe(name)
         assert plan.arch in list_archs() and plan.title
-        if not name.startswith("public/"):
+        if name.startswith("table"):
             assert set(plan.sets) <= DATASETS.keys()
             assert (plan.splits, plan.epochs, plan.crops, plan.lr) == (10, 9, 10, 2e-4)
             assert plan.init_from == f"vmamba-{plan.arch[-1]}.pth"
@@ -113,6 +118,11 @@ TRANSFER = 'task = "transfer"\nname = "a"\narch = "lqmamba-n"\nadapter = "none"\
         (HEAD.replace('["livec"]', "[]"), "must have data"),
         (HEAD.replace('["livec"]', '["livec", "livec"]'), "names a set twice"),
         (HEAD.replace('["livec"]', '"livec"'), "data must be of type list"),
+        (HEAD + "split_by = { livec = 'scene' }\n", "split_by of a set must be one of image, reference"),
+        (HEAD + "split_by = { koniq10k = 'image' }\n", "split_by has 'koniq10k', which is not among"),
+        (HEAD + "held_out = 1.0\n", "held_out must be at least 0 and below 1"),
+        (HEAD + "rates = [0.1]\n", "rates are for a transfer with an adapter"),
+        (HEAD + "rates = ['a']\n", "rates must be a list of numbers"),
         (TRANSFER, r"a transfer must have \[\[transfers\]\]"),
         (TRANSFER + '[[transfers]]\nfrom = ["livec"]\n', "from and to"),
         (TRANSFER + '[[transfers]]\nfrom = ["livec"]\nto = []\n', "a set at both ends"),
@@ -122,6 +132,59 @@ def test_bad_recipes(text: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says) as raised:
         parse_recipe(text, "mine.toml")
     assert "\n" not in str(raised.value)
+
+
+def test_public_rows_of_the_papers_tables() -> None:
+    """Every method of Tables 3 and 8, and the ablations of Tables 9 and 10, beside the paper's AGIQA-3K."""
+    rows = {n.split("/")[1]: recipe(n) for n in list_paper_recipes() if n.startswith("agiqa3k-transfer/")}
+    for row in ("no-tuning", "linear-probe", "full", "style-prompt", "style-prompt-r"):
+        (theirs,) = (t.paper["agiqa3k"] for t in recipe(f"table3/{row}").transfers if "livec" in t.sources)
+        assert rows[row].transfers[0].paper == {"agiqa3k": theirs}
+    assert {plan.adapter for plan in rows.values()} == {"none", *list_methods()}
+    for name, plan in rows.items():
+        assert plan.split_by == {"agiqa3k": "reference"} and plan.splits == 3
+        assert name == "no-tuning" or (plan.rates and plan.held_out == 0.2)
+    assert "crossattn-prompt" in rows
+    tuned = runs_of(rows["style-prompt"], 0)
+    for shared in ("agiqa3k-prompts/n6", "agiqa3k-sizes/1x1"):
+        base, run = runs_of(recipe(shared), 0)
+        assert folder_of(base, recipe(shared)) == folder_of(tuned[0], rows["style-prompt"])
+        assert folder_of(run, recipe(shared)) == folder_of(tuned[1], rows["style-prompt"])
+    assert recipe("agiqa3k-prompts/n1").adapter_options == {"prompts": 1}
+    assert recipe("agiqa3k-sizes/layer").adapter_options == {"size": "layer"}
+    for name in (n for n in list_paper_recipes() if n.startswith("agiqa3k-reverse/")):
+        assert recipe(name).init_from == "lqmamba-n-pretrained"  # the embedded one has learnt BIQ2021
+    single, public = (runs_of(recipe(f"{t}/single-set"), 0) for t in ("agiqa3k-universal", "public"))
+    ours = {run.train: folder_of(run, recipe("agiqa3k-universal/single-set")) for run in single}
+    assert all(ours[run.train] == folder_of(run, recipe("public/single-set")) for run in public)
+
+
+def test_parts_of_rows() -> None:
+    part = narrowed(recipe("table1/lqmamba-t"), "koniq")
+    assert (part.data, part.name, set(part.paper)) == (("koniq10k",), "lqmamba-t-koniq", {"koniq10k"})
+    assert narrowed(recipe("table1/lqmamba-t"), "koniq10k") == part
+    (run,) = runs_of(part, 0)
+    whole = recipe("table1/lqmamba-t")
+    assert name_of(run, part) == name_of(run, whole) == "lqmamba-t-koniq"
+    assert folder_of(run, part) == folder_of(run, whole)
+    part = narrowed(recipe("table3/style-prompt"), "koniq-livec-to-agiqa")
+    assert [(t.sources, t.targets) for t in part.transfers] == [(("koniq10k", "livec"), ("agiqa3k",))]
+    base, run = runs_of(part, 0)
+    assert [name_of(each, part) for each in (base, run)] == [
+        "lqmamba-b-koniq-livec", "lqmamba-b-koniq-livec-to-agiqa",
+    ]  # fmt: skip
+    assert len(narrowed(recipe("table3/full"), "agiqa").transfers) == 2
+    for name, wanted, says in (
+        ("table1/lqmamba-t", "agiqa", "a part of the row must be one of live, csiq, .*, spaq; got 'agiqa'"),
+        ("table3/full", "x", "must be one of koniq-livec-to-kadid, .*; got 'x'"),
+        ("table2/lqmamba-t", "koniq", "lqmamba-t-universal learns all its sets together: leave /koniq out"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            narrowed(recipe(name), wanted)
+    sizes = recipe("agiqa3k-sizes/7x7")
+    assert name_of(runs_of(sizes, 0)[1], sizes) == "lqmamba-n-biq2021-to-agiqa-style-prompt-size-7x7"
+    none = recipe("agiqa3k-transfer/no-tuning")
+    assert name_of(runs_of(none, 0)[1], none) == ""
 
 
 def test_recipe_from_a_file(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from qmamba.data import Rated
 from qmamba.errors import DataSetError, RecipeError
 from qmamba.train import engine, tracking
 from qmamba.train.paper import PaperRecipe, Transfer, Workshop, do_row
+from qmamba.train.paper.rows import _add
 from qmamba.train.paper.runs import folder_of, runs_of
-from qmamba.train.paper.sets import Crops, RatedSet, read_set, sized, split_set
+from qmamba.train.paper.sets import Crops, RatedSet, hold_out, read_set, sized, split_set
 from qmamba.train.paper.task import do_run
 from qmamba.train.sampling import mixed_epoch
 from rated_photos import rated_photos
@@ -444,6 +445,47 @@ def test_transfer(method: str, root: Path, tmp_path: Path) -> None:
     adapted = qmamba.load(base, adapter=moved / "adapter")
     photo = root / "photos" / "1.png"
     assert adapted.score(photo) != before.score(photo)
+
+
+def test_learning_rates_are_chosen_on_held_out_references(root: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(
+        TINY, task="transfer", data=(), adapter="linear-probe", epochs=1, convention="deiqt", held_out=0.25,
+        rates=(1e-6, 3.0), transfers=(Transfer(("stars",), ("bright",)),), split_by={"bright": "image"},
+    )  # fmt: skip
+    row = do_row(plan, workshop(root, tmp_path / "runs"), tmp_path / "row.json")
+    (line,) = row["cells"][0]["splits"]
+    runs = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*-to-bright-*/split-00/results.json")]
+    assert len(runs) == 2 and row["cells"][0]["median"]["srcc"] == line["srcc"]
+    held = {f"{r['run']['adapter_lr']:g}": r["val"]["bright"]["srcc"] for r in runs}
+    assert line["rates"] == held and all(r["val"]["bright"]["n"] == 3 for r in runs)
+    assert held[line["rate"]] == max(held.values())
+    (chosen,) = (r for r in runs if f"{r['run']['adapter_lr']:g}" == line["rate"])
+    assert chosen["sets"]["bright"]["srcc"] == line["srcc"]
+    assert line["split"] == "deiqt-0-00-by-image"
+    config = qmamba.adapters.read_adapter_config(tmp_path / "runs" / line["weights"])
+    assert config.base == "lqmamba-n-stars"
+    assert config.training["name"] == "lqmamba-n-stars-to-bright-linear-probe"
+    with pytest.raises(DataSetError, match="chosen on a fold 'val', which it lacks; set held_out"):
+        do_row(dataclasses.replace(plan, held_out=0.0), workshop(root, tmp_path / "b"), tmp_path / "b.json")
+
+
+def test_the_best_rate_counts() -> None:
+    splits: list[dict[str, Any]] = []
+    for rate, val, split in (("1", 0.5, "a"), ("2", 0.7, "a"), ("3", None, "a"), ("1", 0.1, "b")):
+        _add(splits, {"split": split, "srcc": val, "rate": rate, "rates": {rate: val}})
+    assert [line["rate"] for line in splits] == ["2", "1"]
+    assert splits[0]["rates"] == {"1": 0.5, "2": 0.7, "3": None}
+
+
+def test_held_out_references_are_whole(root: Path) -> None:
+    rated = [Rated(root / f"{i}.png", i / 40, "train", reference=f"p{i % 8}") for i in range(40)]
+    rated += [Rated(root / "x.png", 0.5, "test", reference="p0")]
+    found = hold_out(rated, 0.25, True, 3)
+    folds = {(r.reference, r.fold) for r in found[:-1]}
+    assert len(folds) == 8 and sum(fold == "val" for _, fold in folds) == 2
+    assert found[-1].fold == "test" and hold_out(rated, 0.25, True, 3) == found
+    assert hold_out(rated, 0.25, True, 4) != found
+    assert sum(r.fold == "val" for r in hold_out(rated, 0.25, False, 3)) == 10
 
 
 def test_rows_share_runs(root: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import qmamba.train.paper.recipe as recipes
-from dataset_trees import TREES
+from dataset_trees import TREES, add_generator
+from qmamba.checkpoints import read_config
 from qmamba.cli import app
 from qmamba.train import load_recipe
 from qmamba.train.paper import list_paper_recipes
 from qmamba.train.paper.report import lines_of, results_page, row_text
-from qmamba.train.paper.rows import empty_row
+from qmamba.train.paper.rows import config_sha256, empty_row
+from qmamba.train.paper.sets import read_set, split_set
+from qmamba.train.recipe import parse_recipe
 from rated_photos import rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
@@ -38,6 +42,9 @@ batch = 6
 bright = [0.9, 0.8]
 koniq10k = [0.94, 0.93]
 """
+
+
+DIGESTS = {"split_sha256": "1" * 64, "images_sha256": "2" * 64, "weights": ""}
 
 
 def run(*arguments: str | Path) -> Result:
@@ -66,7 +73,7 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
     saved = json.loads((out / "results" / "table9" / "tiny.json").read_text())
     here, absent = saved["cells"]
     assert [s["split"] for s in here["splits"]] == ["deiqt-0-00", "deiqt-0-01"] and not absent["splits"]
-    (line,) = (text.split() for text in result.stdout.splitlines() if " bright " in text)
+    (line,) = (text.split() for text in result.stdout.splitlines() if "  bright " in text)
     ours = here["median"]
     assert line[3:] == [
         "2", f"{ours['srcc']:.3f}", "0.800", f"{ours['srcc'] - 0.8:+.3f}",
@@ -74,6 +81,68 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     again = run(*command, "--format", "json")
     assert again.exit_code == 1 and json.loads(again.stdout)["table9/tiny"] == saved
+    repeat, checkpoint, hashes = result.stdout.splitlines()[-4:-1]
+    assert repeat == "  repeat: qmamba reproduce table9 --rows tiny --splits 2 --data-root DATA"
+    assert saved["command"] == repeat.partition(": ")[2]
+    folder = here["splits"][0]["weights"]
+    assert checkpoint == f"  checkpoint tiny-bright: runs/{Path(folder).parts[0]}/split-*/checkpoint"
+    assert read_config(out / "runs" / folder).name == "tiny-bright"
+    assert re.fullmatch(
+        r"  hashes: config [0-9a-f]{12}, bright splits [0-9a-f]{12} images [0-9a-f]{12}", hashes
+    )
+    assert f"config {saved['config_sha256'][:12]}," in hashes
+
+
+def test_a_part_of_a_row(tables: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--data-root", tables, "--splits", "1", "--out", out, "--cpu")
+    result = run("reproduce", "table9", "--rows", "tiny/bright", *options)
+    assert result.exit_code == 0, result.output  # the absent set is not asked for
+    assert "--rows tiny/bright --splits 1" in result.stdout and "koniq" not in result.stdout
+    part = json.loads((out / "results" / "table9" / "tiny" / "bright.json").read_text())
+    whole = run("reproduce", "table9", *options, "--format", "json")
+    (cell, _) = json.loads(whole.stdout)["table9/tiny"]["cells"]
+    assert cell["splits"] == part["cells"][0]["splits"]  # the same run
+    result = run("reproduce", "table9", "--rows", "tiny/livec", *options)
+    assert result.exit_code == 2 and "must be one of bright, koniq; got 'livec'" in result.stderr
+
+
+def test_hashes_tell_what_differs(tables: Path, tmp_path: Path) -> None:
+    """The same on another machine; another split, image or setting each change the digest of their kind."""
+
+    def digests(root: Path, row: str = ROW) -> tuple[str, str, str]:
+        plan = parse_recipe(row.replace(', "koniq10k"', "").partition("koniq10k = ")[0])
+        each = split_set("bright", read_set("bright", root), plan, 0).hashes()
+        return config_sha256(plan), each["split"], each["images"]
+
+    first = digests(tables)
+    other = shutil.copytree(tables, tmp_path / "elsewhere" / "root")
+    labels = (other / "bright.csv").read_text()
+    (other / "bright.csv").write_text(labels.replace(str(tables), str(other)))
+    assert digests(other) == first
+    assert digests(tables, ROW.replace('title = "Tiny"', "splits = 3")) == first
+    changed = digests(tables, ROW.replace("crops = 2\n", "crops = 3\n", 1))
+    assert changed[0] != first[0] and changed[1:] == first[1:]
+    (other / "photos" / "0.png").write_bytes((other / "photos" / "0.png").read_bytes() + b"x")
+    assert [a == b for a, b in zip(digests(other), first, strict=True)] == [True, True, False]
+    lines = (other / "bright.csv").read_text().splitlines()
+    (other / "bright.csv").write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")  # another order
+    assert digests(other)[1] != first[1]
+
+
+def test_estimate(tables: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("reproduce", "table9", "--data-root", tables, "--out", out, "--cpu", "--estimate")
+    (found,) = json.loads(run(*command, "--rows", "tiny/bright", "-f", "json").stdout)
+    assert (found["runs"], found["steps"]) == (10, 10 * (16 * 2 // 6)) and not out.exists()
+    assert found["cpu_hours"] > 0 and found["step_seconds"] > 0
+    assert found["seconds"] > found["steps"] * found["step_seconds"]
+    table = run(*command)
+    assert table.exit_code == 0 and f"absent: no {tables / 'koniq10k'}" in table.stdout
+    done = run("reproduce", "table9", "--data-root", tables, "--out", out, "--cpu", "--splits", "1")
+    assert done.exit_code == 1
+    (left,) = json.loads(run(*command, "--rows", "tiny/bright", "-f", "json").stdout)
+    assert left["runs"] == 9  # what is finished costs nothing
 
 
 def test_unknown_tables_and_rows(tables: Path) -> None:
@@ -165,7 +234,7 @@ def test_a_dry_run_is_not_compared_with_the_paper() -> None:
     row = row_of("table1/lqmamba-t")
     for cell in row["cells"]:
         cell["splits"], cell["median"] = (
-            [{"split": "dry run"}],
+            [{"split": "dry run", **DIGESTS}],
             {"srcc": 0.5, "plcc": 0.5, "plcc_fitted": 0.5},
         )
     assert any(line[5] != "-" for line in lines_of(row))
@@ -188,7 +257,7 @@ def test_average_needs_all_cells() -> None:
     row = row_of("table5/qmamba-t")
     for cell, value in zip(row["cells"], (0.5, 0.7), strict=True):
         assert lines_of(row)[-1][3] == "-"
-        cell["splits"] = [{"split": "deiqt-0-00"}]
+        cell["splits"] = [{"split": "deiqt-0-00", **DIGESTS}]
         cell["median"] = {"srcc": value, "plcc": 0.1, "plcc_fitted": value + 0.1}
     learnt, tested, _, srcc, paper, difference, plcc, *_ = lines_of(row)[-1]
     assert (learnt, tested, srcc, plcc) == ("", "average", "0.600", "0.700")
@@ -204,6 +273,42 @@ def test_the_page_is_what_its_files_say(data_dir: Path) -> None:
     for path in results.glob("*/*.json"):
         rows[f"{path.parent.name}/{path.stem}"] = json.loads(path.read_text())
     assert (docs / "results.md").read_text(encoding="utf-8") == results_page(rows)
+
+
+def test_measured_numbers_link_to_their_files() -> None:
+    row = row_of("table5/lqmamba-t")
+    row |= {"command": "qmamba reproduce table5 --rows lqmamba-t --data-root DATA"}
+    cell = row["cells"][0]
+    cell |= {"splits": [{"split": "deiqt-0-00", **DIGESTS}], "start": "vmamba-t.pth"}
+    cell["median"] = {"srcc": 0.5, "plcc": 0.6, "plcc_fitted": 0.75}
+    page = results_page({"table5/lqmamba-t": row})
+    link = "(results/table5/lqmamba-t.json)"
+    assert f"| agiqa3k | 1 | [0.500]{link} | 0.862 | -0.362 | [0.750]{link} | 0.914 | -0.164 |" in page
+    assert page.count(link) == 2  # what was not measured links to nothing
+    assert f"`lqmamba-t`: `{row['command']}`" in page and f"config {row['config_sha256'][:12]}" in page
+
+
+def test_a_data_root_of_public_sets(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As benchmarks/public_sets.py makes it, of whichever sets there are."""
+    benchmarks = data_dir.parents[1] / "benchmarks"
+    if not benchmarks.is_dir():
+        pytest.skip("the benchmarks are not here: this is an installed package")
+    monkeypatch.syspath_prepend(benchmarks)
+    import public_sets
+
+    TREES["agiqa3k"](tmp_path / "AIGC" / "data")
+    add_generator(tmp_path / "AIGC" / "data")
+    root = tmp_path / "root"
+    public_sets.main(["--agiqa3k", str(tmp_path / "AIGC"), "--root", str(root)])
+    assert [path.name for path in root.iterdir()] == ["agiqa3k"] and len(read_set("agiqa3k", root)) == 8
+    by_prompt, by_image = (
+        split_set("agiqa3k", read_set("agiqa3k", root), load_recipe(f"agiqa3k/{row}"), 1)
+        for row in ("by-prompt", "by-image")
+    )
+    assert by_prompt.split == "deiqt-0-01-by-reference" and by_image.split == "deiqt-0-01-by-image"
+    prompts = {fold: {r.reference for r in by_prompt.folds[fold]} for fold in ("train", "test")}
+    assert len(prompts["train"]) == 3 and len(prompts["test"]) == 1
+    assert [len(by_image.folds[fold]) for fold in ("train", "test")] == [6, 2]
 
 
 # Dry runs of all recipes
@@ -240,3 +345,14 @@ def test_dry_run_of_every_row(
         assert row["dry_run"] and all(len(cell["splits"]) == 1 for cell in row["cells"])
         assert all(cell["splits"][0]["n"] == 2 for cell in row["cells"])
     assert not list(tmp_path.iterdir())  # nothing is kept
+
+
+def test_dry_run_of_a_transfer_to_generated_images(trees: Path) -> None:
+    """With learning rates that are chosen on held-out prompts."""
+    command = ("reproduce", "agiqa3k-transfer", "--data-root", trees, "--dry-run", "--cpu", "-f", "json")
+    result = run(*command, "--rows", "style-prompt")
+    assert result.exit_code == 0, result.output
+    (cell,) = json.loads(result.stdout)["agiqa3k-transfer/style-prompt"]["cells"]
+    assert set(cell["splits"][0]["rates"]) == {"0.001", "0.003"}
+    assert cell["splits"][0]["rate"] in cell["splits"][0]["rates"]
+    assert cell["name"] == "lqmamba-n-biq2021-to-agiqa"

@@ -46,6 +46,17 @@ def test_one_image_without_a_reference_splits_by_image() -> None:
     assert make_splits([*photos(9, 3), Rated(Path("x.png"), 1.0)], count=1)[0].by == "image"
 
 
+def test_what_is_split_can_be_chosen() -> None:
+    rated = photos(60, 6)
+    by_image, by_reference = (make_splits(rated, count=1, by=by)[0] for by in ("image", "reference"))
+    assert (by_image.by, by_reference.by) == ("image", "reference")
+    assert by_reference == make_splits(rated, count=1)[0]
+    plain = make_splits(photos(60), count=1)[0]
+    assert by_image.folds == plain.folds != by_reference.folds
+    with pytest.raises(DataSetError, match="needs a reference for each image; split by image"):
+        make_splits(photos(9), by="reference")
+
+
 def test_loda_shuffles_the_same_list_again_and_again() -> None:
     generator, order = random.Random(3407), [str(i) for i in range(10)]
     splits = make_splits(photos(10), "loda", count=3)

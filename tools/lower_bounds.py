@@ -23,7 +23,7 @@ def bounds(text: str) -> dict[str, str]:
     section = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
     if section is None:
         raise SystemExit("pyproject.toml has no list of dependencies")
-    return dict(re.findall(r'"([a-z-]+)>=([0-9.]+)"', section[1]))
+    return dict(re.findall(r'"([a-z-]+)>=([0-9.]+)(?:;[^"]*)?"', section[1]))
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+MOST_NEAR = 8
+
 
 class QMambaError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -52,6 +54,10 @@ class HubError(QMambaError, OSError):
     """A Hub repository that cannot be reached, does not exist, or is not in the local cache."""
 
 
+class NoRepositoryError(HubError):
+    """A Hub repository that does not exist, or that this user may not see."""
+
+
 class DistortionError(QMambaError, ValueError):
     """A name of no distortion, a level out of range, or pixels of a wrong type."""
 
@@ -79,7 +85,7 @@ class BackendError(QMambaError, RuntimeError):
 def near_names(name: object, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the names that are near, or else all.
 
-    Near are names that contain it or lie in it, and otherwise up to three that are spelt alike.
+    Near are up to eight names that contain it or lie in it, and otherwise up to three that are spelt alike.
 
     >>> near_names("koniq", ["koniq10k", "tid2013"])
     'near names: koniq10k'
@@ -89,4 +95,4 @@ def near_names(name: object, known: Iterable[str]) -> str:
     names, wanted = list(known), str(name).lower()
     near = [each for each in names if wanted and (wanted in each or each in wanted)]
     near = near or difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-    return f"near names: {', '.join(near)}" if near else f"names: {', '.join(names)}"
+    return f"near names: {', '.join(near[:MOST_NEAR])}" if near else f"names: {', '.join(names)}"

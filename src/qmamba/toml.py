@@ -19,4 +19,4 @@ def parse_toml(text: str) -> dict[str, Any]:
     for name in ("tomllib", "tomli"):  # the first comes with Python 3.11
         with suppress(ModuleNotFoundError):
             return dict(import_module(name).loads(text))
-    raise RecipeError("recipes need tomli on Python 3.10: pip install 'qmamba[train]'")
+    raise RecipeError("reading TOML needs tomli on Python 3.10: pip install tomli")

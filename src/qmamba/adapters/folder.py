@@ -263,4 +263,4 @@ def push_to_hub(
     return upload(
         folder, (*ADAPTER_FILES, CARD_FILE), repo_id,
         private=private, token=token, commit_message=commit_message, revision=revision,
-    )  # fmt: skip
+    ).url  # fmt: skip

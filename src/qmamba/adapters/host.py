@@ -72,8 +72,8 @@ class AdapterVerbs(nn.Module):
         """Load an adapter under a name. It becomes active with `set_adapter`.
 
         Args:
-            path: a name from `qmamba.list_adapters()`, a folder, or a Hub id "user/repository". Only a Hub id
-                can cause a download.
+            path: a name from `qmamba.list_adapters()`, a folder, or a Hub id "user/repository". Only a Hub
+                id, and a name that an index maps to the Hub, can cause a download.
             name: letters, digits, "_" or "-"; an adapter of the same name is replaced.
             revision, local_files_only, cache_dir, token: for a Hub id, as for `qmamba.load`.
 

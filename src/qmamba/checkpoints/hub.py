@@ -6,11 +6,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.errors import HubError
+from qmamba.errors import HubError, NoRepositoryError
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+class Commit(NamedTuple):
+    """A commit on the Hub: its address, and its hash of 40 hexadecimal digits."""
+
+    url: str
+    oid: str
 
 
 def is_repo_id(name: str) -> bool:
@@ -98,7 +106,7 @@ def fetch_file(
         )
     # The client raises errors of its own and of its HTTP library, which changed with its versions.
     except Exception as error:
-        raise HubError(_explain(error, repo_id, file, revision, local_files_only)) from error
+        raise _hub_error(error, repo_id, file, revision, local_files_only) from error
 
 
 def push(
@@ -136,7 +144,7 @@ def push(
     return upload(
         folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id,
         private=private, token=token, commit_message=commit_message, revision=revision,
-    )  # fmt: skip
+    ).url  # fmt: skip
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -158,11 +166,8 @@ def upload(
     token: str | bool | None,
     commit_message: str,
     revision: str | None,
-) -> str:
+) -> Commit:
     """Upload those files of a folder that exist, in one commit; options as for :func:`push`.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         HubError: the upload failed; one line with what to do.
@@ -180,8 +185,8 @@ def upload(
         ]
         commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
     except Exception as error:
-        raise HubError(_explain(error, repo_id, None, revision, False)) from error
-    return str(commit.commit_url)
+        raise _hub_error(error, repo_id, None, revision, False) from error
+    return Commit(str(commit.commit_url), str(commit.oid))
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -193,12 +198,26 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def _kinds(chain: list[BaseException]) -> set[str]:
+    # By name: versions of the client have these classes in different modules.
+    return {kind.__name__ for item in chain for kind in type(item).__mro__}
+
+
+def _hub_error(
+    error: Exception, repo_id: str, file: str | None, revision: str | None, local_only: bool
+) -> HubError:
+    """Return an error of one line for any error of the Hub client."""
+    kinds = _kinds(_causes(error))
+    is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
+    message = _explain(error, repo_id, file, revision, local_only)
+    return NoRepositoryError(message) if is_missing else HubError(message)
+
+
 def _explain(error: Exception, repo_id: str, file: str | None, revision: str | None, local_only: bool) -> str:
     """Return one line for any error of the Hub client."""
     what = repo_id if revision is None else f"{repo_id} at {revision!r}"
     chain = _causes(error)
-    # By name: versions of the client have these classes in different modules.
-    kinds = {kind.__name__ for item in chain for kind in type(item).__mro__}
+    kinds = _kinds(chain)
     statuses = [getattr(getattr(item, "response", None), "status_code", None) for item in chain]
     status = next((number for number in statuses if isinstance(number, int)), None)
     if "GatedRepoError" in kinds:

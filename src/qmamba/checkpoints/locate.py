@@ -1,4 +1,4 @@
-"""Find the folder of a name: embedded checkpoints and adapters, local folders, Hub ids."""
+"""Find the folder of a name: embedded checkpoints and adapters, local folders, Hub ids, indexed names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.checkpoints.hub import fetch, is_repo_id
+from qmamba.checkpoints.index import Kind, listed
+from qmamba.checkpoints.named import HUB_USER_VARIABLE, Lookup, look_up, unpublished_message
 from qmamba.errors import AdapterError, CheckpointError, UnknownModelError, near_names
 
 _HUB_PREFIX = "hf-hub:"
@@ -27,19 +30,47 @@ def _embedded_adapters() -> dict[str, Path]:
     return _embedded("weights/adapters", ADAPTER_FILES)
 
 
-def list_models() -> list[str]:
+def embedded_models() -> list[str]:
     """Return the names of the checkpoints that ship with the library, sorted; reads file names only."""
     return list(_embedded())
 
 
-def list_adapters() -> list[str]:
-    """Return the names of the adapters that ship with the library, sorted; reads file names only.
+def embedded_adapters() -> list[str]:
+    """Return the names of the adapters that ship with the library, sorted; reads file names only."""
+    return list(_embedded_adapters())
+
+
+def list_models(*, published: bool | None = True) -> list[str]:
+    """Return the names of models, sorted; the network is not used.
+
+    Args:
+        published: True for the names that `qmamba.load` finds: those that ship with the library, and the
+            published ones of its index and of `QMAMBA_INDEX`. False for the names of an index that nobody
+            has published yet. None for both.
+
+    Raises:
+        CheckpointError: an index of `QMAMBA_INDEX` does not exist or is not valid.
+
+    >>> import qmamba
+    >>> "lqmamba-n" in qmamba.list_models(), "lqmamba-t-koniq" in qmamba.list_models(published=None)
+    (True, True)
+    """
+    return _names("models", embedded_models(), published)
+
+
+def list_adapters(*, published: bool | None = True) -> list[str]:
+    """Return the names of adapters, sorted; `published`, and errors, as for `list_models`.
 
     >>> import qmamba
     >>> qmamba.list_adapters()
     ['upscaled', 'video-stills']
     """
-    return list(_embedded_adapters())
+    return _names("adapters", embedded_adapters(), published)
+
+
+def _names(kind: Kind, embedded: list[str], published: bool | None) -> list[str]:
+    known = {name: entry.published for name, entry in listed(kind).items()} | dict.fromkeys(embedded, True)
+    return sorted(name for name, is_published in known.items() if published in (None, is_published))
 
 
 def resolve(
@@ -52,29 +83,36 @@ def resolve(
 ) -> Path:
     """Return the folder of a model, downloaded if `name` is a Hub id and it is not in the cache.
 
-    A name is looked up in this order: `list_models`; existing folders; Hub ids, `user/repo`.
-    `hf-hub:user/repo` is always on the Hub, `./name` or a `Path` always a folder. Only a Hub id can cause
-    network traffic.
+    A name is looked up in this order: models that ship; existing folders; Hub ids, `user/repo`; the package's
+    index; the indexes of `QMAMBA_INDEX`; the repository of that name of the Hub user `QMAMBA_HUB_USER`.
+    `hf-hub:user/repo` is always on the Hub, `./name` or a `Path` always a folder. Only Hub ids, names that an
+    index maps to the Hub, and these two variables can cause network traffic. Commit and digest of an index
+    are enforced.
 
     Args:
         name: name, folder or Hub id.
-        revision: branch, tag or commit; for Hub ids only.
+        revision: branch, tag or commit; for repositories on the Hub that no index pins.
         local_files_only: never use the network.
         cache_dir: in place of the standard Hub cache.
         token: in place of the token that is logged in.
 
     Raises:
-        UnknownModelError: no such model; near names are listed.
-        CheckpointError: the name is that of a file, or there is a revision for a folder.
+        UnknownModelError: no such model, and near names are listed; or nobody has published it yet.
+        CheckpointError: the name is that of a file, there is a revision for a folder, an index is not valid,
+            or the weights are not those of the index.
         HubError: as `hub.fetch`.
     """
-    hub = partial(
-        fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-    )
-    folder = _find(name, _embedded(), hub, revision, (CONFIG_FILE, WEIGHTS_FILE))
-    if folder is None:
-        raise UnknownModelError(_unknown(os.fspath(name)))
-    return folder
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    options: dict[str, Any] = {
+        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
+    }  # fmt: skip
+    folder = _find(name, _embedded(), partial(fetch, revision=revision, **options), revision, files)
+    if folder is not None:
+        return folder
+    found = _named(name, "models", files, revision, options)
+    if found.folder is None:
+        raise UnknownModelError(_unknown(os.fspath(name), found))
+    return found.folder
 
 
 def resolve_adapter(
@@ -85,27 +123,25 @@ def resolve_adapter(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the folder of an adapter: one of `list_adapters`, an existing folder, or a Hub id.
+    """Return the folder of an adapter: a name, an existing folder, or a Hub id.
 
     Order and options are those of `resolve`.
 
     Raises:
-        AdapterError: no such adapter.
-        CheckpointError: the name is that of a file, or there is a revision for a folder.
-        HubError: as `hub.fetch`.
+        AdapterError: no such adapter, or nobody has published it yet.
+        CheckpointError, HubError: as `resolve`.
     """
-    hub = partial(
-        fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
-        files=ADAPTER_FILES,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
+    }  # fmt: skip
+    hub = partial(fetch, revision=revision, files=ADAPTER_FILES, **options)
     folder = _find(name, _embedded_adapters(), hub, revision, ADAPTER_FILES)
-    if folder is None:
-        shipped = ", ".join(list_adapters())
-        raise AdapterError(
-            f"no adapter {os.fspath(name)!r}: give one that ships ({shipped}), its folder, or a Hub id, "
-            "user/repo"
-        )
-    return folder
+    if folder is not None:
+        return folder
+    found = _named(name, "adapters", ADAPTER_FILES, revision, options)
+    if found.folder is None:
+        raise AdapterError(_unknown_adapter(os.fspath(name), found))
+    return found.folder
 
 
 def _find(
@@ -138,14 +174,51 @@ def _local(path: Path, files: tuple[str, str]) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _unknown(name: str) -> str:
+def _named(
+    name: str | os.PathLike[str],
+    kind: Kind,
+    files: tuple[str, str],
+    revision: str | None,
+    options: dict[str, Any],
+) -> Lookup:
+    if not isinstance(name, str):
+        return Lookup()
+    return look_up(name, kind, files, revision=revision, **options)
+
+
+def _unknown(name: str, found: Lookup) -> str:
     from qmamba.models import list_archs
 
-    models, archs = list_models(), list_archs()
+    models, archs = embedded_models(), list_archs()
+    if found.entry is not None:
+        return unpublished_message(found.entry, "models", models) + _asked(found)
     if name in archs:
         shipped = ", ".join(models) or "none yet"
         return (
             f"no weights ship for {name!r} (those that do: {shipped}): load a folder or a Hub id, "
             f"or build it untrained with create_model({name!r})"
         )
-    return f"no model and no folder {name!r}; {near_names(name, models)}; a Hub id is written user/repo"
+    return f"no model and no folder {name!r}; {_near(name)}; a Hub id is written user/repo{_asked(found)}"
+
+
+def _near(name: str) -> str:
+    """Return near names of models, published or not; else those that can be loaded."""
+    every = near_names(name, list_models(published=None))
+    return every if every.startswith("near") else near_names(name, list_models())
+
+
+def _unknown_adapter(name: str, found: Lookup) -> str:
+    shipped = embedded_adapters()
+    if found.entry is not None:
+        return unpublished_message(found.entry, "adapters", shipped) + _asked(found)
+    return (
+        f"no adapter {name!r}: give one that ships ({', '.join(shipped)}), its folder, or a Hub id, "
+        f"user/repo{_asked(found)}"
+    )
+
+
+def _asked(found: Lookup) -> str:
+    """Return the end of a message about a Hub user's repository that does not exist."""
+    if not found.asked:
+        return ""
+    return f"; {HUB_USER_VARIABLE}: no {found.asked} on the Hub either (for a private one `hf auth login`)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,7 +43,9 @@ class PaperOptions:
         typer.Option(help="Folder for images resized to their set's size. Default: no cache."),
     ] = None
 
-    def shop(self, root: Path, out: Path, *, cpu: bool, watch: Watch, dry: bool = False) -> Workshop:
+    def shop(
+        self, root: Path, out: Path, *, cpu: bool, watch: Watch | None = None, dry: bool = False
+    ) -> Workshop:
         """Return where and with what runs are done: data below `root`, runs in folders of `out`."""
         import torch
 
@@ -75,6 +78,7 @@ def with_start(recipe: PaperRecipe, init: str | None) -> PaperRecipe:
 
 def train_paper(
     recipe: PaperRecipe,
+    name: str,
     data: Path,
     out: Path,
     run: RunOptions,
@@ -83,7 +87,7 @@ def train_paper(
     init: str | None,
     arch: str | None,
 ) -> None:
-    """Run all runs of such a recipe: a table on stderr, and the folder on stdout."""
+    """Run all runs of such a recipe, which `name` loads: a table on stderr, and the folder on stdout."""
     from qmamba.train.paper import do_row, is_first
     from qmamba.train.paper.report import row_text
     from qmamba.train.paper.runs import other_arch
@@ -106,7 +110,10 @@ def train_paper(
         torch.set_num_threads(run.threads)
     with watched(run, run.resume) as watch:
         shop = paper.shop(data, out / "runs", cpu=run.device == "cpu", watch=watch)
-        row = do_row(recipe, shop, out / "results.json")
+        changes = {"--init": init, "--arch": arch}
+        words = [word for key, value in changes.items() if value is not None for word in (key, value)]
+        command = shlex.join(["qmamba", "train", name, *words, "--data", "DATA", "--out", "OUT"])
+        row = do_row(recipe, shop, out / "results.json", command)
     if is_first():
         typer.echo(row_text(recipe.name, row), err=True)
         typer.echo(str(out))

@@ -48,6 +48,7 @@ SPLITS_EPILOG = """\
 Examples:
   qmamba data splits livec=ChallengeDB_release --out splits
   qmamba data splits kadid10k=kadid10k --convention loda --count 10 --out splits
+  qmamba data splits agiqa3k=AIGC --by reference --out splits
 
 \b
 Exit code:
@@ -78,6 +79,13 @@ class ConventionName(str, Enum):
 
     deiqt = "deiqt"
     loda = "loda"
+
+
+class SplitBy(str, Enum):
+    """What splits divide."""
+
+    image = "image"
+    reference = "reference"
 
 
 def list_all() -> None:
@@ -163,18 +171,26 @@ def splits(
         int | None,
         typer.Option(min=0, help="Random seed. Default: the convention's, 0 for deiqt, 3407 for loda."),
     ] = None,
+    by: Annotated[
+        SplitBy | None,
+        typer.Option(help="What is divided. Default: references, if each image has one; else images."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Draw splits of 80 % for training and 20 % for testing, and write them as CSV files.
 
-    Splits are by reference if every image has one, so that no original is in both parts, and else by image.
+    By reference, no original is in both parts. AGIQA-3K is split by image, as published results are, unless
+    --by reference keeps the images of a prompt together.
     """
+    from qmamba.data.datasets import find
     from qmamba.data.splitting import make_splits, save_split
 
     source = source_of(data)
     ratings = source.read(manifest)
-    for split in make_splits(ratings, convention.value, count=count, seed=seed):
-        path = out / f"{source.label}-{split.name}.csv"
+    usual = None if source.is_manifest else find(source.name).split_by
+    by_what = usual if by is None else by.value
+    for split in make_splits(ratings, convention.value, count=count, seed=seed, by=by_what):
+        path = out / f"{source.label}-{split.name}{'' if by is None else f'-by-{by.value}'}.csv"
         if force:
             path.unlink(missing_ok=True)
         save_split(split, ratings, source.root, path)

@@ -30,7 +30,7 @@ def env(form: OutputFormat = ReportFormat.table) -> None:
 def _found() -> dict[str, Any]:
     import torch
 
-    from qmamba.checkpoints.locate import list_models
+    from qmamba.checkpoints.locate import embedded_models
     from qmamba.ops.backend import backends
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -41,7 +41,7 @@ def _found() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": cuda,
-        "embedded models": ", ".join(list_models()) or "none",
+        "embedded models": ", ".join(embedded_models()) or "none",
         "QMAMBA_BACKEND": os.environ.get("QMAMBA_BACKEND", "auto"),
         "backends": [backend._asdict() for backend in backends()],
     }

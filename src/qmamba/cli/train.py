@@ -108,7 +108,7 @@ def train(
                 "--processes and --teacher are not for recipes with a task: start more processes by "
                 "`accelerate launch`"
             )
-        train_paper(plan, Path(data), out, run, paper, init=start.init, arch=start.arch)
+        train_paper(plan, recipe, Path(data), out, run, paper, init=start.init, arch=start.arch)
         return
     if isinstance(plan, HeadRecipe):
         typer.echo(str(_fit_head(plan, data, out, start, run)))

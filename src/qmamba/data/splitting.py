@@ -17,6 +17,9 @@ from .ratings import Rated
 
 TRAIN_PART = 0.8
 
+By = Literal["image", "reference"]
+"""What is divided into folds."""
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -54,12 +57,12 @@ class Split:
 
     Attributes:
         name: convention, seed and number, as in ``loda-3407-00``.
-        by: "reference" if all photographs of a reference are in one fold, "image" without references.
+        by: "reference" if all photographs of a reference are in one fold, else "image".
         folds: "train" or "test" of each photograph, in order.
     """
 
     name: str
-    by: Literal["image", "reference"]
+    by: By
     folds: tuple[str, ...]
 
     def of(self, ratings: Sequence[Rated]) -> list[Rated]:
@@ -68,11 +71,16 @@ class Split:
 
 
 def make_splits(
-    ratings: Sequence[Rated], convention: str = "deiqt", *, count: int = 10, seed: int | None = None
+    ratings: Sequence[Rated],
+    convention: str = "deiqt",
+    *,
+    count: int = 10,
+    seed: int | None = None,
+    by: By | None = None,
 ) -> list[Split]:
     """Draw random splits of photographs into 80 % for training and 20 % for testing.
 
-    Photographs are split by reference if each has one, else by image. The same photographs in the same order,
+    The same photographs in the same order,
     convention and seed give the same splits on every machine; a smaller count gives the first of them.
 
     Args:
@@ -80,9 +88,12 @@ def make_splits(
         convention: a key of ``CONVENTIONS``.
         count: number of splits.
         seed: random seed; by default the convention's.
+        by: what is shuffled: "image", or "reference", so that all photographs of one are in one fold. By
+            default references, if each photograph has one.
 
     Raises:
-        DataSetError: an unknown convention, or fewer than two references or images.
+        DataSetError: an unknown convention, fewer than two references or images, or photographs without a
+            reference that are to be split by it.
 
     >>> photos = [Rated(Path(f"{i}.png"), i / 9) for i in range(10)]
     >>> first, second = make_splits(photos, "loda", count=2)
@@ -93,7 +104,10 @@ def make_splits(
         raise DataSetError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
     rule = CONVENTIONS[convention]
     start = rule.seed if seed is None else seed
-    by: Literal["image", "reference"] = "reference" if all(r.reference for r in ratings) else "image"
+    has_references = all(r.reference for r in ratings)
+    if by == "reference" and not has_references:
+        raise DataSetError("splitting by reference needs a reference for each image; split by image")
+    by = by or ("reference" if has_references else "image")
     # Images are shuffled in the order of the label files, references in sorted order: part of the protocol.
     keys = [r.reference if by == "reference" else str(i) for i, r in enumerate(ratings)]
     units = sorted(set(keys)) if by == "reference" else keys

@@ -44,7 +44,8 @@ def load(
 
     Args:
         name: a name from `qmamba.list_models()`, a checkpoint folder, or a Hub id "user/repository". Only a
-            Hub id can cause a download, or a checkpoint that names base weights on the Hub.
+            Hub id, a name that an index maps to the Hub, and a checkpoint that names base weights on the Hub
+            can cause a download; docs/checkpoints.md describes indexes.
         revision: branch, tag or commit of a Hub id.
         device: where to put the weights; the CPU by default.
         dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
@@ -62,7 +63,7 @@ def load(
         A frozen scorer.
 
     Raises:
-        UnknownModelError: no model has this name; near names are listed.
+        UnknownModelError: no model has this name, and near names are listed; or nobody has published it yet.
         CheckpointError: the checkpoint is incomplete or damaged; AdapterError, a kind of it, if the adapter
             was made for another model.
         HubError: a Hub repository cannot be reached, or is not in the cache.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint
 from ..checkpoints.hub import fetch_file, is_repo_id
-from ..checkpoints.locate import list_models, resolve
+from ..checkpoints.locate import embedded_models, resolve
 from ..errors import CheckpointError
 from ..models import get_architecture
 from ..models.converted import ConvertedState
@@ -137,7 +137,7 @@ def find_start(name: str, root: Path | None) -> Path | None:
 
 def no_start(name: str, root: Path | None) -> str | None:
     """Return why there is nothing to start from by a name; None where there is, or may be on the Hub."""
-    if not name or name in list_models():
+    if not name or name in embedded_models():
         return None
     try:
         find_start(name, root)
@@ -151,7 +151,7 @@ def _repo_of(name: str) -> str:
 
 
 def _state(name: str, root: Path | None) -> Mapping[str, Any]:
-    if name in list_models():
+    if name in embedded_models():
         return load_checkpoint(resolve(name))[0].state_dict()
     path = find_start(name, root)
     if path is None:

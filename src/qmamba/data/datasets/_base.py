@@ -38,6 +38,8 @@ class DataSet:
         labels: function that reads them.
         direction: whether higher or lower labels are better; "lower" for DMOS.
         references: number of pristine originals; 0 for authentic photographs and generated images.
+        split_by: what its literature divides into folds: "image" or "reference"; None for references where
+            there are any.
         verified: whether the layout was checked against the real release.
     """
 
@@ -51,6 +53,7 @@ class DataSet:
     labels: Callable[[Path], list[Label]]
     direction: Literal["higher", "lower"] = "higher"
     references: int = 0
+    split_by: Literal["image", "reference"] | None = None
     verified: bool = False
 
     def read(self, root: str | Path, manifest: str | Path | None = None) -> list[Rated]:

@@ -9,6 +9,8 @@ from ._base import DataSet, Label
 
 
 def _agiqa3k(root: Path) -> list[Label]:
+    # A clone of github.com/qiyan111/AIGC has everything in data/, and its images are JPEG.
+    root = root / "data" if (root / "data" / "data.csv").is_file() else root
     rows = read_csv(root / "data.csv", ("name", "mos_quality", "std_quality"))
     # Copies differ in the folder of the images, and names are unique: any folder is accepted.
     paths = locate([row["name"] for row in rows], files_below(root, by_name=True), "the folder")
@@ -17,6 +19,7 @@ def _agiqa3k(root: Path) -> list[Label]:
             path,
             number(row["mos_quality"], f"data.csv: mos_quality of {row['name']}"),
             number(row["std_quality"], f"data.csv: std_quality of {row['name']}"),
+            reference=Path(row["name"]).stem.rpartition("_")[2],  # the number of the prompt
         )
         for row, path in zip(rows, paths, strict=True)
     ]
@@ -31,8 +34,10 @@ AGIQA3K = DataSet(
     home="https://github.com/lcysyzxdxc/AGIQA-3k-Database",
     tree="""\
 data.csv                            (name, mos_quality, std_quality)
-AttnGAN_normal_000.jpg …            (here or in any folder below)""",
+AttnGAN_normal_000.jpg …            (here or in any folder below)
+or all of it in data/               (a clone of github.com/qiyan111/AIGC, a JPEG copy)""",
     labels=_agiqa3k,
+    split_by="image",  # as published results do, though prompts are then in both folds
 )
 
 

@@ -17,6 +17,7 @@ from ..schedule import step_decay
 TASKS = ("single", "universal", "transfer")
 LOSSES = ("smooth-l1", "plcc", "ranking")
 SCHEDULES = ("deiqt", "steps")
+SPLIT_BY = ("image", "reference")
 OWN = "own"  # in place of a convention: the folds that come with the data
 AVERAGE = "average"  # in place of a set: what a paper prints in that column
 NO_TUNING = "none"  # in place of an adapter's method
@@ -24,6 +25,8 @@ NO_TUNING = "none"  # in place of an adapter's method
 _ORDER = (  # of rows, as the paper has them
     "qmamba-t", "qmamba-s", "qmamba-b", "lqmamba-t", "lqmamba-s", "lqmamba-b",
     "no-tuning", "linear-probe", "full", "style-prompt", "style-prompt-r",
+    "ssf", "crossattn-prompt", "conv-prompt", "lora", "n1", "n2", "n4", "n6", "n8", "n10",
+    "1x1", "7x7", "14x14", "28x28", "layer",
 )  # fmt: skip
 
 Printed = dict[str, tuple[float, float]]
@@ -46,7 +49,8 @@ class PaperRecipe(Optimisation):
     Attributes:
         task: "single" trains on each set by itself; "universal" on all sets together, brought to one scale
             and direction; "transfer" on the sources, and then an adapter on each target.
-        name: of the networks that come out: letters, digits, ``.``, ``_``, ``-``.
+        name: of the networks that come out: letters, digits, ``.``, ``_``, ``-``. If they are of several
+            sets, each has its set's name behind it; those of a transfer are named by architecture and sets.
         arch: architecture, as ``create_model`` takes it; ``overrides`` are its keyword arguments.
         data: names of sets, see :func:`qmamba.train.paper.sets.read_set`. None for a transfer.
         transfers: the sources and targets of a transfer.
@@ -56,6 +60,8 @@ class PaperRecipe(Optimisation):
         init_from: weights to start from, see :func:`qmamba.train.start.start`; "" for random ones.
         convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with a set, and
             as by "deiqt" for sets without folds.
+        split_by: what is divided by set: "image", or "reference", such as the prompt of generated images; by
+            default as the set's literature does.
         splits: number of splits; folds that come with a set are the same in all, with another seed.
         epochs, crops: an epoch has this many random crops of every image of the training folds.
         crop: side of a crop, in training and in testing.
@@ -70,6 +76,10 @@ class PaperRecipe(Optimisation):
         beta: of the smooth-L1 loss, on labels in [0, 1].
         adapter: for a transfer, a method of :mod:`qmamba.adapters`, or "none" for no tuning;
             ``adapter_options`` are its own, ``adapter_lr`` is the method's own by default.
+        rates: for a transfer, peak learning rates that each adapter is trained at; the one with the highest
+            SRCC on the fold "val" is reported.
+        held_out: for a transfer, the share of a target's training fold that becomes its fold "val", unless
+            it has one; by reference where the set is split by it.
         seed: random seed of everything but the splits; split i adds i to it.
         title: of the row; ``paper`` has the numbers that it is compared with.
         licence: of the weights, for the model card.
@@ -85,6 +95,7 @@ class PaperRecipe(Optimisation):
     overrides: dict[str, Any] = field(default_factory=dict)
     init_from: str = ""
     convention: str = "deiqt"
+    split_by: dict[str, str] = field(default_factory=dict)
     splits: int = 10
     epochs: int = 9
     crops: int = 10
@@ -101,6 +112,8 @@ class PaperRecipe(Optimisation):
     adapter: str = ""
     adapter_options: dict[str, Any] = field(default_factory=dict)
     adapter_lr: float | None = None
+    rates: tuple[float, ...] = ()
+    held_out: float = 0.0
     save_every: int = 200
     title: str = ""
     paper: Printed = field(default_factory=dict)
@@ -121,6 +134,7 @@ class PaperRecipe(Optimisation):
             raise RecipeError(f"warmup must be below 1, got {self.warmup}")
         self._check_losses()
         self._check_sets()
+        self._check_rates()
 
     def _check_losses(self) -> None:
         for name, weight in self.losses.items():
@@ -140,7 +154,7 @@ class PaperRecipe(Optimisation):
         elif not self.data or self.transfers or self.adapter:
             raise RecipeError(f"task {self.task!r} must have data, and neither [[transfers]] nor an adapter")
         known = set(self.sets)
-        for key in ("weights", "sizes"):
+        for key in ("weights", "sizes", "split_by"):
             if unknown := sorted(getattr(self, key).keys() - known):
                 raise RecipeError(f"{key} has {unknown[0]!r}, which is not among the recipe's sets")
         for paper, sets in ((self.paper, known), *((t.paper, set(t.targets)) for t in self.transfers)):
@@ -148,6 +162,17 @@ class PaperRecipe(Optimisation):
                 raise RecipeError(f"paper has {unknown[0]!r}, which is not among the sets that are tested")
         if any(not 0 < weight < math.inf for weight in self.weights.values()):
             raise RecipeError(f"weights of sets must be above 0, got {self.weights}")
+
+    def _check_rates(self) -> None:
+        for by in self.split_by.values():
+            one_of(by, SPLIT_BY, "split_by of a set")
+        if not 0 <= self.held_out < 1:
+            raise RecipeError(f"held_out must be at least 0 and below 1, got {self.held_out}")
+        if any(not 0 < rate < math.inf for rate in self.rates):
+            raise RecipeError(f"rates must be above 0, got {list(self.rates)}")
+        is_tuned = self.task == "transfer" and self.adapter != NO_TUNING
+        if self.rates and (not is_tuned or self.adapter_lr is not None):
+            raise RecipeError("rates are for a transfer with an adapter, in place of adapter_lr")
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -209,11 +234,18 @@ def parse_paper_recipe(values: Mapping[str, Any], where: str) -> PaperRecipe:
     values = dict(values)
     values["data"] = _names(values.get("data", []), f"{where}: data")
     values["paper"] = _printed(values.get("paper", {}), where)
+    values["rates"] = _rates(values.get("rates", []), where)
     values["transfers"] = tuple(_transfer(entry, where) for entry in values.get("transfers", []))
     for key in ("weights", "losses"):
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values.get(key, {}).values()):
             raise RecipeError(f"{where}: {key} must have numbers by name, got {values[key]!r}")
     return PaperRecipe(**values)
+
+
+def _rates(value: list[Any], where: str) -> tuple[float, ...]:
+    if any(isinstance(rate, bool) or not isinstance(rate, (int, float)) for rate in value):
+        raise RecipeError(f"{where}: rates must be a list of numbers, got {value!r}")
+    return tuple(float(rate) for rate in value)
 
 
 def _names(value: Any, what: str) -> tuple[str, ...]:

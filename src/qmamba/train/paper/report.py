@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from .recipe import AVERAGE
+from .rows import digest_of
 
 TITLES = {
     "table1": "Table 1: task-specific, synthetic and authentic sets",
@@ -14,10 +16,37 @@ TITLES = {
     "table5": "Table 5: task-specific, generated images",
     "table6": "Table 6: universal, set by set",
     "table7": "Table 7: transfer from generated images, LQMamba-B",
+    "agiqa3k": "Table 5 on AGIQA-3K, with LQMamba-N",
+    "agiqa3k-transfer": "Tables 3 and 8: transfer to generated images, BIQ2021 to AGIQA-3K, LQMamba-N",
+    "agiqa3k-reverse": "Table 7's direction: transfer from generated images, AGIQA-3K to BIQ2021, LQMamba-N",
+    "agiqa3k-universal": "Table 2's task: four public sets, LQMamba-N",
+    "agiqa3k-prompts": "Table 9: number of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
+    "agiqa3k-sizes": "Table 10: size of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
     "public": "Not in the paper: sets that anyone can download",
+    "nano": "Not in the paper: its sets with LQMamba-N",
 }
+_COPY = (
+    "The images are those of github.com/qiyan111/AIGC, JPEG of a quality of about 75, where the original\n"
+    "has PNG; and LQMamba-N has 3.4 M parameters, and has not learnt to classify ImageNet."
+)
+_BASES = (
+    f"{_COPY} The paper's bases learn\n"
+    "KonIQ-10k and LIVE Challenge. Learning rates of adapters are chosen on held-out prompts."
+)
+NOTES = {
+    "agiqa3k": f"{_COPY}\nThe paper splits by image, so that prompts are in both folds, and starts from "
+    "ImageNet weights.",
+    "agiqa3k-transfer": _BASES,
+    "agiqa3k-reverse": _COPY,
+    "agiqa3k-universal": _COPY,
+    "agiqa3k-prompts": _BASES,
+    "agiqa3k-sizes": _BASES,
+}
+"""What differs from the paper, by table."""
+
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
+DIGITS = 12  # of a digest that are printed
 Line = tuple[str, ...]
 
 
@@ -85,7 +114,25 @@ def row_text(name: str, row: Mapping[str, Any]) -> str:
         ]
         text.append("  " + "  ".join(cells).rstrip())
     text += [f"  {cell['test']} {ABSENT}: {cell['absent']}" for cell in row["cells"] if cell["absent"]]
+    text += [f"  {line}" for line in how_to_repeat(row)]
     return "\n".join(text) + "\n"
+
+
+def how_to_repeat(row: Mapping[str, Any]) -> list[str]:
+    """Return lines by which two people repeat and compare a row: command, checkpoints, digests."""
+    lines = [f"repeat: {row['command']}"] if row["command"] else []
+    digests = [f"config {row['config_sha256'][:DIGITS]}"]
+    for cell in row["cells"]:
+        if not cell["splits"]:
+            continue
+        if weights := cell["splits"][0]["weights"]:
+            run, kind = PurePosixPath(weights).parents[1], PurePosixPath(weights).name
+            lines.append(f"{kind} {cell['name']}: runs/{run}/split-*/{kind}")
+        split, images = (
+            digest_of(each[f"{what}_sha256"] for each in cell["splits"]) for what in ("split", "images")
+        )
+        digests.append(f"{cell['test']} splits {split[:DIGITS]} images {images[:DIGITS]}")
+    return [*dict.fromkeys(lines), "hashes: " + ", ".join(dict.fromkeys(digests))]
 
 
 def _title(name: str, row: Mapping[str, Any]) -> str:
@@ -93,6 +140,22 @@ def _title(name: str, row: Mapping[str, Any]) -> str:
     began = f", from {', '.join(starts)}" if starts else ""
     dry = ", dry run: the numbers mean nothing" if row["dry_run"] else ""
     return f"{name}  {row['recipe']['title'] or row['recipe']['name']}{began}{dry}"
+
+
+def _linked(line: Line, name: str) -> Line:
+    """Return a line whose measured numbers are links to the row's result file."""
+    return tuple(
+        f"[{cell}](results/{name}.json)" if title in ("SRCC", "PLCC") and cell != "-" else cell
+        for title, cell in zip(HEADER, line, strict=True)
+    )
+
+
+def _to_compare(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Return how a measured row is repeated, as far as its file says so, in lines of a page."""
+    if not row.get("command"):
+        return []
+    row_name = name.split("/", 1)[1]
+    return [f"`{row_name}`: `{row['command']}`", f"`{row_name}` has the {how_to_repeat(row)[-1]}"]
 
 
 def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -106,17 +169,21 @@ def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "request, and the ImageNet weights that the paper starts from are not part of this library.",
         "[Reproducing](reproducing.md) says how to run them.",
         "",
-        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit.",
+        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit. Each",
+        "measured number links to its result file: all splits, the recipe, the command that repeats it, and",
+        "digests of configuration, splits and images.",
     ]
     for table, title in TITLES.items():
         mine = {name: row for name, row in rows.items() if name.split("/")[0] == table}
         if not mine:
             continue
-        text += ["", f"## {title}", "", f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
-        for row in mine.values():
+        text += ["", f"## {title}", "", *((NOTES[table], "") if table in NOTES else ())]
+        text += [f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
+        for name, row in mine.items():
             label = row["recipe"]["title"] or row["recipe"]["name"]
             for line in lines_of(row):
-                text.append(f"| {label} | {' | '.join(line)} |")
+                text.append(f"| {label} | {' | '.join(_linked(line, name))} |")
         starts = {name.split("/")[1]: _title(name, row).partition(", from ")[2] for name, row in mine.items()}
         text += ["", *(f"`{name}` started from {began}.  " for name, began in starts.items() if began)]
+        text += [f"{line}.  " for name, row in mine.items() for line in _to_compare(name, row)]
     return "\n".join(text).rstrip() + "\n"

@@ -15,9 +15,10 @@ from .recipe import NO_TUNING, PaperRecipe
 # Keys of a recipe that do not matter to a single run, or not to its numbers.
 _OF_THE_ROW = (
     "task", "name", "title", "paper", "licence", "data", "transfers", "splits", "save_every", "weights",
-    "sizes",
+    "sizes", "split_by", "rates",
 )  # fmt: skip
-_OF_ADAPTERS = ("adapter", "adapter_options", "adapter_lr")
+_BY_SET = ("weights", "sizes", "split_by")
+_OF_ADAPTERS = ("adapter", "adapter_options", "adapter_lr", "held_out")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Run:
         test: sets whose test folds are measured.
         split: zero-based index of the split.
         base: for a transfer, the run whose network is the base.
+        rate: one of the recipe's `rates`, at which this run trains an adapter; None without them.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
     split: int
     base: Run | None = None
+    rate: float | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -49,7 +52,8 @@ class Run:
     def title(self) -> str:
         """A short description for people."""
         to = "" if self.base is None else f" to {'+'.join(self.test)}"
-        return f"{'+'.join(self.sources)}{to}, split {self.split}"
+        at = "" if self.rate is None else f" at {self.rate:g}"
+        return f"{'+'.join(self.sources)}{to}{at}, split {self.split}"
 
 
 def runs_of(recipe: PaperRecipe, split: int) -> list[Run]:
@@ -63,8 +67,9 @@ def runs_of(recipe: PaperRecipe, split: int) -> list[Run]:
         base = Run(transfer.sources, transfer.sources, split)
         found.append(base)
         found += [
-            Run(() if recipe.adapter == NO_TUNING else (name,), (name,), split, base)
+            Run(() if recipe.adapter == NO_TUNING else (name,), (name,), split, base, rate)
             for name in transfer.targets
+            for rate in recipe.rates or (None,)
         ]
     return found
 
@@ -80,7 +85,9 @@ def identity(run: Run, recipe: PaperRecipe) -> dict[str, Any]:
     """Return what a run's numbers depend on, except for the data."""
     left_out = {*_OF_THE_ROW, *(_OF_ADAPTERS if run.base is None else ())}
     values = {key: value for key, value in asdict(recipe).items() if key not in left_out}
-    for key in ("weights", "sizes"):
+    if run.rate is not None:
+        values["adapter_lr"] = run.rate
+    for key in _BY_SET:
         values[key] = {name: v for name, v in getattr(recipe, key).items() if name in run.sets}
     base = None if run.base is None else identity(run.base, recipe)
     return {**values, "train": list(run.train), "test": list(run.test), "base": base}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,22 @@ class RatedSet:
             replace_file(place, buffer.getvalue())
         return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads its part only
 
+    def hashes(self) -> dict[str, str]:
+        """Return SHA-256 digests by which two people compare what they trained and tested on.
+
+        Returns:
+            ``split``, of file names, folds and MOS; ``images``, of file names and sizes in bytes, which
+            differ between copies of a set.
+        """
+        rated = [(fold, r) for fold, images in self.folds.items() for r in images]
+        split = (f"{r.path.name}\t{fold}\t{r.mos:.9g}" for fold, r in rated)
+        files = sorted({(r.path.name, r.path.stat().st_size) for _, r in rated})
+        images = (f"{name}\t{size}" for name, size in files)
+        return {
+            name: hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            for name, lines in (("split", split), ("images", images))
+        }
+
 
 def split_set(
     name: str,
@@ -100,6 +117,7 @@ def split_set(
     recipe: PaperRecipe,
     index: int,
     *,
+    held_out: float = 0.0,
     dry: bool = False,
     cache: Path | None = None,
 ) -> RatedSet:
@@ -108,7 +126,8 @@ def split_set(
     Args:
         ratings: what :func:`read_set` returned.
         index: of the split, zero-based.
-        dry: use only two images, in both folds.
+        held_out: share of the training fold that becomes the fold "val", unless the set has one.
+        dry: use only two images, in all folds.
         cache: see :class:`RatedSet`.
 
     Raises:
@@ -117,20 +136,35 @@ def split_set(
     size = {**SIZES, **recipe.sizes}.get(name, 0)
     if dry:
         ends = [min(ratings, key=lambda r: r.mos), max(ratings, key=lambda r: r.mos)]
-        folds = dict.fromkeys(("train", "test"), _unit(name, ends, ends))
+        names = ("train", "val", "test") if held_out else ("train", "test")
+        folds = dict.fromkeys(names, _unit(name, ends, ends))
         return RatedSet(name, "dry run", folds, size, cache)
     if recipe.convention == OWN and any(r.fold for r in ratings):
         label, rated = f"own-{index:02d}", list(ratings)
     else:
         convention = "deiqt" if recipe.convention == OWN else recipe.convention
-        split = make_splits(ratings, convention, count=index + 1)[index]
-        label, rated = split.name, split.of(ratings)
+        usual = DATASETS[name].split_by if name in DATASETS else None
+        chosen: Any = recipe.split_by.get(name)
+        split = make_splits(ratings, convention, count=index + 1, by=chosen or usual)[index]
+        label, rated = split.name + (f"-by-{chosen}" if chosen else ""), split.of(ratings)
+        if held_out:
+            rated = hold_out(rated, held_out, split.by == "reference", index)
     folds = {fold: [r for r in rated if r.fold == fold] for fold in ("train", "val", "test")}
     for fold in ("train", "test"):
         if len(folds[fold]) < 2:
             raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")
     scaled = {fold: _unit(name, images, folds["train"]) for fold, images in folds.items()}
     return RatedSet(name, label, scaled, size, cache)
+
+
+def hold_out(rated: Sequence[Rated], share: float, by_reference: bool, seed: int) -> list[Rated]:
+    """Move a share of the fold "train" to the fold "val", whole references at a time or single images."""
+    trained = [(i, r) for i, r in enumerate(rated) if r.fold == "train"]
+    keys = {i: r.reference if by_reference else f"{i:09d}" for i, r in trained}
+    units = sorted(set(keys.values()))
+    random.Random(seed).shuffle(units)
+    held = set(units[: max(1, round(share * len(units)))])
+    return [replace(r, fold="val") if keys.get(i) in held else r for i, r in enumerate(rated)]
 
 
 def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Rated]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader
 from ...adapters import Adapter, AdapterConfig, create, save_adapter
 from ...calibration import Calibration
 from ...checkpoints import ModelConfig
-from ...checkpoints.safetensors_file import replace_file
+from ...checkpoints.safetensors_file import replace_file, serialise
 from ...data import Rated
+from ...errors import DataSetError
 from ...metrics import plcc, srcc
 from ...models import create_model
 from ...scoring import Scorer, load
@@ -31,6 +33,7 @@ from ..state import forget_state
 from ..task import Task
 from ..tracking import Tracker
 from .curve import draw_curve
+from .names import name_of
 from .recipe import NO_TUNING, PaperRecipe
 from .runs import Run as PaperRun
 from .runs import Workshop, folder_of, identity, runs_of
@@ -67,10 +70,15 @@ def do_run(
         for name in run.sets:
             if name not in ratings:
                 ratings[name] = read_set(name, shop.root)
+        held_out = 0.0 if run.base is None else recipe.held_out
         sets = {
-            name: split_set(name, ratings[name], recipe, run.split, dry=shop.dry, cache=shop.cache)
+            name: split_set(
+                name, ratings[name], recipe, run.split, held_out=held_out if name in run.test else 0.0,
+                dry=shop.dry, cache=shop.cache,
+            )
             for name in run.sets
-        }
+        }  # fmt: skip
+        _check_selection(run, sets)
         task, device = PaperTask(run, recipe, shop, sets), "cpu" if shop.cpu else None
         tracker = None
         if shop.log is not None and run.train:
@@ -81,6 +89,12 @@ def do_run(
         forget_state(folder)
     found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     return found
+
+
+def _check_selection(run: PaperRun, sets: Mapping[str, RatedSet]) -> None:
+    for name in run.test if run.rate is not None else ():
+        if len(sets[name].folds.get("val", ())) < 2:
+            raise DataSetError(f"{name}: rates are chosen on a fold 'val', which it lacks; set held_out")
 
 
 def each_run(
@@ -134,10 +148,12 @@ class PaperTask(Task[Batch]):
             self.base = load(folder / "checkpoint", device=processes.device)
             self.rated, self.interface = self.base.base(), Interface(self.base.config.preprocessing)
             self.began = Start("the base", tuple(self.rated.state_dict()))
+        self.began_sha256 = hashlib.sha256(serialise(self.rated.state_dict(), torch.float32)).hexdigest()
         self.network, self.device = self.rated, processes.device
         if run.base is not None and recipe.adapter != NO_TUNING:
             adapter = create(recipe.adapter, self.rated, **recipe.adapter_options)
-            self.network, self.peak = adapter.to(processes.device), recipe.adapter_lr or adapter.lr
+            self.network = adapter.to(processes.device)
+            self.peak = self.run.rate or recipe.adapter_lr or adapter.lr
 
     def fingerprint(self) -> dict[str, Any]:
         return identity(self.run, self.recipe)
@@ -213,15 +229,24 @@ class PaperTask(Task[Batch]):
 
         if report is not None and self.began.dropped and self.run.split == 0:
             report({"note": self.began.report()})
-        measured = {}
-        for name in self.run.test:
-            images = list(self.sets[name].folds["test"])
-            measured[name] = measure(rated(name, images).mean(dim=1), [r.mos for r in images])
+
+        def measured_on(fold: str) -> dict[str, Any]:
+            folds = {name: list(self.sets[name].folds.get(fold, ())) for name in self.run.test}
+            return {
+                name: measure(rated(name, images).mean(dim=1), [r.mos for r in images])
+                for name, images in folds.items()
+            }
+
+        measured = measured_on("test")
         results = {
             "run": self.fingerprint(), "split": self.sets[self.run.test[0]].split,
             "start": self.began.to_dict(), "steps": self.steps, "sets": measured, "dry_run": self.shop.dry,
+            "name": name_of(self.run, self.recipe), "start_sha256": self.began_sha256,
+            "hashes": {name: each.hashes() for name, each in self.sets.items()},
             "qmamba": __version__, "torch": torch.__version__,
         }  # fmt: skip
+        if self.run.rate is not None:
+            results["val"] = measured_on("val")
         calibration = self._calibration(rated) if self.run.train else None
         if run.is_first:
             if calibration is not None:
@@ -246,10 +271,13 @@ class PaperTask(Task[Batch]):
         """Save the checkpoint, or the adapter, with what it was trained on and how it was measured."""
         recipe, trained = self.recipe, run.averaged
         measured = {f"{name}, test": found for name, found in results["sets"].items()}
-        about = {"run": results["run"], "steps": results["steps"], "start": results["start"]["source"]}
+        about = {
+            "name": results["name"], "run": results["run"], "steps": results["steps"],
+            "start": results["start"]["source"], "hashes": results["hashes"],
+        }  # fmt: skip
         if not isinstance(trained, Adapter):
             config = ModelConfig(
-                name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=self.run.train,
+                name=results["name"], arch=recipe.arch, overrides=recipe.overrides, trained_on=self.run.train,
                 licence=recipe.licence, calibration=calibration, protocol=protocol_of(recipe),
                 preprocessing=self.interface.preprocessing, results=measured, training=about,
             )  # fmt: skip
@@ -257,7 +285,7 @@ class PaperTask(Task[Batch]):
             return
         assert self.base is not None
         adapter_config = AdapterConfig(
-            recipe.adapter, recipe.name, self.base.base_sha256(), options=recipe.adapter_options,
+            recipe.adapter, self.base.config.name, self.base.base_sha256(), options=recipe.adapter_options,
             calibration=calibration, trained_on=self.run.train, training=about, results=measured,
             licence=recipe.licence,
         )  # fmt: skip

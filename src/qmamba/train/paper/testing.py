@@ -46,9 +46,7 @@ def rate_images(
     mine = list(range(processes.rank, len(images), processes.size))
 
     def crops(i: int) -> Tensor:
-        pixels = as_bytes(fit_side(of.pixels(images[mine[i]]), protocol.crop))
-        boxes = windows(pixels.shape[1], pixels.shape[2], protocol)
-        return torch.stack([pixels[:, t : t + h, left : left + w] for t, left, h, w in boxes])
+        return windows_of(of, images[mine[i]], protocol)
 
     rows = []
     with torch.inference_mode(), torch.autocast(processes.device.type, enabled=False):
@@ -59,6 +57,13 @@ def rate_images(
                 done({"image": i + 1, "images": len(mine)})
     together = [row for part in processes.collect(rows) for row in part]
     return torch.tensor([raw for _, raw in sorted(together)], dtype=torch.float64)
+
+
+def windows_of(of: RatedSet, rated: Rated, protocol: Protocol) -> Tensor:
+    """Return the crops of an image that are rated in testing, (n, 3, S, S) uint8."""
+    pixels = as_bytes(fit_side(of.pixels(rated), protocol.crop))
+    boxes = windows(pixels.shape[1], pixels.shape[2], protocol)
+    return torch.stack([pixels[:, t : t + h, left : left + w] for t, left, h, w in boxes])
 
 
 def measure(scores: Tensor, mos: Sequence[float]) -> dict[str, Any]:
