@@ -12,7 +12,7 @@ import torch
 from qmamba import create_model
 from qmamba.errors import BackendError
 from qmamba.ops import GateWeights, Route, gated_scan, local_scan_routes, native, selective_scan
-from qmamba.ops.native import gate
+from qmamba.ops.route_gate import native as gate
 from qmamba.ops.route_gate.torch import gates_backward
 from test_route_gate import make as make_routes
 from test_route_gate import plain

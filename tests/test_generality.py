@@ -22,6 +22,7 @@ from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.metrics import srcc
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
+from qmamba.train.general_features import channel_statistics
 from tiny_scorer import photo, quick_config, tiny_config, tiny_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -33,7 +34,7 @@ sys.path.append(str(BENCHMARKS))
 import generality  # noqa: E402
 import generality_domains as domains  # noqa: E402
 import generality_measures as measures  # noqa: E402
-from generality_features import Cache, OwnScore, Student, pooled, stage_statistics  # noqa: E402
+from generality_features import Cache, OwnScore, Student, stage_statistics  # noqa: E402
 from generality_models import ensemble, left_out, subsets  # noqa: E402
 from generality_ridge import Block, LeaveOut, fit, folds_of, pooled_moments, split  # noqa: E402
 
@@ -317,7 +318,7 @@ class Colours:
 
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         self.asked += len(images)
-        return torch.cat([pooled([image[None].float() / 255]) for image in images])
+        return torch.cat([channel_statistics([image[None].float() / 255]) for image in images])
 
 
 def test_the_cache_resumes(tmp_path: Path) -> None:

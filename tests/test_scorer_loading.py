@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,8 @@ def test_save_and_load_again(tmp_path: Path, scorer: Scorer) -> None:
 def test_push_hands_over_a_whole_checkpoint(monkeypatch: pytest.MonkeyPatch, scorer: Scorer) -> None:
     seen: dict[str, Any] = {}
 
-    def push(folder: str, repo_id: str, **options: Any) -> str:
+    def push(folder: str, names: Sequence[str], repo_id: str, **options: Any) -> str:
+        assert sorted(names) == sorted(path.name for path in Path(folder).iterdir())
         seen.update(options, repo_id=repo_id, score=load(folder).score(photo(64, 64)))
         return "address"
 

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
-from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.errors import HubError
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -101,44 +102,6 @@ def fetch_file(
         raise HubError(_explain(error, repo_id, file, revision, local_files_only)) from error
 
 
-def push(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    token: str | bool | None = None,
-    commit_message: str = "Upload a qmamba checkpoint",
-    revision: str | None = None,
-) -> str:
-    """Upload a checkpoint folder in one commit; create repository and branch if they do not exist.
-
-    Only `config.json`, `model.safetensors` and `README.md` are sent, after the folder has been verified.
-
-    Args:
-        folder: a checkpoint, as `save_checkpoint` writes it.
-        repo_id: `user/repo`.
-        private: whether a new repository is private; an existing one stays as it is.
-        token: one that may write, in place of the one that is logged in.
-        commit_message: first line of the commit.
-        revision: branch to commit to; the default branch when left out.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        CheckpointError: the folder is not a valid checkpoint; nothing was sent.
-        HubError: the upload failed; one line with what to do.
-    """
-    from qmamba.checkpoints.folder import verify_checkpoint  # it imports this module
-
-    check_repo_id(repo_id)
-    verify_checkpoint(folder)
-    return upload(
-        folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id,
-        private=private, token=token, commit_message=commit_message, revision=revision,
-    )  # fmt: skip
-
-
 def check_repo_id(repo_id: str) -> None:
     """Refuse what is not a Hub id.
 
@@ -149,17 +112,39 @@ def check_repo_id(repo_id: str) -> None:
         raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
 
 
-def upload(
+class PushOptions(TypedDict, total=False):
+    """Options of uploads.
+
+    Attributes:
+        private: whether a new repository is private, False by default; an existing one stays as it is.
+        token: one that may write, in place of the one that is logged in.
+        commit_message: first line of the commit.
+        revision: branch to commit to; the default branch when left out.
+    """
+
+    private: bool
+    token: str | bool | None
+    commit_message: str
+    revision: str | None
+
+
+def push(
     folder: str | os.PathLike[str],
     names: Sequence[str],
     repo_id: str,
     *,
-    private: bool,
-    token: str | bool | None,
-    commit_message: str,
-    revision: str | None,
+    private: bool = False,
+    token: str | bool | None = None,
+    commit_message: str = "Upload a qmamba model",
+    revision: str | None = None,
 ) -> str:
-    """Upload those files of a folder that exist, in one commit; options as for :func:`push`.
+    """Upload those files of a folder that exist in one commit; create repository and branch if needed.
+
+    Args:
+        folder: where the files are.
+        names: of the files.
+        repo_id: `user/repo`.
+        private, token, commit_message, revision: see :class:`PushOptions`.
 
     Returns:
         The address of the commit.
@@ -167,6 +152,7 @@ def upload(
     Raises:
         HubError: the upload failed; one line with what to do.
     """
+    check_repo_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     files = {name: Path(folder, name) for name in names if Path(folder, name).is_file()}
