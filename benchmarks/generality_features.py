@@ -52,7 +52,7 @@ def stage_statistics(network: torch.nn.Module, images: torch.Tensor) -> torch.Te
     Returns:
         (B, 2·ΣC) float32, in the order of `channel_statistics`.
     """
-    return channel_statistics(network.forward_features(images))
+    return channel_statistics(network.forward_features(images)[1])
 
 
 class Lite0:
@@ -90,7 +90,7 @@ class Student:
         """Return (n, 2·ΣC + 1) float32; see `Extractor`."""
         rows, network = [], require(self.scorer.network, StageFeatures, "stage statistics")
         for image in images:
-            for _, (raw, features) in self.scorer.look(network.forward_with_features, image, "image"):
+            for _, (raw, features) in self.scorer.look(network.forward_features, image, "image"):
                 rows.append(torch.cat([channel_statistics(features), raw.float()], dim=1))
         return torch.cat(rows)
 

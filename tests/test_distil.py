@@ -35,7 +35,7 @@ def test_the_loss_is_the_standardised_squared_error():
     torch.manual_seed(0)
     model = create_model("lqmamba-n", **TINY)
     distiller = Distiller(model.feature_info, STAGES)
-    _, features = model.forward_with_features(torch.randn(4, 3, 64, 64))
+    _, features = model.forward_features(torch.randn(4, 3, 64, 64))
     targets = [torch.randn(4, w, *f.shape[2:]) * 7 + 3 for w, f in zip(WIDTHS, features, strict=True)]
     loss = distiller(features, targets)
     assert distiller(features, [5 * t - 2 for t in targets]).item() == pytest.approx(loss.item(), rel=1e-4)
@@ -57,7 +57,7 @@ def test_the_network_learns_from_it():
     optimiser = torch.optim.Adam([*model.parameters(), *distiller.parameters()], lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = distiller(model.forward_with_features(images)[1], targets)
+        loss = distiller(model.forward_features(images)[1], targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -165,7 +165,7 @@ def test_a_teacher_in_training_keeps_its_batch_statistics(extra):
     trainee = create_model(LITE0).train()
     start_lite0(trainee)
     before = {k: v.clone() for k, v in trainee.network.state_dict().items() if "running" in k}
-    raw, features = trainee.forward_with_features(torch.randn(2, 3, 64, 64))
+    raw, features = trainee.forward_features(torch.randn(2, 3, 64, 64))
     raw.sum().backward()
     assert all(torch.equal(v, trainee.network.state_dict()[k]) for k, v in before.items())
     assert [f.shape[1] for f in features] == list(WIDTHS)

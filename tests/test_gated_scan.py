@@ -245,7 +245,7 @@ def test_a_whole_model_is_the_same_as_torch_has_it(monkeypatch):
     results = {}
     for name in ("torch", "native"):
         monkeypatch.setenv("QMAMBA_BACKEND", name)
-        scores, features = model.forward_with_features(images)
+        scores, features = model.forward_features(images)
         loss = scores.square().sum() + sum(f.square().mean() for f in features)
         grads = torch.autograd.grad(loss, list(model.parameters()))
         results[name] = [scores.detach(), *(f.detach() for f in features), *grads]

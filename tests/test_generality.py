@@ -280,7 +280,7 @@ def test_stage_statistics_are_means_and_deviations() -> None:
     network, images = tiny_network().eval(), torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         found = stage_statistics(network, images)
-        features = network.forward_features(images)  # type: ignore[operator]
+        _, features = network.forward_features(images)  # type: ignore[operator]
     assert found.shape == (2, 2 * (8 + 16 + 32 + 64))
     torch.testing.assert_close(found[:, :8], features[0].mean((2, 3)))
     torch.testing.assert_close(found[:, 8:16], features[0].std((2, 3), unbiased=False))

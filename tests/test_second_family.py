@@ -46,13 +46,9 @@ class Blur(nn.Module):
         out: Tensor = self.head(self.stem(images).mean((2, 3)))
         return out
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) → one map (B, width, H/2, W/2)."""
-        return [self.stem(images)]
-
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` and `forward_features` return."""
-        return self(images), self.forward_features(images)
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, H, W) → (B, outputs), and one map (B, width, H/2, W/2)."""
+        return self(images), [self.stem(images)]
 
 
 class Mapped(Blur):

@@ -60,12 +60,9 @@ class SeeingConvNet(ConvNet):
             {"num_chs": 2 * width, "reduction": 4, "module": "second"},
         ]
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.stages(images)
         return self.out(features[-1].mean((2, 3))), features
-
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        return self.stages(images)
 
 
 def middle(network: ConvNet) -> None:

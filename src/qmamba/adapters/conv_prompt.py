@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.capabilities import AdapterHost
+from ..models.channels_last import conv_nhwc
 from .base import Adapter, check_at_least
-from .prompts import PromptMixture, conv_nhwc, prompt_width
+from .prompts import PromptMixture, prompt_width
 from .registry import register
 
 

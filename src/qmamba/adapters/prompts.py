@@ -10,12 +10,6 @@ from ..models.capabilities import AdapterHost
 from .base import is_paper_sized
 
 
-def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to channels-last features (B, H, W, C)."""
-    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return y
-
-
 def prompt_width(network: AdapterHost, width: int | None) -> int:
     """Return the width of prompts: the given one, or by default the paper's 256.
 

@@ -76,7 +76,7 @@ class Interface:
         if not features:
             return Seen(quality(network(images), self.output), [])
         able = require(network, StageFeatures, "features to learn from")
-        outputs, found = able.forward_with_features(images)
+        outputs, found = able.forward_features(images)
         return Seen(quality(outputs, self.output), [each.float() for each in found])
 
 

@@ -116,7 +116,7 @@ class EfficientNetLite0(nn.Module):
         super().train(False)
         return self
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return raw quality (B, 1) of normalised images (B, 3, H, W), and features at strides 4 to 32."""
         features, last = self.block_outputs(images, STAGE_BLOCKS)
         return self.fc(last.mean((2, 3))), features
@@ -137,13 +137,9 @@ class EfficientNetLite0(nn.Module):
                 outputs.append(x)
         return outputs, net._swish(net._bn1(net._conv_head(x)))
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """Return the features of :meth:`forward_with_features`."""
-        return self.forward_with_features(images)[1]
-
     def forward(self, images: Tensor) -> Tensor:
         """Return raw quality (B, 1) of normalised images (B, 3, H, W)."""
-        return self.forward_with_features(images)[0]
+        return self.forward_features(images)[0]
 
 
 def start_lite0(network: nn.Module) -> None:

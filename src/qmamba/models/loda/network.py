@@ -110,12 +110,11 @@ class LoDa(nn.Module):
         out: Tensor = self.head(self.dropout(self.class_feature(images)))
         return out
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """The ViT's patch tokens after each quarter of its blocks: (B, width, S/patch, S/patch) each."""
-        return self.forward_with_features(images)[1]
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1), and the ViT's patch tokens after each quarter of its blocks.
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Raw quality (B, 1), and what :meth:`forward_features` gives, in one pass."""
+        They are (B, width, S/patch, S/patch) each, for normalised images (B, 3, S, S).
+        """
         feature, kept = self._walk(images, keep=self._last_blocks)
         side = self.sizes.image_size // self.sizes.patch_size
         maps = [rearrange(z[:, 1:], "b (h w) c -> b c h w", h=side) for z in kept]

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import Route
-from .ss2d import SS2D, Linear, conv_nhwc
-
-__all__ = ["MLP", "Block", "Downsample", "DropPath", "Stem", "conv_nhwc"]
+from ..channels_last import conv_nhwc
+from .ss2d import SS2D, Linear
 
 
 class Stem(nn.Module):

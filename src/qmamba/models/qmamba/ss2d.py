@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...ops import GateWeights, Route, gated_scan, linear, selective_scan
 from ...ops.route_gate.reference import EPS
+from ..channels_last import conv_nhwc
 from ..hooks import hooked
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -26,12 +27,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
         return linear(x, self.weight, self.bias)
-
-
-def conv_nhwc(conv: nn.Module, x: Tensor) -> Tensor:
-    """Return a convolution of (B, H, W, C). The permutations are views: channels stay last in memory."""
-    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return y
 
 
 class RouteGate(nn.Module):
