@@ -14,10 +14,11 @@ from qmamba.cli import app
 from qmamba.errors import CapabilityError, CheckpointError, RecipeError
 from qmamba.images import Preprocessing
 from qmamba.models import create_model
+from qmamba.models.lite0 import LITE0, start_lite0
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.distil import Distiller
 from qmamba.train.networks import Interface
-from qmamba.train.teacher import LITE0, Teacher, load_teacher, start_lite0
+from qmamba.train.teacher import Teacher, load_teacher
 from rated_photos import RECIPE, rated_photos
 
 WIDTHS = (24, 40, 112, 320)

@@ -13,7 +13,7 @@ from qmamba.models import list_archs
 from qmamba.train import load_recipe
 from qmamba.train.paper import PaperRecipe, list_paper_recipes
 from qmamba.train.paper.rows import cells_of
-from qmamba.train.recipe import parse_recipe
+from qmamba.train.recipe_files import parse_recipe
 
 ROWS = {  # rows of our networks in the paper's tables
     "table1": 6, "table2": 2, "table3": 5, "table5": 6, "table6": 2, "table7": 5, "public": 3,
@@ -104,17 +104,20 @@ TRANSFER = 'task = "transfer"\nname = "a"\narch = "lqmamba-n"\nadapter = "none"\
         (HEAD + "batch = 2\naccumulate = 2\n", "batch must be at least 4"),
         (HEAD + "losses = { mse = 1.0 }\n", "a loss must be one of smooth-l1, plcc, ranking, got 'mse'"),
         (HEAD + "losses = { plcc = 0 }\n", "at least one with"),
-        (HEAD + 'losses = { plcc = "much" }\n', "losses must have numbers by name"),
+        (HEAD + 'losses = { plcc = "much" }\n', "losses.plcc must be of type float, got 'much'"),
         (HEAD + "weights = { koniq10k = 2.0 }\n", "weights has 'koniq10k', which is not among"),
         (HEAD + "weights = { livec = 0.0 }\n", "weights of sets must be above 0"),
         (HEAD + "[paper]\nkoniq10k = [0.9, 0.9]\n", "paper has 'koniq10k'"),
-        (HEAD + "[paper]\nlivec = [0.9]\n", r"\[PLCC, SRCC\] by set"),
+        (HEAD + "[paper]\nlivec = [0.9]\n", r"paper.livec must be a list of 2 values, got \[0.9\]"),
         (HEAD + 'adapter = "full"\n', "neither .* nor an adapter"),
         (HEAD.replace('["livec"]', "[]"), "must have data"),
-        (HEAD.replace('["livec"]', '["livec", "livec"]'), "names a set twice"),
+        (HEAD.replace('["livec"]', '["livec", "livec"]'), "each once"),
         (HEAD.replace('["livec"]', '"livec"'), "data must be of type list"),
         (TRANSFER, r"a transfer must have \[\[transfers\]\]"),
-        (TRANSFER + '[[transfers]]\nfrom = ["livec"]\n', "from and to"),
+        (
+            TRANSFER + '[[transfers]]\nfrom = ["livec"]\n',
+            "transfers lacks 'to'; the keys are from, pa",
+        ),
         (TRANSFER + '[[transfers]]\nfrom = ["livec"]\nto = []\n', "a set at both ends"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import qmamba
+from qmamba.checkpoints.start import start
 from qmamba.cli import app
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.data.photos import CROP, Shards
@@ -31,7 +32,6 @@ from qmamba.train.general_features import (
     measure,
 )
 from qmamba.train.processes import Processes
-from qmamba.train.start import start
 from rated_photos import RECIPE, rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")

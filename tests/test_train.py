@@ -18,13 +18,13 @@ import torch
 import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
+from qmamba.models.lite0 import LITE0
 from qmamba.train import Phase, Recipe, batches, engine, list_recipes, load_recipe, train
 from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.optimisers import make_optimisers
 from qmamba.train.prefetch import made_ahead
-from qmamba.train.recipe import parse_recipe
-from qmamba.train.teacher import LITE0
+from qmamba.train.recipe_files import parse_recipe
 from rated_photos import RECIPE, TOML, rated_photos
 
 # Losses
@@ -81,17 +81,17 @@ PHASE = "[[phases]]\ncrop = 32\nsteps = 1\n"
     ("text", "says"),
     [
         ("name = ", "not valid TOML"),
-        (PHASE, "lacks 'arch'; a recipe's keys are accumulate, arch,"),
+        (PHASE, "lacks 'arch'; the keys are accumulate, arch,"),
         (HEAD, "lacks 'phases'"),
         (HEAD + "lrate = 1\n" + PHASE, "unknown key 'lrate'"),
         (HEAD + "phases = []\n", "at least one phase"),
         (HEAD + "phases = 3\n", "phases must be of type list, got 3"),
-        (HEAD + "[[phases]]\ncrop = 32\n", "crop and steps"),
-        (HEAD + "[[phases]]\ncrop = 32\nsteps = 1\nlr = 1\n", "crop and steps"),
+        (HEAD + "[[phases]]\ncrop = 32\n", "phases lacks 'steps'; the keys are crop,"),
+        (HEAD + "[[phases]]\ncrop = 32\nsteps = 1\nlr = 1\n", "phases has the unknown key 'lr'"),
         (HEAD + "[[phases]]\ncrop = 16\nsteps = 1\n", "crop of at least 32.*crop = 16"),
-        (HEAD + "[[phases]]\ncrop = 32.5\nsteps = 1\n", "both integers"),
-        (HEAD + '[[phases]]\ncrop = "32"\nsteps = 1\n', "both integers"),
-        (HEAD + "[[phases]]\ncrop = 32\nsteps = true\n", "both integers"),
+        (HEAD + "[[phases]]\ncrop = 32.5\nsteps = 1\n", "crop must be of type int, got 32.5"),
+        (HEAD + '[[phases]]\ncrop = "32"\nsteps = 1\n', "crop must be of type int"),
+        (HEAD + "[[phases]]\ncrop = 32\nsteps = true\n", "steps must be of type int, got True"),
         (HEAD + 'lr = "high"\n' + PHASE, "lr must be of type float, got 'high'"),
         (HEAD + "images = 2.5\n" + PHASE, "images must be of type int"),
         (HEAD + "images = true\n" + PHASE, "images must be of type int"),
@@ -428,9 +428,9 @@ def test_runs_that_cannot_be(
 
 def test_ratings_that_do_not_fit(photos: list[Rated], tmp_path: Path) -> None:
     for fold in ("train", "val"):
-        with pytest.raises(RecipeError, match=f"fold '{fold}', and none were"):
+        with pytest.raises(RecipeError, match=f"fold '{fold}' must have two photographs or more, got 0"):
             train(RECIPE, [r for r in photos if r.fold != fold], tmp_path)
-    with pytest.raises(RecipeError, match="fold 'val', and one was"):
+    with pytest.raises(RecipeError, match="fold 'val' must have two photographs or more, got 1"):
         train(RECIPE, [*(r for r in photos if r.fold == "train"), photos[0]], tmp_path)
     with pytest.raises(RecipeError, match=r"MOS in \[0, 1\]"):
         train(RECIPE, [dataclasses.replace(r, mos=100 * r.mos) for r in photos], tmp_path)

@@ -67,7 +67,7 @@ class CrossAttentionStage(nn.Module):
             for tokens in (self.query(positions), self.key(prompts), self.value(prompts))
         )
         mixed = F.scaled_dot_product_attention(query, key, value)
-        change = self.out(rearrange(mixed, "b heads n d -> b n (heads d)")).to(x.dtype)
+        change: Tensor = self.out(rearrange(mixed, "b heads n d -> b n (heads d)")).to(x.dtype)
         return x + rearrange(change, "b (h w) c -> b h w c", h=x.shape[1])
 
 

@@ -253,5 +253,5 @@ def push_to_hub(folder: str | os.PathLike[str], repo_id: str, **options: Unpack[
     folder = Path(folder)
     config = read_adapter_config(folder)
     read_weights(folder / WEIGHTS_FILE, config.weights_sha256, config.weights_bytes, CONFIG_FILE)
-    message: PushOptions = {"commit_message": "Upload a qmamba adapter"}
-    return push(folder, (*ADAPTER_FILES, CARD_FILE), repo_id, **{**message, **options})
+    options.setdefault("commit_message", "Upload a qmamba adapter")
+    return push(folder, (*ADAPTER_FILES, CARD_FILE), repo_id, **options)

@@ -75,7 +75,7 @@ class CheckpointVerbs(nn.Module):
             HubError: the upload fails.
         """
         check_repo_id(repo_id)
+        options.setdefault("commit_message", "Upload a qmamba checkpoint")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            names = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
-            return push(folder, names, repo_id, **{"commit_message": "Upload a qmamba checkpoint", **options})
+            return push(folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id, **options)

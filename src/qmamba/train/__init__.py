@@ -9,7 +9,8 @@ from .adaptation import QUICK, AdaptRecipe, adapt
 from .engine import fit
 from .pretraining import pretrain
 from .ratings import train
-from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
+from .recipe import Phase, PretrainRecipe, Recipe
+from .recipe_files import list_recipes, load_recipe
 from .task import Task
 
 __all__ = [

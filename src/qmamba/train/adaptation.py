@@ -22,11 +22,10 @@ from .bank import MOST_BYTES, Bank
 from .calibrating import fit_calibration
 from .engine import Report, Run, check_device, fit
 from .estimate import in_words, measure
-from .folds import split_folds
+from .folds import digest_of, split_folds
 from .held_out import HeldOut, agreement, calibrated
 from .losses import plcc_loss, smooth_l1
 from .processes import Processes, random_state_kept
-from .ratings import digest_of
 from .recipe import Optimisation
 from .sampling import permutation
 from .schedule import warmup_cosine

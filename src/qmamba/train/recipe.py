@@ -1,19 +1,13 @@
-"""Recipes: everything that a training run depends on, in one TOML file."""
+"""Recipes: everything that a training run depends on. ``recipe_files.py`` reads them from TOML."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..data.photos import CROP
 from ..errors import RecipeError
-from ..toml import parse_toml
 from .schedule import warmup_cosine
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -240,88 +234,3 @@ class PretrainRecipe(Plan):
             raise RecipeError("maps, statistics, kind and quality must not all be 0; give one a weight")
         if any(phase.crop > CROP for phase in self.phases):
             raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
-
-
-def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the library."""
-    folder = resources.files("qmamba.train") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_recipe(name: str | Path) -> Any:
-    """Load a recipe from a TOML file, or by a name of :func:`list_recipes` or
-    :func:`qmamba.train.paper.list_paper_recipes`.
-
-    Returns:
-        A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`PretrainRecipe` where
-        ``data`` is "photos", and otherwise a :class:`Recipe`.
-
-    Raises:
-        RecipeError: no such recipe, not TOML, an unknown key, or a value that a key cannot have.
-    """
-    from .paper.recipe import shipped_text
-
-    path = Path(name)
-    if path.is_file():
-        text = _read(path)
-    elif str(name) in list_recipes():
-        text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    elif shipped := shipped_text(str(name)):
-        text = shipped
-    else:
-        known = ", ".join(list_recipes())
-        raise RecipeError(f"no recipe {str(name)!r}; give a .toml file, or one of {known}")
-    return parse_recipe(text, str(name))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-
-
-def parse_recipe(text: str, where: str = "recipe") -> Any:
-    """Return a recipe from TOML text; unknown keys and wrong types are refused."""
-    try:
-        values = parse_toml(text)
-    except ValueError as error:
-        raise RecipeError(f"{where} is not valid TOML: {error}") from error
-    if "task" in values:
-        from .paper.recipe import parse_paper_recipe
-
-        return parse_paper_recipe(values, where)
-    kind = PretrainRecipe if values.get("data") == "photos" else Recipe
-    check_values(kind, values, where, {"name", "arch", "phases"})
-    try:
-        phases = tuple(Phase(**phase) for phase in values.pop("phases"))
-    except TypeError as error:
-        raise RecipeError(f"{where}: each of [[phases]] must have crop and steps: {error}") from error
-    return kind(phases=phases, **values)
-
-
-def check_values(kind: type, values: Mapping[str, Any], where: str, required: set[str]) -> None:
-    """Check TOML values against the fields of a dataclass: their names, and the types of their values.
-
-    Raises:
-        RecipeError: one line that says what is wrong.
-    """
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown, missing = sorted(values.keys() - known), sorted(required - values.keys())
-    if unknown or missing:
-        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise RecipeError(f"{where} {what}; a recipe's keys are {', '.join(sorted(known))}")
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        wanted = _toml_type(hints[key])
-        fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
-        if not fits or isinstance(value, bool):
-            raise RecipeError(f"{where}: {key} must be of type {wanted.__name__}, got {value!r}")
-
-
-def _toml_type(hint: Any) -> type:
-    """The type of a field as TOML has it: a tuple is a list there, and None is an absent key."""
-    if get_origin(hint) in (Union, UnionType):
-        (hint,) = (each for each in get_args(hint) if each is not type(None))
-    found: type = get_origin(hint) or hint
-    return list if found is tuple else found

@@ -21,6 +21,7 @@ from ...errors import DataSetError, RecipeError
 from ...images import as_bytes, decode
 from ...protocol import resize
 from ..batches import random_crop
+from ..folds import by_fold
 from ..sampling import mixed_epoch
 from .recipe import OWN, PaperRecipe
 
@@ -125,7 +126,7 @@ def split_set(
         convention = "deiqt" if recipe.convention == OWN else recipe.convention
         split = make_splits(ratings, convention, count=index + 1)[index]
         label, rated = split.name, split.of(ratings)
-    folds = {fold: [r for r in rated if r.fold == fold] for fold in ("train", "val", "test")}
+    folds = by_fold(rated)
     for fold in ("train", "test"):
         if len(folds[fold]) < 2:
             raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")
