@@ -135,26 +135,26 @@ def test_a_bank_gives_what_the_whole_network_gives(ratings: list[Rated]) -> None
         torch.manual_seed(0)
         network = create_model("lqmamba-n", widths=(32, 64, 32, 32), depths=(1, 1, 1, 1)).eval()
     scorer = Scorer(network, tiny_config())
-    adapter, some = made(scorer), ratings[:3]
+    adapter, subset = made(scorer), ratings[:3]
     options: dict[str, Any] = {"crops": 3, "seed": 1, "preprocessing": scorer.config.preprocessing}
-    kept = Bank(some, scorer.base(), adapter, scorer.protocol, **options)
-    limit = len(some) * 3 * 3 * 64 * 64
-    pixels = Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit, **options)
+    kept = Bank(subset, scorer.base(), adapter, scorer.protocol, **options)
+    limit = len(subset) * 3 * 3 * 64 * 64
+    pixels = Bank(subset, scorer.base(), adapter, scorer.protocol, most_bytes=limit, **options)
     assert kept.keeps_features and not pixels.keeps_features
     assert [part.shape for part in kept.features(slice(0, 9))] == [(9, 8, 8, 64)]
     assert torch.allclose(kept.rate(adapter, 4), pixels.rate(adapter, 9), atol=1e-5)
-    again = Bank(some, scorer.base(), adapter, scorer.protocol, **options)
-    (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, again))
+    repeated = Bank(subset, scorer.base(), adapter, scorer.protocol, **options)
+    (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, repeated))
     assert torch.equal(first, second)
     with pytest.raises(RecipeError, match="fewer crops"):
-        Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit - 1, **options)
+        Bank(subset, scorer.base(), adapter, scorer.protocol, most_bytes=limit - 1, **options)
 
 
 def test_seeded(adapted: Path, folder: Path, ratings: list[Rated], tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
-    again = adapt(folder / "base", ratings, tmp_path / "again", recipe=RECIPE)
+    repeated = adapt(folder / "base", ratings, tmp_path / "again", recipe=RECIPE)
     other = adapt(folder / "base", ratings, tmp_path / "other", recipe=replace(RECIPE, seed=1))
-    assert weights(again) == weights(adapted) != weights(other)
+    assert weights(repeated) == weights(adapted) != weights(other)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -362,11 +362,11 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert len(told) == 2 and " to " in told[0] and "also decided" in told[1]
     assert "qmamba: up to 3 steps" in result.stderr
     assert read_adapter_config(adapter).options["prompts"] == 3
-    again = run(*common, *more, "--license", "MIT", "--trained-on", "Stills", "--trained-on", "More stills")
+    second = run(*common, *more, "--license", "MIT", "--trained-on", "Stills", "--trained-on", "More stills")
     config, card = read_adapter_config(adapter), (adapter / "README.md").read_text()
     assert (config.licence, config.trained_on) == ("MIT", ("Stills", "More stills"))
     assert "license: mit" in card and "Stills" in card
-    assert again.exit_code == 0 and again.stdout == f"{adapter}\n"
+    assert second.exit_code == 0 and second.stdout == f"{adapter}\n"
     scored = CliRunner().invoke(
         app,
         [str(a) for a in ("score", folder / "photos", "-m", folder / "base", "-a", adapter, "-f", "jsonl")],

@@ -156,8 +156,8 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
     rates = tmp_path / "run" / "teacher" / "checkpoint"
     assert f"the teacher that rates is {rates}" in result.stderr
     load_teacher(rates)
-    again = train(pupil, photos, tmp_path / "again", teacher=rates)
-    assert (again / "model.safetensors").read_bytes() == (
+    repeated = train(pupil, photos, tmp_path / "again", teacher=rates)
+    assert (repeated / "model.safetensors").read_bytes() == (
         tmp_path / "run" / "checkpoint" / "model.safetensors"
     ).read_bytes()
 

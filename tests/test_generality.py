@@ -216,8 +216,8 @@ def test_kadid_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(copy.path) as image:
         assert abs(image.width * image.height - 96 * 72) < 100 and image.height > image.width
     copy.path.write_bytes(b"kept")  # copies that are there are not made again
-    again = domains.read_kadid_scale(clone, tmp_path / "cache")
-    assert copy.path.read_bytes() == b"kept" and again == domain
+    repeated = domains.read_kadid_scale(clone, tmp_path / "cache")
+    assert copy.path.read_bytes() == b"kept" and repeated == domain
 
 
 def test_spread_and_levels() -> None:

@@ -351,8 +351,8 @@ def test_killed_and_started_again(uninterrupted: Path, root: Path, tmp_path: Pat
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "out" / "results.json").exists()
-    again = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout == f"{tmp_path / 'out'}\n", again.stderr
+    repeated = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert repeated.returncode == 0 and repeated.stdout == f"{tmp_path / 'out'}\n", repeated.stderr
     assert (tmp_path / "out" / "results.json").read_bytes() == (uninterrupted / "results.json").read_bytes()
 
 

@@ -124,11 +124,11 @@ def test_shards(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pack(tmp_path / out, sources=[SOURCE], clones=clones, rated=rated, say=lines.append)
     assert lines[0] == "owner/name: 2 photographs, 4 crops so far"
     assert json.loads((tmp_path / "one" / "photos.json").read_text()) == {"owner/name": 2, "rated": 1}
-    shards, again = Shards(tmp_path / "one"), Shards(tmp_path / "two")
+    shards, repeated = Shards(tmp_path / "one"), Shards(tmp_path / "two")
     assert len(shards) == 7 and len(list((tmp_path / "one").glob("crops-*.npy"))) == 3
     assert shards.mos[:4].tolist() == pytest.approx([np.nan] * 4, nan_ok=True)
     assert shards.mos[4:].tolist() == pytest.approx([0.4] * 3)
-    assert all(np.array_equal(shards[i], again[i]) and shards[i].std() > 5 for i in range(7))
+    assert all(np.array_equal(shards[i], repeated[i]) and shards[i].std() > 5 for i in range(7))
     with pytest.raises(RecipeError, match="holds shards already"):
         pack(tmp_path / "one", sources=[SOURCE], clones=clones)
 
@@ -167,6 +167,6 @@ def test_the_command(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'shards'}\n"
     assert "owner/name: 2 photographs" in result.stderr
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 2 and "holds shards already" in again.stderr
+    repeated = CliRunner().invoke(app, command)
+    assert repeated.exit_code == 2 and "holds shards already" in repeated.stderr
     assert CliRunner().invoke(app, ["photos", "--list"]).stdout == "https://github.com/owner/name\n"

@@ -91,8 +91,8 @@ def test_the_parts_of_a_batch(shards: Path) -> None:
         assert batch.kinds[:4].tolist() == [-1 if r else module.CLEAN for r in rated]
         assert batch.quality[:4].isnan().tolist() == rated.tolist()
         assert ((batch.kinds[4:] >= 0) & (batch.kinds[4:] < module.CLEAN)).all()
-        again = module.make_pretrain_batch(crops, PLAN, step)
-        assert torch.equal(batch.crops, again.crops)
+        repeated = module.make_pretrain_batch(crops, PLAN, step)
+        assert torch.equal(batch.crops, repeated.crops)
         seen += drawn
     assert sorted(seen[:12]) == list(range(12))  # three steps are an epoch
     halves = [module.make_pretrain_batch(crops, PLAN, 0, rank, 2) for rank in (0, 1)]
@@ -199,8 +199,8 @@ def test_a_run_learns_and_its_checkpoint_starts_a_fine_tuning(
     begun, kept = network.state_dict(), scorer.network.state_dict()
     assert begun.keys() == kept.keys() and all(torch.equal(begun[k], kept[k]) for k in kept)
     tuned = train(RECIPE, photos, tmp_path / "tuned", init=folder)
-    again = train(RECIPE, photos, tmp_path / "random")
-    weights = [(run / "model.safetensors").read_bytes() for run in (tuned, again)]
+    repeated = train(RECIPE, photos, tmp_path / "random")
+    weights = [(run / "model.safetensors").read_bytes() for run in (tuned, repeated)]
     assert weights[0] != weights[1]
     other = dataclasses.replace(RECIPE, arch="lqmamba-t", overrides={})
     with pytest.raises(CheckpointError, match="of another network than lqmamba-t"):

@@ -105,9 +105,9 @@ def test_narrow_types_sum_too(scorer) -> None:
 def test_the_same_map_again_and_from_any_kind_of_input(scorer) -> None:
     state = torch.random.get_rng_state()
     first = scorer.quality_map(photo(90, 120))
-    again = scorer.quality_map(encode(photo(90, 120)), batch_size=32)
-    assert torch.equal(first.scores, again.scores) and first.windows == again.windows
-    assert np.array_equal(first.image(), again.image())
+    repeated = scorer.quality_map(encode(photo(90, 120)), batch_size=32)
+    assert torch.equal(first.scores, repeated.scores) and first.windows == repeated.windows
+    assert np.array_equal(first.image(), repeated.image())
     assert torch.equal(state, torch.random.get_rng_state())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(scorer.quality_map(photo(90, 120)).scores, first.scores)

@@ -176,8 +176,8 @@ def test_a_folder_with_everything(cluster: Any, quick: Path, tmp_path: Path) -> 
         assert "\n" not in by[key]["error"] and key[0] in by[key]["error"]
     assert by[("a.tar", 1)]["member"] == "1.png"
     assert any(r["error"] and "cut.tar" in r["error"] for r in rows)
-    again = score_to_parquet(data, out, model=quick, actors=1)
-    assert again == summary and len(rows_of(out)) == len(rows), "nothing is scored twice"
+    repeated = score_to_parquet(data, out, model=quick, actors=1)
+    assert repeated == summary and len(rows_of(out)) == len(rows), "nothing is scored twice"
     with pytest.raises(ScoresError, match="already"):
         score_to_parquet(data, out, model=quick, resume=False)
 

@@ -72,8 +72,8 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
         "2", f"{ours['srcc']:.3f}", "0.800", f"{ours['srcc'] - 0.8:+.3f}",
         f"{ours['plcc_fitted']:.3f}", "0.900", f"{ours['plcc_fitted'] - 0.9:+.3f}",
     ]  # fmt: skip
-    again = run(*command, "--format", "json")
-    assert again.exit_code == 1 and json.loads(again.stdout)["table9/tiny"] == saved
+    repeated = run(*command, "--format", "json")
+    assert repeated.exit_code == 1 and json.loads(repeated.stdout)["table9/tiny"] == saved
 
 
 def test_unknown_tables_and_rows(tables: Path) -> None:

@@ -277,9 +277,9 @@ def test_a_base_is_named_and_not_stored(hub: LocalHub, tmp_path: Path) -> None:
     assert any("timm/blur" in request for request in hub.requests)
     assert not any(p.requires_grad for p in loaded.network.stem.parameters())
     hub.requests.clear()  # now it is in the cache
-    again = qmamba.load(tmp_path / "mine", local_files_only=True)
-    assert again.score(photo(50, 50)) == scorer.score(photo(50, 50)) and not hub.requests
-    again.save_pretrained(tmp_path / "copy")
+    repeated = qmamba.load(tmp_path / "mine", local_files_only=True)
+    assert repeated.score(photo(50, 50)) == scorer.score(photo(50, 50)) and not hub.requests
+    repeated.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy/model.safetensors").read_bytes() == (
         tmp_path / "mine/model.safetensors"
     ).read_bytes()

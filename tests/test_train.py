@@ -145,9 +145,9 @@ def test_epochs_are_shuffled_wholes() -> None:
 
 def test_batches_are_a_function_of_seed_step_and_rank(photos: list[Rated]) -> None:
     one = make_batch(photos, RECIPE, 3)
-    again = make_batch(photos, RECIPE, 3)
+    repeated = make_batch(photos, RECIPE, 3)
     for name in ("crops", "mos", "originals", "levels"):
-        assert torch.equal(getattr(one, name), getattr(again, name))
+        assert torch.equal(getattr(one, name), getattr(repeated, name))
     others = [
         make_batch(photos, RECIPE, 4),
         make_batch(photos, RECIPE, 3, rank=1, ranks=2),
@@ -432,7 +432,7 @@ def test_ratings_that_do_not_fit(photos: list[Rated], tmp_path: Path) -> None:
             train(RECIPE, [r for r in photos if r.fold != fold], tmp_path)
     with pytest.raises(RecipeError, match="fold 'val' must have two photographs or more, got 1"):
         train(RECIPE, [*(r for r in photos if r.fold == "train"), photos[0]], tmp_path)
-    with pytest.raises(RecipeError, match=r"MOS in \[0, 1\]"):
+    with pytest.raises(RecipeError, match=r"MOS must be in \[0, 1\]"):
         train(RECIPE, [dataclasses.replace(r, mos=100 * r.mos) for r in photos], tmp_path)
     (tmp_path / "broken.png").write_bytes(b"not a photograph")
     broken = [dataclasses.replace(r, path=tmp_path / "broken.png") for r in photos]

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from qmamba.checkpoints.config import ModelConfig
-from qmamba.checkpoints.file_names import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.checkpoints.folder import save_checkpoint
-from qmamba.checkpoints.hub import PushOptions, check_repo_id, push
+from qmamba.checkpoints.folder import push_checkpoint, save_checkpoint
+from qmamba.checkpoints.hub import PushOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,8 +73,6 @@ class CheckpointVerbs(nn.Module):
         Raises:
             HubError: the upload fails.
         """
-        check_repo_id(repo_id)
-        options.setdefault("commit_message", "Upload a qmamba checkpoint")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push(folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id, **options)
+            return push_checkpoint(folder, repo_id, **options)
