@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from dataset_trees import TREES
 from qmamba.cli import app
 from qmamba.train import load_recipe
 from qmamba.train.paper import list_paper_recipes
-from qmamba.train.paper.report import lines_of, results_page, row_text
+from qmamba.train.paper.report import lines_of, row_text
 from qmamba.train.paper.rows import empty_row
 from rated_photos import rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from make_results import results_page
 
 ROW = """\
 task = "single"

@@ -5,11 +5,11 @@ A training is a :class:`Task`, which :func:`fit` runs.
 
 from __future__ import annotations
 
-from .adaptation import QUICK, AdaptRecipe, adapt
+from .adaptation import adapt
 from .engine import fit
 from .pretraining import pretrain
 from .ratings import train
-from .recipe import Phase, PretrainRecipe, Recipe
+from .recipe import QUICK, AdaptRecipe, Phase, PretrainRecipe, Recipe
 from .recipe_files import list_recipes, load_recipe
 from .task import Task
 

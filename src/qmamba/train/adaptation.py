@@ -15,10 +15,9 @@ from ..adapters import Adapter, AdapterConfig, create, load_adapter, read_adapte
 from ..adapters.folder import CONFIG_FILE
 from ..checkpoints.locate import resolve
 from ..data import Rated, rescaled
-from ..errors import RecipeError
 from ..metrics import evaluate, plcc
 from ..scoring import Scorer, load
-from .bank import MOST_BYTES, Bank
+from .bank import Bank
 from .calibrating import fit_calibration
 from .engine import Report, Run, check_device, fit
 from .estimate import in_words, measure
@@ -26,7 +25,7 @@ from .folds import digest_of, split_folds
 from .held_out import HeldOut, agreement, calibrated
 from .losses import plcc_loss, smooth_l1
 from .processes import Processes, random_state_kept
-from .recipe import Optimisation
+from .recipe import AdaptRecipe
 from .sampling import permutation
 from .schedule import warmup_cosine
 from .task import Task
@@ -35,49 +34,6 @@ NAME = "adapted"
 RESAMPLES = 1000
 WARMUP = 0.05  # share of all steps
 AGAINST = -0.3  # SRCC of the base below which ratings probably run the other way
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptRecipe(Optimisation):
-    """How an adapter is trained.
-
-    Attributes:
-        epochs: maximum number of epochs; the learning rate falls to zero over them.
-        crops: random crops of each photograph, the same ones in every epoch.
-        batch: crops per step.
-        lr: peak learning rate; by default the method's own.
-        patience: epochs without a better SRCC on the held-out part after which training stops.
-        held_out: share of the references, or of photographs without one, that is held out where there is no
-            fold "val".
-        beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
-        dtype: floating type that the adapter is stored in.
-        most_bytes: maximum size of the bank of crops in memory.
-    """
-
-    epochs: int = 30
-    crops: int = 5
-    batch: int = 32
-    lr: float | None = None
-    patience: int = 6
-    held_out: float = 0.2
-    clip: float = 5.0
-    beta: float = 0.1
-    plcc: float = 0.5
-    ema: float = 0.98
-    dtype: str = "float16"
-    most_bytes: int = MOST_BYTES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(epochs=1, crops=1, patience=1, batch=2)
-        if self.lr is not None:
-            self.above_zero("lr")
-        if not 0 < self.held_out < 1:
-            raise RecipeError(f"held_out must be above 0 and below 1, got {self.held_out}")
-
-
-QUICK = AdaptRecipe(epochs=8, crops=3, patience=3)
-"""A recipe of fewer steps on fewer crops, for a first result."""
 
 
 def adapt(

@@ -15,8 +15,7 @@ from ..images import Preprocessing, decode
 from ..protocol import Protocol
 from .batches import random_crop
 from .networks import Interface
-
-MOST_BYTES = 4 << 30
+from .recipe import MOST_BYTES
 
 
 class Bank:
@@ -96,12 +95,3 @@ class Bank:
         """Return what :meth:`Adapter.after` takes, for crops by their indices."""
         kept = tuple(t[chosen] for t in self._kept)
         return kept if self.keeps_features else self._before(*kept)
-
-    @torch.no_grad()
-    def rate(self, adapter: Adapter, batch: int) -> Tensor:
-        """Return an adapter's raw quality (n,) of the photographs, means over their crops, on the CPU."""
-        parts = [
-            adapter.after(self.network, self.features(slice(i, i + batch)))[:, 0].float()
-            for i in range(0, len(self), batch)
-        ]
-        return torch.cat(parts).view(-1, self.crops).mean(dim=1).cpu()

@@ -12,6 +12,7 @@ from .schedule import warmup_cosine
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMISERS = ("adamw", "muon")
+MOST_BYTES = 4 << 30  # of crops that an adaptation keeps in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,3 +235,46 @@ class PretrainRecipe(Plan):
             raise RecipeError("maps, statistics, kind and quality must not all be 0; give one a weight")
         if any(phase.crop > CROP for phase in self.phases):
             raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe(Optimisation):
+    """How an adapter is trained.
+
+    Attributes:
+        epochs: maximum number of epochs; the learning rate falls to zero over them.
+        crops: random crops of each photograph, the same ones in every epoch.
+        batch: crops per step.
+        lr: peak learning rate; by default the method's own.
+        patience: epochs without a better SRCC on the held-out part after which training stops.
+        held_out: share of the references, or of photographs without one, that is held out where there is no
+            fold "val".
+        beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
+        dtype: floating type that the adapter is stored in.
+        most_bytes: maximum size of the bank of crops in memory.
+    """
+
+    epochs: int = 30
+    crops: int = 5
+    batch: int = 32
+    lr: float | None = None
+    patience: int = 6
+    held_out: float = 0.2
+    clip: float = 5.0
+    beta: float = 0.1
+    plcc: float = 0.5
+    ema: float = 0.98
+    dtype: str = "float16"
+    most_bytes: int = MOST_BYTES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(epochs=1, crops=1, patience=1, batch=2)
+        if self.lr is not None:
+            self.above_zero("lr")
+        if not 0 < self.held_out < 1:
+            raise RecipeError(f"held_out must be above 0 and below 1, got {self.held_out}")
+
+
+QUICK = AdaptRecipe(epochs=8, crops=3, patience=3)
+"""A recipe of fewer steps on fewer crops, for a first result."""

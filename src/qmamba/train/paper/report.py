@@ -1,4 +1,4 @@
-"""Measured rows beside the paper's, as text for a terminal and as a page of the documentation."""
+"""Measured rows beside the paper's, as lines of a table and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Any
 
 from .recipe import AVERAGE
 
-TITLES = {
-    "table1": "Table 1: task-specific, synthetic and authentic sets",
-    "table2": "Table 2: universal, averages",
-    "table3": "Table 3: transfer from authentic and from synthetic sets, LQMamba-B",
-    "table5": "Table 5: task-specific, generated images",
-    "table6": "Table 6: universal, set by set",
-    "table7": "Table 7: transfer from generated images, LQMamba-B",
-    "public": "Not in the paper: sets that anyone can download",
-}
 HEADER = ("learnt", "tested", "splits", "SRCC", "paper", "difference", "PLCC", "paper", "difference")
 ABSENT = "absent"
 Line = tuple[str, ...]
@@ -77,7 +68,7 @@ def row_text(name: str, row: Mapping[str, Any]) -> str:
     """Return a row as a table for a terminal, with a line on what each absent cell lacks."""
     lines = [HEADER, *lines_of(row)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    text = [_title(name, row)]
+    text = [title_of(name, row)]
     for line in lines:
         cells = [
             cell.ljust(width) if i < 2 else cell.rjust(width)
@@ -88,35 +79,9 @@ def row_text(name: str, row: Mapping[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _title(name: str, row: Mapping[str, Any]) -> str:
+def title_of(name: str, row: Mapping[str, Any]) -> str:
+    """Return a row's name and title, and what its networks started from."""
     starts = sorted({cell["start"] for cell in row["cells"] if cell.get("start")})
     began = f", from {', '.join(starts)}" if starts else ""
     dry = ", dry run: the numbers mean nothing" if row["dry_run"] else ""
     return f"{name}  {row['recipe']['title'] or row['recipe']['name']}{began}{dry}"
-
-
-def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return docs/results.md from rows by name, ``table1/lqmamba-t`` and so on."""
-    text = [
-        "# Results",
-        "",
-        "The rows of the paper's tables that concern its six networks, as measured by `qmamba reproduce`,",
-        "beside the paper's results. `docs/make_results.py` writes this page from result files: nothing is",
-        "typed by hand. *Absent* rows have not been run: most of these data sets are only available on",
-        "request, and the ImageNet weights that the paper starts from are not part of this library.",
-        "[Reproducing](reproducing.md) says how to run them.",
-        "",
-        "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit.",
-    ]
-    for table, title in TITLES.items():
-        mine = {name: row for name, row in rows.items() if name.split("/")[0] == table}
-        if not mine:
-            continue
-        text += ["", f"## {title}", "", f"| row | {' | '.join(HEADER)} |", "|---|---|---|" + "---:|" * 7]
-        for row in mine.values():
-            label = row["recipe"]["title"] or row["recipe"]["name"]
-            for line in lines_of(row):
-                text.append(f"| {label} | {' | '.join(line)} |")
-        starts = {name.split("/")[1]: _title(name, row).partition(", from ")[2] for name, row in mine.items()}
-        text += ["", *(f"`{name}` started from {began}.  " for name, began in starts.items() if began)]
-    return "\n".join(text).rstrip() + "\n"
