@@ -88,7 +88,7 @@ class RecipeOptions:
         """Return the recipe: the given values, the rest from the quick or the usual one."""
         from qmamba.train import QUICK, AdaptRecipe
 
-        given = {"epochs": self.epochs, "crops": self.crops, "patience": self.patience}
+        given: dict[str, Any] = {"epochs": self.epochs, "crops": self.crops, "patience": self.patience}
         given = {name: value for name, value in given.items() if value is not None}
         plan = replace(QUICK if self.quick else AdaptRecipe(), **given)
         return replace(plan, lr=self.lr, precision=self.precision.value, seed=self.seed)
