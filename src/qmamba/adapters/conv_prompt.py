@@ -48,7 +48,7 @@ class ConvStage(nn.Module):
         nn.init.zeros_(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         prompt = self.mixture(x).to(x.dtype).expand(-1, *x.shape[1:3], -1)
         return x + conv_nhwc(self.conv, torch.cat([prompt, x], dim=-1))
 

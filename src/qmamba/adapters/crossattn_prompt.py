@@ -58,7 +58,7 @@ class CrossAttentionStage(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         weights = self.mixture.weights(x).to(x.dtype)
         prompts = self.align(weights[..., None] * self.mixture.prompts.flatten(1))  # (B, N, width)
         positions = rearrange(x, "b h w c -> b (h w) c")

@@ -40,11 +40,11 @@ class PromptMixture(nn.Module):
         nn.init.normal_(self.prompts)
 
     def weights(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → w (B, N)."""
+        """Map (B, H, W, C) → w (B, N)."""
         return F.softmax(self.predict(x.mean(dim=(1, 2))), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → P_f (B, h, w, width)."""
+        """Map (B, H, W, C) → P_f (B, h, w, width)."""
         mixed = self.weights(x) @ self.prompts.flatten(1)
         return mixed.view(-1, *self.prompts.shape[1:])
 

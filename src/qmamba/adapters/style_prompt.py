@@ -77,7 +77,7 @@ class StyleStage(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         prompt = self.mixture(x)
         if self.single:
             style = F.linear(prompt, self.conv.weight[:, :, 1, 1])

@@ -334,7 +334,7 @@ def _copied(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _name_of(base: str | Path, scorer: Scorer) -> str:
-    """How others can load the base: a Hub id or an embedded name as given, never a path."""
+    """Return how others can load the base: a Hub id or an embedded name as given, never a path."""
     return scorer.name if Path(base).is_dir() else str(base).removeprefix("hf-hub:")
 
 

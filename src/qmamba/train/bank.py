@@ -86,7 +86,7 @@ class Bank:
         return len(self.mos)
 
     def _before(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """uint8 crops (B, 3, S, S) to what precedes the adapter's first change, without gradients."""
+        """Return what precedes the adapter's first change, without gradients."""
         with torch.no_grad():
             images = self._interface.images(pixels, self._weight.device).to(self._weight.dtype)
             return self.adapter.before(self.network, images)

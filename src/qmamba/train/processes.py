@@ -223,7 +223,7 @@ def _await(messages: Connection) -> None:
 
 
 def _cause(others: Sequence[tuple[Any, Connection]]) -> QMambaError | None:
-    """The error that ended one of the processes, if it sent one."""
+    """Return the error that ended one of the processes, if it sent one."""
     for _, messages in others:
         try:
             if messages.poll(1.0):

@@ -78,7 +78,7 @@ class LoDa(nn.Module):
         return out
 
     def _walk(self, images: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """The class feature (B, width), and the tokens (B, 1 + patches, width) after the blocks to keep."""
+        """Return the class feature (B, width), and tokens (B, 1 + patches, width) after blocks to keep."""
         self._check_images(images)
         distortion = self.distortion_tokens(images)
         z = self.vit.embed(images)  # (B, 1 + patches, width)
@@ -102,7 +102,7 @@ class LoDa(nn.Module):
         return out
 
     def class_feature(self, images: Tensor) -> Tensor:
-        """The class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
+        """Return the class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
         return self._walk(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -146,9 +146,9 @@ class LoDa(nn.Module):
 
 
 def is_stored(name: str) -> bool:
-    """Whether a checkpoint stores this tensor: all that is trained, and the CNN's batch-norm statistics.
+    """Return whether a checkpoint stores this tensor.
 
-    The rest is in the base models.
+    It stores all that is trained, and the CNN's batch-norm statistics. The rest is in the base models.
     """
     if name.startswith("cnn."):
         return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))

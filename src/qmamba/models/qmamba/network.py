@@ -220,7 +220,7 @@ class QMamba(nn.Module):
         return raw
 
     def _reads(self, head: nn.Module, s: int) -> bool:
-        """Whether a head reads a stage before its downsample; the last is read after its prompt."""
+        """Return whether a head reads a stage before its downsample; the last is read after its prompt."""
         return isinstance(head, StatisticsHead) and s < len(self.stages) - 1
 
     def _features(self, images: Tensor, prompts: Prompts | None) -> list[Tensor]:

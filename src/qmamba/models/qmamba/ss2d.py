@@ -25,7 +25,7 @@ class Linear(nn.Linear):
     """``nn.Linear``, computed by :func:`qmamba.ops.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, I) → (…, O)."""
+        """Map (…, I) → (…, O)."""
         return linear(x, self.weight, self.bias)
 
 
@@ -121,7 +121,7 @@ class SS2D(nn.Module):
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         x = F.silu(conv_nhwc(self.conv, self.in_proj(x)))  # (B, H, W, D)
         out: Tensor = self.out_proj(self.norm(self.scan(x)))
         return out
