@@ -1,7 +1,7 @@
 """Writes docs/results.md from the result files in docs/results, which `qmamba reproduce` has written.
 
-python docs/make_results.py                       # anew, from the files that are there
-python docs/make_results.py reproduced/results    # after taking over these files, TABLE/ROW.json
+python docs/make_results.py                       # from the files that are there
+python docs/make_results.py reproduced/results    # copy these files first, TABLE/ROW.json
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             place = RESULTS / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             row = json.loads(path.read_text(encoding="utf-8"))
-            for cell in row["cells"]:  # what is lacking is told with the paths of that machine
+            for cell in row["cells"]:  # the reason contains paths of that machine
                 cell["absent"] = "absent" if cell["absent"] else None
             place.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     rows = {}

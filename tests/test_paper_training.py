@@ -1,4 +1,4 @@
-"""The paper's three tasks with a tiny network: what is learnt, how a run goes on, how it is shared."""
+"""The paper's three tasks with a tiny network: what is learnt, how a run resumes, how it is shared."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_stopped_by_who_watches(whole: Done, root: Path, tmp_path: Path) -> None
     for _ in range(2):
         with pytest.raises(DiedError):
             only(TINY, root, tmp_path, report=stop)
-    assert seen == [1, 2, 3, 3, 4, 5, 6, 6, -1, -2]  # SRCC after step 3 is told when it goes on
+    assert seen == [1, 2, 3, 3, 4, 5, 6, 6, -1, -2]  # SRCC of step 3 is reported on resuming
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 

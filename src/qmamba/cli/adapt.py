@@ -96,7 +96,7 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What others are told about an adapter, and where they find it."""
+    """An adapter's card, and the Hub repository it is uploaded to."""
 
     licence: Annotated[
         str, typer.Option("--license", metavar="LICENSE", help="License of the weights, for the card: MIT, …")

@@ -34,7 +34,7 @@ KINDS = frozenset(
 
 
 def bounded(x: Tensor) -> bool:
-    """Return whether x may be worked on in parts: on a CPU, without gradients, with nobody watching."""
+    """Return whether x may be worked on in parts: on a CPU, without gradients, with no tracer or dispatch mode."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not watched()
 
 
@@ -219,7 +219,7 @@ def _by_positions(function: Callable[..., Tensor], *features: Tensor, scratch: s
 def _rows_behind(first: int, last: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return which rows of ``height`` a 3 × 3 convolution with stride 2 makes rows first … last - 1 from.
 
-    And how many rows of zeros are to be put above and below them.
+    Also return how many rows of zeros pad them above and below.
     """
     top, bottom = 2 * first - 1, 2 * last
     start, stop = max(top, 0), min(bottom, height)

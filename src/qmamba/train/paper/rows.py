@@ -63,7 +63,7 @@ def do_row(recipe: PaperRecipe, shop: Workshop, path: Path) -> dict[str, Any]:
 
     Returns:
         What is in it: ``recipe``, ``dry_run``, and ``cells`` with ``sources``, ``test``, ``paper``,
-        ``absent`` (what is lacking, or None), ``splits`` (the numbers of each) and ``median`` over them.
+        ``absent`` (what is missing, or None), ``splits`` (the numbers of each) and ``median`` over them.
 
     Raises:
         QMambaError: existing data or weights that cannot be used.
