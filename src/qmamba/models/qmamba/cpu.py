@@ -34,7 +34,7 @@ KINDS = frozenset(
 
 
 def bounded(x: Tensor) -> bool:
-    """Return whether x may be worked on in parts: on a CPU, without gradients, with no tracer or dispatch mode."""
+    """Return whether x may be worked on in parts: on a CPU, without gradients and tracers."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not watched()
 
 
