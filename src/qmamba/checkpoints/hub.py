@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.errors import HubError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -25,14 +28,26 @@ def is_repo_id(name: str) -> bool:
     )
 
 
+class FetchOptions(TypedDict, total=False):
+    """Options of downloads.
+
+    Attributes:
+        revision: branch, tag or full commit hash; the default branch when left out.
+        local_files_only: look in the cache only, never at the network.
+        cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
+        token: in place of the one that is logged in; False sends none.
+    """
+
+    revision: str | None
+    local_files_only: bool
+    cache_dir: str | os.PathLike[str] | None
+    token: str | bool | None
+
+
 def fetch(
     repo_id: str,
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
     files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE),
+    **options: Unpack[FetchOptions],
 ) -> Path:
     """Download the two files of a checkpoint or an adapter, or find them in the cache.
 
@@ -41,11 +56,8 @@ def fetch(
 
     Args:
         repo_id: `user/repo`.
-        revision: branch, tag or full commit hash; the default branch when left out.
-        local_files_only: look in the cache only, never at the network.
-        cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
-        token: in place of the one that is logged in; False sends none.
         files: names of the config and of the weights.
+        options: see :class:`FetchOptions`.
 
     Returns:
         The folder in the cache. Its contents are not verified; `load_checkpoint` does that.
@@ -55,14 +67,10 @@ def fetch(
     """
     check_repo_id(repo_id)
 
-    def get(file: str, at: str | None) -> Path:
-        return fetch_file(
-            repo_id, file, revision=at, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-        )
-
     config, weights = files
-    folder = get(config, revision).parent
-    get(weights, folder.name)
+    folder = fetch_file(repo_id, config, **options).parent
+    options["revision"] = folder.name  # the commit
+    fetch_file(repo_id, weights, **options)
     return folder
 
 
@@ -75,7 +83,7 @@ def fetch_file(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Download one file of a repository, or find it in the cache; options as for :func:`fetch`.
+    """Download one file of a repository, or find it in the cache; see :class:`FetchOptions`.
 
     Returns:
         The file in the cache. Its contents are not verified.

@@ -7,10 +7,14 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.checkpoints.hub import fetch, is_repo_id
+from qmamba.checkpoints.hub import FetchOptions, fetch, is_repo_id
 from qmamba.errors import AdapterError, CheckpointError, UnknownModelError, near_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _HUB_PREFIX = "hf-hub:"
 
@@ -77,14 +81,7 @@ def resolve(
     return folder
 
 
-def resolve_adapter(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-) -> Path:
+def resolve_adapter(name: str | os.PathLike[str], **options: Unpack[FetchOptions]) -> Path:
     """Return the folder of an adapter: one of `list_adapters`, an existing folder, or a Hub id.
 
     Order and options are those of `resolve`.
@@ -94,11 +91,8 @@ def resolve_adapter(
         CheckpointError: the name is that of a file, or there is a revision for a folder.
         HubError: as `hub.fetch`.
     """
-    hub = partial(
-        fetch, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token,
-        files=ADAPTER_FILES,
-    )  # fmt: skip
-    folder = _find(name, _embedded_adapters(), hub, revision, ADAPTER_FILES)
+    hub = partial(fetch, files=ADAPTER_FILES, **options)
+    folder = _find(name, _embedded_adapters(), hub, options.get("revision"), ADAPTER_FILES)
     if folder is None:
         shipped = ", ".join(list_adapters())
         raise AdapterError(
