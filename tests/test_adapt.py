@@ -306,7 +306,7 @@ def test_scales_are_found() -> None:
             rescaled(ratings, scale)
 
 
-def test_the_time_is_told_before_it_starts(
+def test_the_time_is_estimated_before_it_starts(
     adapted: Path, folder: Path, ratings: list[Rated], tmp_path: Path
 ) -> None:
     events: list[dict[str, Any]] = []

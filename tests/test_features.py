@@ -67,7 +67,9 @@ def test_bits_do_not_depend_on_batch_mates(scorer: Scorer, photos: list[Rated]) 
     assert all(np.array_equal(a.numpy(), t[place]) for a, t in zip(alone, together.stages, strict=True))
 
 
-def test_a_bad_photograph_is_told_and_left_out(scorer: Scorer, photos: list[Rated], tmp_path: Path) -> None:
+def test_a_bad_photograph_is_reported_and_skipped(
+    scorer: Scorer, photos: list[Rated], tmp_path: Path
+) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     bad = Rated(tmp_path / "bad.png", 0.5)
     with pytest.raises(ImageError):

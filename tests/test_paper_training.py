@@ -161,7 +161,7 @@ def test_cached_images_are_the_same(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_precision_that_is_not_to_be_had(
+def test_an_unsupported_precision_is_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(**options: Any) -> None:
@@ -296,7 +296,7 @@ def test_died_while_a_state_was_saved(
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 
-def test_stopped_by_who_watches(whole: Done, root: Path, tmp_path: Path) -> None:
+def test_stopped_by_its_watcher(whole: Done, root: Path, tmp_path: Path) -> None:
     """The state of that very step is saved, and the rest is done later; also while images are rated."""
     seen: list[int] = []
 

@@ -133,7 +133,7 @@ def test_shards(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pack(tmp_path / "one", sources=[SOURCE], clones=clones)
 
 
-def test_what_is_missing_is_said(clones: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(clones: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no clone of a/b in"):
         pack(tmp_path / "out", sources=[Source("a/b", include=("*",))], clones=clones)
     with pytest.raises(RecipeError, match="make them with qmamba photos"):

@@ -250,7 +250,7 @@ def test_two_processes_measure_the_teacher_together(extra: None, shards: Path, t
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no shards"):
         pretrain(PLAN, tmp_path, tmp_path / "run")
     with pytest.raises(RecipeError, match="must divide by the number of processes"):

@@ -69,7 +69,7 @@ def test_a_picture_of_the_map(scorer) -> None:
     assert found.image(10, 20).shape == (10, 20)
 
 
-def test_nothing_is_said_of_what_nobody_looked_at(scorer) -> None:
+def test_what_was_not_seen_has_no_value(scorer) -> None:
     scorer = with_protocol(scorer, kind="random", n_crops=2)
     found = scorer.quality_map(photo(300, 400))
     unseen = np.ones((300, 400), bool)

@@ -69,7 +69,7 @@ def test_a_cut_tar_file_loses_only_what_is_cut_off(tmp_path: Path, cut: int) -> 
     assert [m.place for m in found] == list(range(len(found)))
 
 
-def test_noise_between_members_is_told(tmp_path: Path) -> None:
+def test_noise_between_members_is_reported(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", {f"{n}.png": bytes(1024) for n in range(4)})
     data = bytearray(path.read_bytes())
     data[2 * 1536 : 2 * 1536 + 512] = os.urandom(512)

@@ -132,7 +132,7 @@ def test_paper_options_are_for_such_recipes(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--log, --workers, --cache are for recipes with a task" in result.stderr
 
 
-def test_minutes_end_a_run_that_goes_on(tables: Path, tmp_path: Path) -> None:
+def test_minutes_end_a_run_that_resumes(tables: Path, tmp_path: Path) -> None:
     command = (
         "reproduce",
         "table9",

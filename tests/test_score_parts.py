@@ -75,7 +75,7 @@ def test_rows_are_the_librarys(quick: Path, photos: Path, tmp_path: Path) -> Non
     assert table.num_rows == 6 and str(table.schema.field("score").type) == "float"
 
 
-def test_the_same_command_goes_on(
+def test_the_same_command_resumes(
     quick: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_log, "PART_ROWS", 2)

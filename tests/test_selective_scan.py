@@ -166,7 +166,7 @@ def test_routes_visit_what_the_paper_says():
     assert kinds == [("row", False), ("column", False), ("row", True), ("column", True)]
 
 
-def test_wrong_calls_are_told_what_is_wrong():
+def test_wrong_calls_name_what_is_wrong():
     routes = cross_scan_routes()
     inputs = make_inputs(3, 3, routes)
     with pytest.raises(BackendError, match="choose one of auto"):

@@ -312,9 +312,7 @@ def test_stopped_by_its_watcher_and_resumed_gives_the_same_bits(
     assert qmamba.load(tmp_path / "checkpoint").config == qmamba.load(whole / "checkpoint").config
 
 
-def test_muon_has_the_matrices_within_and_goes_on_with_the_same_bits(
-    photos: list[Rated], tmp_path: Path
-) -> None:
+def test_muon_trains_the_matrices_and_resumes_with_the_same_bits(photos: list[Rated], tmp_path: Path) -> None:
     recipe = changed(optimiser="muon", weight_decay=0.0)
 
     def stop(event: dict[str, Any]) -> None:
@@ -455,7 +453,7 @@ def test_two_processes(photos: list[Rated], tmp_path: Path) -> None:
     assert float(scores[rated].mean()) == pytest.approx(np.mean([photos[i].mos for i in rated]), abs=0.05)
 
 
-def test_what_fails_in_another_process_is_said_here(photos: list[Rated], tmp_path: Path) -> None:
+def test_an_error_in_another_process_is_raised_here(photos: list[Rated], tmp_path: Path) -> None:
     recipe = changed(images=2, ranked=2)
     rated = [r for r in photos if r.fold == "train"]
     theirs = rated[choose(len(rated), recipe, 0)[1]]  # the second photograph of a step is the other's
@@ -467,7 +465,7 @@ def test_what_fails_in_another_process_is_said_here(photos: list[Rated], tmp_pat
         hidden.rename(theirs.path)
 
 
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+def test_a_script_without_a_guard_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
