@@ -20,7 +20,7 @@ from ..scoring import Scorer, load
 from .bank import Bank
 from .calibrating import fit_calibration
 from .engine import Report, Run, check_device, fit
-from .estimate import in_words, measure
+from .estimate import in_words, seconds_left
 from .folds import digest_of, split_folds
 from .held_out import HeldOut, agreement, calibrated
 from .losses import plcc_loss, smooth_l1
@@ -158,9 +158,8 @@ class Adaptation(Task[AdaptBatch]):
         self.is_announced = False
 
     def fingerprint(self) -> dict[str, Any]:
-        values = {name: value for name, value in asdict(self.recipe).items() if name != "save_every"}
         return {
-            "recipe": values, "method": self.method, "options": self.options,
+            "recipe": self.recipe.identity(), "method": self.method, "options": self.options,
             "base": self.scorer.base_sha256(), "data": digest_of(self.folds),
         }  # fmt: skip
 
@@ -187,17 +186,9 @@ class Adaptation(Task[AdaptBatch]):
         if self.is_announced or run.report is None or not run.is_first:
             return
         self.is_announced = True
-        folds, steps = self.folds, self.steps - run.step
-        seconds = measure(self, run).total(
-            train=len(folds["train"]), val=len(folds["val"]), tested=len(folds[self.reported]), steps=steps,
-            validations=math.ceil(steps / self.epoch_steps),
-        )  # fmt: skip
-        run.report(
-            {
-                "note": f"up to {steps} steps, about {in_words(seconds)} at the rate measured now",
-                "seconds": seconds,
-            }
-        )
+        seconds = seconds_left(self, run)
+        note = f"up to {self.steps - run.step} steps, about {in_words(seconds)} at the rate measured now"
+        run.report({"note": note, "seconds": seconds})
 
     def try_step(self, bank: Bank, run: Run) -> None:
         """Compute the gradients of a step, on crops that are repeated to a batch; no weight changes."""

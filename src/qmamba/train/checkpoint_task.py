@@ -68,9 +68,7 @@ class CheckpointTask(Task[B]):
         self.heads = self.make_heads().to(processes.device)
 
     def fingerprint(self) -> dict[str, Any]:
-        values = asdict(self.plan)
-        del values["save_every"]  # does not matter to the result
-        return {"recipe": values}
+        return {"recipe": self.plan.identity()}
 
     def lr_at(self, step: int) -> float:
         return self.plan.lr_at(step)

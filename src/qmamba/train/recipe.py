@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.photos import CROP
@@ -48,6 +48,10 @@ class Optimisation:
             raise RecipeError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.optimiser == "muon" and self.precision == "float16":
             raise RecipeError("optimiser 'muon' must not be used in float16; use 'bfloat16'")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that a result depends on."""
+        return {name: value for name, value in asdict(self).items() if name != "save_every"}
 
     def at_least(self, **least: float) -> None:
         """Check finite lower bounds by name."""
