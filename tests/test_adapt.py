@@ -123,10 +123,7 @@ def test_every_method_trains_only_its_own(
     task = Adaptation(scorer, folds, RECIPE, method)
     with torch.random.fork_rng(), accelerated(torch.device("cpu"), "float32") as processes:
         run = Run(task, RECIPE, tmp_path, processes)
-        bank = Bank(
-            folds["train"][:4], scorer.base(), task.network, scorer.protocol, crops=2, seed=0,
-            preprocessing=scorer.config.preprocessing,
-        )  # fmt: skip
+        bank = Bank(folds["train"][:4], scorer, task.network, crops=2, seed=0)
         assert bank.keeps_features == (method not in ("full", "lora"))
         before = rated(bank, task.network)
         for _ in range(3):
@@ -144,18 +141,18 @@ def test_a_bank_gives_what_the_whole_network_gives(ratings: list[Rated]) -> None
         network = create_model("lqmamba-n", widths=(32, 64, 32, 32), depths=(1, 1, 1, 1)).eval()
     scorer = Scorer(network, tiny_config())
     adapter, subset = made(scorer), ratings[:3]
-    options: dict[str, Any] = {"crops": 3, "seed": 1, "preprocessing": scorer.config.preprocessing}
-    kept = Bank(subset, scorer.base(), adapter, scorer.protocol, **options)
+    options: dict[str, Any] = {"crops": 3, "seed": 1}
+    kept = Bank(subset, scorer, adapter, **options)
     limit = len(subset) * 3 * 3 * 64 * 64
-    pixels = Bank(subset, scorer.base(), adapter, scorer.protocol, most_bytes=limit, **options)
+    pixels = Bank(subset, scorer, adapter, most_bytes=limit, **options)
     assert kept.keeps_features and not pixels.keeps_features
     assert [part.shape for part in kept.features(slice(0, 9))] == [(9, 8, 8, 64)]
     assert torch.allclose(rated(kept, adapter, 4), rated(pixels, adapter), atol=1e-5)
-    repeated = Bank(subset, scorer.base(), adapter, scorer.protocol, **options)
+    repeated = Bank(subset, scorer, adapter, **options)
     (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, repeated))
     assert torch.equal(first, second)
     with pytest.raises(RecipeError, match="fewer crops"):
-        Bank(subset, scorer.base(), adapter, scorer.protocol, most_bytes=limit - 1, **options)
+        Bank(subset, scorer, adapter, most_bytes=limit - 1, **options)
 
 
 def test_seeded(adapted: Path, folder: Path, ratings: list[Rated], tmp_path: Path) -> None:

@@ -169,9 +169,9 @@ class Adaptation(Task[AdaptBatch]):
     def batches(self, run: Run) -> Iterator[AdaptBatch]:
         """Yield shuffled crops of the bank; every epoch leaves out what fills no batch."""
         self._announce(run)
-        config, recipe = self.scorer.config, self.recipe
+        recipe = self.recipe
         train = self.bank = Bank(
-            self.folds["train"], self.base, self.network, config.protocol, preprocessing=config.preprocessing,
+            self.folds["train"], self.scorer, self.network,
             crops=recipe.crops, seed=2 * recipe.seed, most_bytes=recipe.most_bytes, report=run.report,
         )  # fmt: skip
         size = min(recipe.batch, len(train))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +10,8 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..data import Rated
 from ..errors import RecipeError
-from ..images import Preprocessing, decode
-from ..protocol import Protocol
+from ..images import decode
+from ..scoring import Scorer
 from .batches import random_crop
 from .networks import Interface
 from .recipe import MOST_BYTES
@@ -26,12 +25,10 @@ class Bank:
 
     Args:
         ratings: the photographs.
-        network: the base, in evaluation mode.
+        scorer: the base; crops are cut as its protocol sees photographs.
         adapter: is trained on the crops.
-        protocol: of the base; crops are cut as it sees photographs.
         crops: number of crops of each photograph.
         seed: of the crops' positions, and of which are mirrored.
-        preprocessing: of the base.
         most_bytes: maximum size in memory.
         report: called with ``{"image", "images"}`` after each photograph.
 
@@ -46,19 +43,18 @@ class Bank:
     def __init__(
         self,
         ratings: Sequence[Rated],
-        network: Any,
+        scorer: Scorer,
         adapter: Adapter,
-        protocol: Protocol,
         *,
         crops: int,
         seed: int,
-        preprocessing: Preprocessing,
         most_bytes: int = MOST_BYTES,
         report: Callable[[dict[str, int]], None] | None = None,
     ) -> None:
-        self.network, self.adapter, self.crops = network, adapter, crops
-        self._weight = next(network.parameters())
-        self._interface = Interface(preprocessing)
+        protocol = scorer.protocol
+        self.network, self.adapter, self.crops = scorer.base(), adapter, crops
+        self._weight = next(scorer.network.parameters())
+        self._interface = Interface.of(scorer.config)
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop

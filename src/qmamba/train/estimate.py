@@ -20,14 +20,10 @@ T = TypeVar("T")
 
 def seconds_left(task: Adaptation, run: Run) -> float:
     """Return the seconds that the rest of a run takes at most; its weights stay as they are."""
-    recipe, config = task.recipe, task.scorer.config
     train, val, tested = (task.folds[fold] for fold in ("train", "val", task.reported))
 
     def bank(ratings: Sequence[Rated]) -> Bank:
-        return Bank(
-            ratings, task.base, task.network, config.protocol, preprocessing=config.preprocessing,
-            crops=recipe.crops, seed=0,
-        )  # fmt: skip
+        return Bank(ratings, task.scorer, task.network, crops=task.recipe.crops, seed=0)
 
     # The first time is longer than all others: kernels are loaded, threads started, memory allocated.
     kept, _ = _timed(lambda: bank(train[:1]))
