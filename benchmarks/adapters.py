@@ -9,7 +9,7 @@ relative to the plain network (interleaved, medians of ratios over the rounds), 
 the time of a training step and the peak memory of training beyond the process's memory before it.
 
 ``table`` runs `qmamba.train.adapt` for each row of a table and each seed: 3 and 8 compare methods, 9 the
-number of prompts, 10 their size. A manifest without folds is split anew for each seed: a fifth for testing
+number of prompts, 10 their size. A manifest without folds is split again for each seed: a fifth for testing
 and a fifth of the rest held out, by reference if there are references (``benchmarks/adapter_domains.py``
 makes such manifests). Finished runs are not repeated. Seconds are those of the training steps.
 

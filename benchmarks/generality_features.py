@@ -23,7 +23,7 @@ from qmamba.images import decode
 from qmamba.models.capabilities import StageFeatures, require
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
-from qmamba.train.general_features import BLOCKS, STATISTICS, GeneralTeacher
+from qmamba.train.general_features import BLOCKS, STATISTICS, GeneralTeacher, channel_statistics
 
 BATCH = 8
 
@@ -42,22 +42,6 @@ class Extractor(Interface):
         """Return (n, width) float32 for n images (3, H, W) uint8 or float32 in [0, 1]."""
 
 
-def pooled(features: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return means and standard deviations over positions.
-
-    Args:
-        features: one a stage, (B, C, H, W).
-
-    Returns:
-        (B, 2·ΣC) float32: means and deviations of the first stage, then those of the second, and so on.
-    """
-    rows = []
-    for stage in features:
-        deviation, mean = torch.std_mean(stage.float(), dim=(2, 3), unbiased=False)
-        rows += [mean, deviation]
-    return torch.cat(rows, dim=1)
-
-
 def stage_statistics(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the means and deviations of the stages' features before their downsamples.
 
@@ -66,9 +50,9 @@ def stage_statistics(network: torch.nn.Module, images: torch.Tensor) -> torch.Te
         images: (B, 3, H, W), normalised as the network takes them.
 
     Returns:
-        (B, 2·ΣC) float32, in the order of `pooled`.
+        (B, 2·ΣC) float32, in the order of `channel_statistics`.
     """
-    return pooled(network.forward_features(images))
+    return channel_statistics(network.forward_features(images)[1])
 
 
 class Lite0:
@@ -88,7 +72,7 @@ class Lite0:
         size = (self.side, self.side)
         small = [F.interpolate(in_bytes(image)[None], size, mode="bilinear") for image in images]
         ends, last = self.network.block_outputs(torch.cat(small) / 127.5 - 1, BLOCKS)
-        return torch.cat([pooled(ends), last.mean((2, 3))], dim=1)
+        return torch.cat([channel_statistics(ends), last.mean((2, 3))], dim=1)
 
 
 class Student:
@@ -106,8 +90,8 @@ class Student:
         """Return (n, 2·ΣC + 1) float32; see `Extractor`."""
         rows, network = [], require(self.scorer.network, StageFeatures, "stage statistics")
         for image in images:
-            for _, (raw, features) in self.scorer.look(network.forward_with_features, image, "image"):
-                rows.append(torch.cat([pooled(features), raw.float()], dim=1))
+            for _, (raw, features) in self.scorer.look(network.forward_features, image, "image"):
+                rows.append(torch.cat([channel_statistics(features), raw.float()], dim=1))
         return torch.cat(rows)
 
 

@@ -185,8 +185,8 @@ def main() -> None:
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("TRITON_INTERPRET must be unset, since kernels are compiled")
-    modules = ("qmamba.ops.scan.triton_kernels", "qmamba.ops.route_gate.triton_kernels")
-    kernels = ChainMap(*(vars(importlib.import_module(name)) for name in modules))
+    modules = ("scan.triton_chunks", "scan.triton_kernels", "route_gate.triton_kernels")
+    kernels = ChainMap(*(vars(importlib.import_module(f"qmamba.ops.{name}")) for name in modules))
     usages = []
     for target, rank, states, dtype in itertools.product(args.targets, args.ranks, args.states, args.dtypes):
         kind = Kind(rank, states, dtype == "fp32", target.startswith("gfx"), target in OLD)

@@ -11,7 +11,6 @@ import math
 import sys
 import types
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,6 @@ def lite0_ridge(train: Sequence[Rated], val: Sequence[Rated], cache: Path) -> Pe
 
 def lite0_tuned(weights: Path) -> Peer:
     """Load EfficientNet-Lite0 fine-tuned by ``qmamba train teacher``, with the protocol of its recipe."""
-    import_module("qmamba.train.teacher")  # registers the architecture
     scorer = qmamba.load(weights)
     return lambda paths: scorer.score(list(paths), progress=True).numpy().astype(np.float64)
 

@@ -45,7 +45,7 @@ class OnnxScorer:
 
     Args:
         path: of the file.
-        threads: of the computation; 0 for one per processor core.
+        threads: of the computation; 0 for one per CPU core.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 0) -> None:

@@ -24,7 +24,7 @@ def data_dir() -> Path:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Test what an installation has: the native kernel, in place, wherever it can be built."""
-    if hasattr(config, "workerinput"):  # the process that started this one has been here
+    if hasattr(config, "workerinput"):  # done by the process that started this one
         return
     in_a_checkout = (build.HERE.parents[3] / "pyproject.toml").is_file()
     if in_a_checkout and os.environ.get("QMAMBA_NATIVE") != "0" and not build.is_current():

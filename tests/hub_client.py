@@ -19,7 +19,8 @@ CHILD = """
 import json, sys
 out, sys.stdout = sys.stdout, sys.stderr
 from qmamba.checkpoints import load_checkpoint, read_config
-from qmamba.checkpoints.hub import fetch, push
+from qmamba.checkpoints.folder import push_checkpoint as push
+from qmamba.checkpoints.hub import fetch
 from qmamba.checkpoints.locate import resolve
 for line in sys.stdin:
     scope = {**globals(), "answer": None}

@@ -81,7 +81,7 @@ class LocalHub:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-            # Kept-alive connections would go on being served.
+            # Kept-alive connections would still be served.
             for connection in list(self.connections):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)

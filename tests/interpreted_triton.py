@@ -172,8 +172,8 @@ def test_a_whole_model(monkeypatch):
         score = net(x)
         score.sum().backward()
         with torch.no_grad():
-            again = net(x)
-        results.append([score, again, *(p.grad for p in net.parameters())])
+            repeated = net(x)
+        results.append([score, repeated, *(p.grad for p in net.parameters())])
     assert_same(dict(enumerate(results[1])), dict(enumerate(results[0])), 1e-4)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import qmamba
 from qmamba import create_model
-from qmamba.adapters import read_adapter_config
+from qmamba.adapters import Adapter, read_adapter_config
 from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
 from qmamba.data import Rated, rating_scale, read_manifest, rescaled
@@ -66,6 +67,13 @@ def weights(adapter: Path) -> bytes:
     return (adapter / "adapter_model.safetensors").read_bytes()
 
 
+@torch.no_grad()
+def rated(bank: Bank, adapter: Adapter, batch: int = 9) -> Tensor:
+    """Return an adapter's raw quality of the crops of a bank."""
+    parts = [bank.features(slice(i, i + batch)) for i in range(0, len(bank), batch)]
+    return torch.cat([adapter.after(bank.network, part)[:, 0] for part in parts])
+
+
 def log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -115,15 +123,12 @@ def test_every_method_trains_only_its_own(
     task = Adaptation(scorer, folds, RECIPE, method)
     with torch.random.fork_rng(), accelerated(torch.device("cpu"), "float32") as processes:
         run = Run(task, RECIPE, tmp_path, processes)
-        bank = Bank(
-            folds["train"][:4], scorer.base(), task.network, scorer.protocol, crops=2, seed=0,
-            preprocessing=scorer.config.preprocessing,
-        )  # fmt: skip
+        bank = Bank(folds["train"][:4], scorer, task.network, crops=2, seed=0)
         assert bank.keeps_features == (method not in ("full", "lora"))
-        before = bank.rate(task.network, 4)
+        before = rated(bank, task.network)
         for _ in range(3):
             run.learn(iter([AdaptBatch(bank.features(slice(0, 8)), bank.mos)]), 1e-2)
-        assert not torch.equal(bank.rate(task.network, 4), before)
+        assert not torch.equal(rated(bank, task.network), before)
         own = {id(p) for p in task.network.parameters()}
         assert {id(p) for o in run.optimisers for p in o.state} == own
     assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
@@ -135,26 +140,26 @@ def test_a_bank_gives_what_the_whole_network_gives(ratings: list[Rated]) -> None
         torch.manual_seed(0)
         network = create_model("lqmamba-n", widths=(32, 64, 32, 32), depths=(1, 1, 1, 1)).eval()
     scorer = Scorer(network, tiny_config())
-    adapter, some = made(scorer), ratings[:3]
-    options: dict[str, Any] = {"crops": 3, "seed": 1, "preprocessing": scorer.config.preprocessing}
-    kept = Bank(some, scorer.base(), adapter, scorer.protocol, **options)
-    limit = len(some) * 3 * 3 * 64 * 64
-    pixels = Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit, **options)
+    adapter, subset = made(scorer), ratings[:3]
+    options: dict[str, Any] = {"crops": 3, "seed": 1}
+    kept = Bank(subset, scorer, adapter, **options)
+    limit = len(subset) * 3 * 3 * 64 * 64
+    pixels = Bank(subset, scorer, adapter, most_bytes=limit, **options)
     assert kept.keeps_features and not pixels.keeps_features
     assert [part.shape for part in kept.features(slice(0, 9))] == [(9, 8, 8, 64)]
-    assert torch.allclose(kept.rate(adapter, 4), pixels.rate(adapter, 9), atol=1e-5)
-    again = Bank(some, scorer.base(), adapter, scorer.protocol, **options)
-    (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, again))
+    assert torch.allclose(rated(kept, adapter, 4), rated(pixels, adapter), atol=1e-5)
+    repeated = Bank(subset, scorer, adapter, **options)
+    (first,), (second,) = (bank.features(slice(0, 9)) for bank in (kept, repeated))
     assert torch.equal(first, second)
     with pytest.raises(RecipeError, match="fewer crops"):
-        Bank(some, scorer.base(), adapter, scorer.protocol, most_bytes=limit - 1, **options)
+        Bank(subset, scorer, adapter, most_bytes=limit - 1, **options)
 
 
 def test_seeded(adapted: Path, folder: Path, ratings: list[Rated], tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
-    again = adapt(folder / "base", ratings, tmp_path / "again", recipe=RECIPE)
+    repeated = adapt(folder / "base", ratings, tmp_path / "again", recipe=RECIPE)
     other = adapt(folder / "base", ratings, tmp_path / "other", recipe=replace(RECIPE, seed=1))
-    assert weights(again) == weights(adapted) != weights(other)
+    assert weights(repeated) == weights(adapted) != weights(other)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -298,7 +303,7 @@ def test_scales_are_found() -> None:
             rescaled(ratings, scale)
 
 
-def test_the_time_is_told_before_it_starts(
+def test_the_time_is_estimated_before_it_starts(
     adapted: Path, folder: Path, ratings: list[Rated], tmp_path: Path
 ) -> None:
     events: list[dict[str, Any]] = []
@@ -362,11 +367,11 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert len(told) == 2 and " to " in told[0] and "also decided" in told[1]
     assert "qmamba: up to 3 steps" in result.stderr
     assert read_adapter_config(adapter).options["prompts"] == 3
-    again = run(*common, *more, "--license", "MIT", "--trained-on", "Stills", "--trained-on", "More stills")
+    second = run(*common, *more, "--license", "MIT", "--trained-on", "Stills", "--trained-on", "More stills")
     config, card = read_adapter_config(adapter), (adapter / "README.md").read_text()
     assert (config.licence, config.trained_on) == ("MIT", ("Stills", "More stills"))
     assert "license: mit" in card and "Stills" in card
-    assert again.exit_code == 0 and again.stdout == f"{adapter}\n"
+    assert second.exit_code == 0 and second.stdout == f"{adapter}\n"
     scored = CliRunner().invoke(
         app,
         [str(a) for a in ("score", folder / "photos", "-m", folder / "base", "-a", adapter, "-f", "jsonl")],

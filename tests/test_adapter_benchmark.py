@@ -79,7 +79,7 @@ def test_seeds_are_added_to_those_of_before(benchmark: ModuleType, tmp_path: Pat
     benchmark.put(out, ["stills", "8"], {"ssf": line([1, 2], 0.5)})
     found = json.loads(out.read_text())["stills"]["8"]
     assert found["lora"] == line([0], 0.1) and found["ssf"]["seeds"] == [0, 1, 2]
-    assert found["ssf"]["plcc_after"] == [0.1, 1.5, 2.5]  # what is measured anew takes the place of the old
+    assert found["ssf"]["plcc_after"] == [0.1, 1.5, 2.5]  # a repeated measurement replaces the old one
 
 
 def test_a_row_that_a_table_does_not_have(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,14 +54,14 @@ def test_there_and_back(method: str, dtype: Any, tmp_path: Path, scorer: Scorer)
     adapter = made(scorer, method)
     config = save_adapter(tmp_path, adapter, config_for(scorer, method, trained_on=("stills",)), dtype=dtype)
     state = torch.random.get_rng_state()
-    again, read = load_adapter(tmp_path, scorer.base(), scorer.base_sha256())
+    repeated, read = load_adapter(tmp_path, scorer.base(), scorer.base_sha256())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert read == config == read_adapter_config(tmp_path) and read.calibration == CALIBRATION
-    assert again.options == adapter.options and not any(p.requires_grad for p in again.parameters())
+    assert repeated.options == adapter.options and not any(p.requires_grad for p in repeated.parameters())
     x = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
-    want, found = adapter(scorer.base(), x), again(scorer.base(), x)
+    want, found = adapter(scorer.base(), x), repeated(scorer.base(), x)
     assert torch.equal(found, want) if dtype is None else torch.allclose(found, want, atol=0.05, rtol=0.02)
-    assert save_adapter(tmp_path / "b", again, read, dtype=dtype).weights_sha256 == config.weights_sha256
+    assert save_adapter(tmp_path / "b", repeated, read, dtype=dtype).weights_sha256 == config.weights_sha256
 
 
 def test_a_card_lies_beside_it(folder: Path, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_as_peft_lays_it_out(folder: Path, scorer: Scorer) -> None:
 def test_options_survive(tmp_path: Path, scorer: Scorer) -> None:
     adapter = made(scorer, prompts=2, width=5, size=(3, 2))
     save_adapter(tmp_path, adapter, config_for(scorer))
-    again, _ = load_adapter(tmp_path, scorer.base(), scorer.base_sha256())
-    assert again.options == adapter.options and again.size == adapter.size
+    repeated, _ = load_adapter(tmp_path, scorer.base(), scorer.base_sha256())
+    assert repeated.options == adapter.options and repeated.size == adapter.size
 
 
 def test_ten_adapters_are_ten_small_files(tmp_path: Path) -> None:

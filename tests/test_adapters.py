@@ -134,16 +134,16 @@ def test_nothing_is_kept_for_a_backward_before_the_first_prompt(network):
 def test_stored_and_restored(method, network):
     adapter, x = louder(make(method, network)), images(2, 3, 40, 56)
     stored = {name: value.half() for name, value in adapter.stored().items()}
-    again = make(method, network, seed=2)
-    again.restore(stored)
-    assert torch.allclose(again(network, x), adapter(network, x), atol=2e-2, rtol=2e-2)
+    repeated = make(method, network, seed=2)
+    repeated.restore(stored)
+    assert torch.allclose(repeated(network, x), adapter(network, x), atol=2e-2, rtol=2e-2)
     twice = make(method, network, seed=5)
-    twice.restore(again.stored())
-    assert torch.equal(twice(network, x), again(network, x))
+    twice.restore(repeated.stored())
+    assert torch.equal(twice(network, x), repeated(network, x))
     name = next(iter(stored))
     for wrong in ({**stored, "more": torch.zeros(1)}, {**stored, name: torch.zeros(1, 2, 3)}, {}):
         with pytest.raises(AdapterError, match="not the weights of a"):
-            again.restore(wrong)
+            repeated.restore(wrong)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -137,8 +137,8 @@ def test_checkpointing_leaves_the_gradient_as_it_is(scorer: Scorer, kind: str) -
         scores.sum().backward()
         assert images.grad is not None
         found.append((scores.detach(), images.grad))
-    (plain, wanted), (again, got) = found
-    assert torch.equal(plain, again)
+    (plain, wanted), (repeated, got) = found
+    assert torch.equal(plain, repeated)
     assert float((got - wanted).abs().max() / wanted.abs().max()) < 1e-6
 
 

@@ -123,8 +123,8 @@ def test_half_precision_files(tmp_path: Path, dtype: torch.dtype) -> None:
     state = network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in expected.items())
     # Saved once more it is the same file: rounding happens once.
-    again = save_checkpoint(tmp_path / "again", network, config)
-    assert again == written
+    repeated = save_checkpoint(tmp_path / "again", network, config)
+    assert repeated == written
 
 
 def test_same_weights_same_bytes(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_read(tiny: Path, photos: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["no*thing.png"], "nothing matches no*thing.png"),
         (["."], "--recursive"),
@@ -295,12 +295,12 @@ def test_a_folder_that_cannot_be_read(tiny: Path, photos: Path, monkeypatch: pyt
     ],
 )
 def test_usage_errors(
-    tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(photos.parent)
     result = run("score", "--model", tiny, *arguments)  # a later --model wins
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
@@ -361,7 +361,7 @@ def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "backend torch     yes" in text.stdout
 
 
-def test_a_missing_kernel_is_said_once(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kernel_is_reported_once(tiny: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(photos / "a.png", 0)
     monkeypatch.delenv("QMAMBA_BACKEND", raising=False)
     monkeypatch.setattr(native, "FOLDER", photos)

@@ -124,9 +124,9 @@ def test_compare_lists_the_best_first(model, scorer, photos) -> None:
         assert float(row["score"]) == pytest.approx(score, abs=1e-6)
         assert float(row["std"]) == pytest.approx(std, abs=1e-6)
         assert float(row["difference"]) == pytest.approx(score - max(scores), abs=2e-6)
-    again = json.loads(run("compare", *photos[::-1], "-m", model, "--format", "json").stdout)
-    assert [row["path"] for row in again] == [row["path"] for row in rows]
-    assert again[0]["difference"] == 0 and again[0]["error"] is None
+    repeated = json.loads(run("compare", *photos[::-1], "-m", model, "--format", "json").stdout)
+    assert [row["path"] for row in repeated] == [row["path"] for row in rows]
+    assert repeated[0]["difference"] == 0 and repeated[0]["error"] is None
 
 
 def test_compare_says_what_it_could_not_score(model, photos, tmp_path) -> None:

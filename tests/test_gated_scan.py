@@ -12,7 +12,7 @@ import torch
 from qmamba import create_model
 from qmamba.errors import BackendError
 from qmamba.ops import GateWeights, Route, gated_scan, local_scan_routes, native, selective_scan
-from qmamba.ops.native import gate
+from qmamba.ops.route_gate import native as gate
 from qmamba.ops.route_gate.torch import gates_backward
 from test_route_gate import make as make_routes
 from test_route_gate import plain
@@ -245,7 +245,7 @@ def test_a_whole_model_is_the_same_as_torch_has_it(monkeypatch):
     results = {}
     for name in ("torch", "native"):
         monkeypatch.setenv("QMAMBA_BACKEND", name)
-        scores, features = model.forward_with_features(images)
+        scores, features = model.forward_features(images)
         loss = scores.square().sum() + sum(f.square().mean() for f in features)
         grads = torch.autograd.grad(loss, list(model.parameters()))
         results[name] = [scores.detach(), *(f.detach() for f in features), *grads]

@@ -22,6 +22,7 @@ from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.metrics import srcc
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
+from qmamba.train.general_features import channel_statistics
 from tiny_scorer import photo, quick_config, tiny_config, tiny_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -33,7 +34,7 @@ sys.path.append(str(BENCHMARKS))
 import generality  # noqa: E402
 import generality_domains as domains  # noqa: E402
 import generality_measures as measures  # noqa: E402
-from generality_features import Cache, OwnScore, Student, pooled, stage_statistics  # noqa: E402
+from generality_features import Cache, OwnScore, Student, stage_statistics  # noqa: E402
 from generality_models import ensemble, left_out, subsets  # noqa: E402
 from generality_ridge import Block, LeaveOut, fit, folds_of, pooled_moments, split  # noqa: E402
 
@@ -215,8 +216,8 @@ def test_kadid_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(copy.path) as image:
         assert abs(image.width * image.height - 96 * 72) < 100 and image.height > image.width
     copy.path.write_bytes(b"kept")  # copies that are there are not made again
-    again = domains.read_kadid_scale(clone, tmp_path / "cache")
-    assert copy.path.read_bytes() == b"kept" and again == domain
+    repeated = domains.read_kadid_scale(clone, tmp_path / "cache")
+    assert copy.path.read_bytes() == b"kept" and repeated == domain
 
 
 def test_spread_and_levels() -> None:
@@ -279,7 +280,7 @@ def test_stage_statistics_are_means_and_deviations() -> None:
     network, images = tiny_network().eval(), torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         found = stage_statistics(network, images)
-        features = network.forward_features(images)  # type: ignore[operator]
+        _, features = network.forward_features(images)  # type: ignore[operator]
     assert found.shape == (2, 2 * (8 + 16 + 32 + 64))
     torch.testing.assert_close(found[:, :8], features[0].mean((2, 3)))
     torch.testing.assert_close(found[:, 8:16], features[0].std((2, 3), unbiased=False))
@@ -317,7 +318,7 @@ class Colours:
 
     def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         self.asked += len(images)
-        return torch.cat([pooled([image[None].float() / 255]) for image in images])
+        return torch.cat([channel_statistics([image[None].float() / 255]) for image in images])
 
 
 def test_the_cache_resumes(tmp_path: Path) -> None:

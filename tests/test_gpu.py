@@ -60,21 +60,21 @@ def test_forward_and_gradients_at_real_sizes(size, routes, merge, dtype):
     """Some images of a batch suffice for the truth: images know nothing of each other, but for the weights,
     whose gradients are compared over all images in the smaller batches."""
     batch, height, width, channels, rank = size
-    some = min(batch, 4)
-    inputs = on_gpu(make_inputs(height, width, routes, batch=some, channels=channels, rank=rank), dtype)
+    subset = min(batch, 4)
+    inputs = on_gpu(make_inputs(height, width, routes, batch=subset, channels=channels, rank=rank), dtype)
     exact = {name: t.double() for name, t in inputs.items()}
     want = outcome(exact, routes, "torch", merge)
     got = outcome(inputs, routes, "triton", merge)
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * max(b.abs().max().item(), 0.1), i
-    if batch > some:
+    if batch > subset:
         grids = [name for name in inputs if name in ("x", "dt", "B", "C")]
         many = {
-            name: t.detach().repeat(batch // some, *[1] * (t.ndim - 1)) if name in grids else t.detach()
+            name: t.detach().repeat(batch // subset, *[1] * (t.ndim - 1)) if name in grids else t.detach()
             for name, t in inputs.items()
         }
         y = selective_scan(**many, routes=routes, merge=merge, backend="triton")
-        assert torch.equal(y[:some], y[-some:]) and y.isfinite().all()
+        assert torch.equal(y[:subset], y[-subset:]) and y.isfinite().all()
 
 
 def test_the_plain_loop_agrees_on_a_gpu():

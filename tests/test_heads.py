@@ -186,7 +186,7 @@ def test_checkpointing_gives_the_same_gradients(network):
 
 def test_raw_quality_with_features(network):
     x = images(48, 64)
-    raw, features = network.forward_with_features(x)
+    raw, features = network.forward_features(x)
     assert torch.equal(raw, network(x))
     assert [f.shape[1] for f in features] == list(WIDTHS)
 
@@ -247,7 +247,7 @@ def test_another_head_is_one_line(network):
     mean = create_model("lqmamba-n", **TINY)
     kept = mean.forward_until(images(32, 32), 1)
     with pytest.raises(ValueError, match="statistics of 4 stages, got 2"):
-        mean.forward_after(kept, 1, head=copy.deepcopy(network.head))
+        mean(kept, head=copy.deepcopy(network.head), start=1)
 
 
 def test_sizes_are_counted():

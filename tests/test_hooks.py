@@ -224,7 +224,7 @@ def test_the_modules_of_feature_info_are_called(network, gradients):
         module.register_forward_hook(lambda module, inputs, output: seen.append(output.permute(0, 3, 1, 2)))
         stage.register_forward_hook(lambda module, inputs, output: seen.append(output[0].permute(0, 3, 1, 2)))
     with torch.set_grad_enabled(gradients):
-        features = network.forward_features(images())
+        _, features = network.forward_features(images())
     assert len(seen) == 8
     for feature, *pair in zip(features, seen[::2], seen[1::2], strict=True):
         assert all(torch.equal(feature, got) for got in pair)

@@ -31,7 +31,7 @@ def bmp(alpha: np.ndarray | int, header: int = 108) -> bytes:
 
 
 @pytest.mark.parametrize("header", [108, 124])
-def test_alpha_of_a_bmp_that_nobody_set_is_opaque(header: int) -> None:
+def test_unset_alpha_of_a_bmp_is_opaque(header: int) -> None:
     for image in (bmp(0, header), Image.open(io.BytesIO(bmp(0, header))), bmp(255, header)):
         assert decode(image).equal(planes(PIXELS))
     loaded = Image.open(io.BytesIO(bmp(0, header)))

@@ -100,7 +100,7 @@ def test_onednn_computes_it_unless_it_is_switched_off():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_nothing_is_kept_for_a_gradient_that_nobody_wants(trained):
+def test_nothing_is_kept_for_a_gradient_that_is_not_wanted(trained):
     """A frozen network in a loss: what its Linears are given is not needed again."""
     x = torch.randn(50, 4, requires_grad=True)
     weight = torch.randn(5, 4, requires_grad=trained)

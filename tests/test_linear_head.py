@@ -100,7 +100,7 @@ def test_raw_quality_is_the_ridge_regression(init: Path, ratings: list[Rated], t
     found = [float(scorer.raw_parts(r.path).raw.mean()) for r in photos]
     np.testing.assert_allclose(found, wanted, atol=0.03)  # weights are float16
     network = scorer.network
-    for _, each in scorer.look(network.forward_features, qmamba.images.decode(photos[0].path), "x"):
+    for _, (_, each) in scorer.look(network.forward_features, qmamba.images.decode(photos[0].path), "x"):
         np.testing.assert_allclose(channel_statistics(each)[0].detach(), rows[0], rtol=1e-2, atol=1e-2)
 
 

@@ -327,7 +327,7 @@ def test_features_of_stages(depth, last):
         module = network.get_submodule(info["module"])
         module.register_forward_hook(lambda m, _, out, name=info["module"]: seen.update({name: out}))
     images = torch.randn(2, 3, 64, 64)
-    raw, features = network.forward_with_features(images)
+    raw, features = network.forward_features(images)
     assert [info["module"] for info in network.feature_info] == [f"vit.blocks.{i}" for i in last]
     for feature, info in zip(features, network.feature_info, strict=True):
         assert feature.shape == (2, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])

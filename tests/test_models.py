@@ -78,12 +78,11 @@ def test_any_size_any_batch(arch, size):
         assert out.isfinite().all()
         alone = torch.cat([model(image[None]) for image in images])
         assert torch.allclose(out, alone, atol=1e-6)
-        for feature, info in zip(model.forward_features(images), model.feature_info, strict=True):
+        raw, features = model.forward_features(images)
+        assert torch.equal(raw, out)
+        for feature, info in zip(features, model.feature_info, strict=True):
             sides = [-(-side // info["reduction"]) for side in size]
             assert tuple(feature.shape) == (2, info["num_chs"], *sides)
-        raw, features = model.forward_with_features(images)
-        assert torch.equal(raw, out)
-        assert len(features) == 4
 
 
 def test_gradients_are_the_same_with_and_without_the_image_by_image_path():
@@ -105,13 +104,13 @@ def test_some_rows_and_positions_at_a_time_are_the_same(arch, size, monkeypatch)
     for p in model.parameters():
         p.requires_grad_(True).data.add_(torch.randn_like(p) / 20)
     images = torch.randn(2, 3, *size)
-    raw, features = model.forward_with_features(images)  # with gradients: all at once
+    raw, features = model.forward_features(images)  # with gradients: all at once
     monkeypatch.setattr(cpu, "ELEMENTS", 300)
     monkeypatch.setattr(cpu, "SCANNED", 200)
     monkeypatch.setattr(scratch, "KEPT", 0)
     with torch.no_grad():
         for _ in range(2):
-            quick, quick_features = model.forward_with_features(images)
+            quick, quick_features = model.forward_features(images)
             assert torch.allclose(quick, raw, atol=1e-5)
             for got, want in zip(quick_features, features, strict=True):
                 assert torch.allclose(got, want, atol=1e-4)

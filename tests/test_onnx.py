@@ -83,7 +83,7 @@ def test_the_embedded_model_through_the_command(tmp_path):
         np.testing.assert_allclose(got, scorer.crop_scores(image).scores, atol=1e-4)
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "qmamba.integrations.onnx_scan", None)
     with pytest.raises(BackendError, match=r"qmamba\[onnx\]"):
         export_onnx(tiny("lqmamba-n"), tmp_path / "no.onnx")

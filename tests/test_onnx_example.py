@@ -95,7 +95,7 @@ def test_scores_are_those_of_torch(example: Any, model: Path) -> None:
         assert [onnx.score(path) for path in PHOTOGRAPHS] == pytest.approx(wanted, abs=1e-4)
 
 
-def test_what_it_cannot_do_is_said(example: Any, model: Path, tmp_path: Path) -> None:
+def test_what_it_cannot_do_is_an_error(example: Any, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="drawn by torch"):
         example.views(100, 100, Protocol("random").to_dict())
     with pytest.raises(ValueError, match="too thin"):

@@ -85,7 +85,7 @@ def test_features_before_the_downsample(recording):
     kind, state, io = recording
     model, _ = build(kind, state)
     image = io["1.input"]  # 96 × 160
-    features = model.forward_features(image)
+    _, features = model.forward_features(image)
     shapes = [tuple(f.shape[1:]) for f in features]
     assert shapes == [(16, 24, 40), (32, 12, 20), (64, 6, 10), (128, 3, 5)]
     for f, info, stage in zip(features, model.feature_info, model.stages, strict=True):

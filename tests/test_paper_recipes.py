@@ -16,7 +16,7 @@ from qmamba.train.paper import PaperRecipe, list_paper_recipes
 from qmamba.train.paper.names import name_of, narrowed
 from qmamba.train.paper.rows import cells_of
 from qmamba.train.paper.runs import folder_of, runs_of
-from qmamba.train.recipe import parse_recipe
+from qmamba.train.recipe_files import parse_recipe
 
 ROWS = {  # rows of our networks in the paper's tables
     "table1": 6, "table2": 2, "table3": 5, "table5": 6, "table6": 2, "table7": 5, "public": 3,
@@ -109,22 +109,25 @@ TRANSFER = 'task = "transfer"\nname = "a"\narch = "lqmamba-n"\nadapter = "none"\
         (HEAD + "batch = 2\naccumulate = 2\n", "batch must be at least 4"),
         (HEAD + "losses = { mse = 1.0 }\n", "a loss must be one of smooth-l1, plcc, ranking, got 'mse'"),
         (HEAD + "losses = { plcc = 0 }\n", "at least one with"),
-        (HEAD + 'losses = { plcc = "much" }\n', "losses must have numbers by name"),
+        (HEAD + 'losses = { plcc = "much" }\n', "losses.plcc must be of type float, got 'much'"),
         (HEAD + "weights = { koniq10k = 2.0 }\n", "weights has 'koniq10k', which is not among"),
         (HEAD + "weights = { livec = 0.0 }\n", "weights of sets must be above 0"),
         (HEAD + "[paper]\nkoniq10k = [0.9, 0.9]\n", "paper has 'koniq10k'"),
-        (HEAD + "[paper]\nlivec = [0.9]\n", r"\[PLCC, SRCC\] by set"),
+        (HEAD + "[paper]\nlivec = [0.9]\n", r"paper.livec must be a list of 2 values, got \[0.9\]"),
         (HEAD + 'adapter = "full"\n', "neither .* nor an adapter"),
         (HEAD.replace('["livec"]', "[]"), "must have data"),
-        (HEAD.replace('["livec"]', '["livec", "livec"]'), "names a set twice"),
+        (HEAD.replace('["livec"]', '["livec", "livec"]'), "each once"),
         (HEAD.replace('["livec"]', '"livec"'), "data must be of type list"),
         (HEAD + "split_by = { livec = 'scene' }\n", "split_by of a set must be one of image, reference"),
         (HEAD + "split_by = { koniq10k = 'image' }\n", "split_by has 'koniq10k', which is not among"),
         (HEAD + "held_out = 1.0\n", "held_out must be at least 0 and below 1"),
         (HEAD + "rates = [0.1]\n", "rates are for a transfer with an adapter"),
-        (HEAD + "rates = ['a']\n", "rates must be a list of numbers"),
+        (HEAD + "rates = ['a']\n", "rates must be of type float, got 'a'"),
         (TRANSFER, r"a transfer must have \[\[transfers\]\]"),
-        (TRANSFER + '[[transfers]]\nfrom = ["livec"]\n', "from and to"),
+        (
+            TRANSFER + '[[transfers]]\nfrom = ["livec"]\n',
+            "transfers lacks 'to'; the keys are from, pa",
+        ),
         (TRANSFER + '[[transfers]]\nfrom = ["livec"]\nto = []\n', "a set at both ends"),
     ],
 )

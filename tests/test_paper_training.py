@@ -1,4 +1,4 @@
-"""The paper's three tasks with a tiny network: what is learnt, how a run goes on, how it is shared."""
+"""The paper's three tasks with a tiny network: what is learnt, how a run resumes, how it is shared."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_cached_images_are_the_same(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_precision_that_is_not_to_be_had(
+def test_an_unsupported_precision_is_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(**options: Any) -> None:
@@ -297,7 +297,7 @@ def test_died_while_a_state_was_saved(
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 
-def test_stopped_by_who_watches(whole: Done, root: Path, tmp_path: Path) -> None:
+def test_stopped_by_its_watcher(whole: Done, root: Path, tmp_path: Path) -> None:
     """The state of that very step is saved, and the rest is done later; also while images are rated."""
     seen: list[int] = []
 
@@ -309,7 +309,7 @@ def test_stopped_by_who_watches(whole: Done, root: Path, tmp_path: Path) -> None
     for _ in range(2):
         with pytest.raises(DiedError):
             only(TINY, root, tmp_path, report=stop)
-    assert seen == [1, 2, 3, 3, 4, 5, 6, 6, -1, -2]  # SRCC after step 3 is told when it goes on
+    assert seen == [1, 2, 3, 3, 4, 5, 6, 6, -1, -2]  # SRCC of step 3 is reported on resuming
     same(only(TINY, root, tmp_path)[1], whole[1])
 
 
@@ -352,8 +352,8 @@ def test_killed_and_started_again(uninterrupted: Path, root: Path, tmp_path: Pat
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "out" / "results.json").exists()
-    again = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout == f"{tmp_path / 'out'}\n", again.stderr
+    repeated = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert repeated.returncode == 0 and repeated.stdout == f"{tmp_path / 'out'}\n", repeated.stderr
     assert (tmp_path / "out" / "results.json").read_bytes() == (uninterrupted / "results.json").read_bytes()
 
 

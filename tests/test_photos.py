@@ -131,17 +131,17 @@ def test_shards(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert lines[0] == "owner/name: 2 photographs, 4 crops so far"
     counts = json.loads((tmp_path / "one" / "photos.json").read_text())
     assert counts == {"owner/name": 2, "rated a": 2, "rated b": 1}
-    shards, again = Shards(tmp_path / "one"), Shards(tmp_path / "two")
+    shards, repeated = Shards(tmp_path / "one"), Shards(tmp_path / "two")
     assert len(shards) == 24 and len(list((tmp_path / "one").glob("crops-*.npy"))) == 3
     assert np.isnan(shards.mos[:4]).all()
     assert shards.mos[4:].tolist() == pytest.approx([0.0] * 5 + [0.2] * 5 + [0.1] * 10)
     assert shards.sets.tolist() == [-1] * 4 + [0] * 10 + [1] * 10
-    assert all(np.array_equal(shards[i], again[i]) and shards[i].std() > 5 for i in range(24))
+    assert all(np.array_equal(shards[i], repeated[i]) and shards[i].std() > 5 for i in range(24))
     with pytest.raises(RecipeError, match="holds shards already"):
         pack(tmp_path / "one", sources=[SOURCE], clones=clones)
 
 
-def test_what_is_missing_is_said(clones: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(clones: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no clone of a/b in"):
         pack(tmp_path / "out", sources=[Source("a/b", include=("*",))], clones=clones)
     with pytest.raises(RecipeError, match="make them with qmamba photos"):
@@ -176,6 +176,6 @@ def test_the_command(clones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'shards'}\n"
     assert "owner/name: 2 photographs" in result.stderr
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 2 and "holds shards already" in again.stderr
+    repeated = CliRunner().invoke(app, command)
+    assert repeated.exit_code == 2 and "holds shards already" in repeated.stderr
     assert CliRunner().invoke(app, ["photos", "--list"]).stdout == "https://github.com/owner/name\n"

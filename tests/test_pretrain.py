@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import qmamba
+from qmamba.checkpoints.start import start
 from qmamba.cli import app
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.data.photos import CROP, Shards
@@ -31,7 +32,6 @@ from qmamba.train.general_features import (
     measure,
 )
 from qmamba.train.processes import Processes
-from qmamba.train.start import start
 from rated_photos import RECIPE, rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
@@ -93,8 +93,8 @@ def test_the_parts_of_a_batch(shards: Path) -> None:
         assert batch.kinds[:4].tolist() == [-1 if r else batches.CLEAN for r in rated]
         assert batch.quality[:4].isnan().tolist() == rated.tolist()
         assert ((batch.kinds[4:] >= 0) & (batch.kinds[4:] < batches.CLEAN)).all()
-        again = batches.make_pretrain_batch(crops, PLAN, step)
-        assert torch.equal(batch.crops, again.crops)
+        repeated = batches.make_pretrain_batch(crops, PLAN, step)
+        assert torch.equal(batch.crops, repeated.crops)
         seen += drawn
     assert sorted(seen[:12]) == list(range(12))  # three steps are an epoch
     halves = [batches.make_pretrain_batch(crops, PLAN, 0, rank, 2) for rank in (0, 1)]
@@ -276,8 +276,8 @@ def test_a_run_learns_and_its_checkpoint_starts_a_fine_tuning(
     begun, kept = network.state_dict(), scorer.network.state_dict()
     assert begun.keys() == kept.keys() and all(torch.equal(begun[k], kept[k]) for k in kept)
     tuned = train(RECIPE, photos, tmp_path / "tuned", init=folder)
-    again = train(RECIPE, photos, tmp_path / "random")
-    weights = [(run / "model.safetensors").read_bytes() for run in (tuned, again)]
+    repeated = train(RECIPE, photos, tmp_path / "random")
+    weights = [(run / "model.safetensors").read_bytes() for run in (tuned, repeated)]
     assert weights[0] != weights[1]
     other = dataclasses.replace(RECIPE, arch="lqmamba-t", overrides={})
     with pytest.raises(CheckpointError, match="of another network than lqmamba-t"):
@@ -327,7 +327,7 @@ def test_two_processes_measure_the_teacher_together(extra: None, shards: Path, t
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_what_cannot_be_run_is_said(shards: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_run_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no shards"):
         pretrain(PLAN, tmp_path, tmp_path / "run")
     with pytest.raises(RecipeError, match="must divide by the number of processes"):

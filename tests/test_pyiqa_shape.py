@@ -67,9 +67,9 @@ def test_the_parameters_are_those_of_pyiqa(
 ) -> None:
     ours, theirs = parameters(function), interface[where]
     assert len(ours) == len(theirs)
-    for mine, its in zip(ours, theirs, strict=True):
+    for mine, other in zip(ours, theirs, strict=True):
         # A name that pyiqa requires may be left out here.
-        assert mine == its or (len(its) == 1 and mine[0] == its[0] == "metric_name")
+        assert mine == other or (len(other) == 1 and mine[0] == other[0] == "metric_name")
 
 
 def test_the_attributes_are_those_of_pyiqa(interface: dict[str, Any], folder: str) -> None:

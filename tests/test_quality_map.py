@@ -69,7 +69,7 @@ def test_a_picture_of_the_map(scorer) -> None:
     assert found.image(10, 20).shape == (10, 20)
 
 
-def test_nothing_is_said_of_what_nobody_looked_at(scorer) -> None:
+def test_what_was_not_seen_has_no_value(scorer) -> None:
     scorer = with_protocol(scorer, kind="random", n_crops=2)
     found = scorer.quality_map(photo(300, 400))
     unseen = np.ones((300, 400), bool)
@@ -105,9 +105,9 @@ def test_narrow_types_sum_too(scorer) -> None:
 def test_the_same_map_again_and_from_any_kind_of_input(scorer) -> None:
     state = torch.random.get_rng_state()
     first = scorer.quality_map(photo(90, 120))
-    again = scorer.quality_map(encode(photo(90, 120)), batch_size=32)
-    assert torch.equal(first.scores, again.scores) and first.windows == again.windows
-    assert np.array_equal(first.image(), again.image())
+    repeated = scorer.quality_map(encode(photo(90, 120)), batch_size=32)
+    assert torch.equal(first.scores, repeated.scores) and first.windows == repeated.windows
+    assert np.array_equal(first.image(), repeated.image())
     assert torch.equal(state, torch.random.get_rng_state())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(scorer.quality_map(photo(90, 120)).scores, first.scores)

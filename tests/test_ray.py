@@ -69,7 +69,7 @@ def test_a_cut_tar_file_loses_only_what_is_cut_off(tmp_path: Path, cut: int) -> 
     assert [m.place for m in found] == list(range(len(found)))
 
 
-def test_noise_between_members_is_told(tmp_path: Path) -> None:
+def test_noise_between_members_is_reported(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "a.tar", {f"{n}.png": bytes(1024) for n in range(4)})
     data = bytearray(path.read_bytes())
     data[2 * 1536 : 2 * 1536 + 512] = os.urandom(512)
@@ -176,8 +176,8 @@ def test_a_folder_with_everything(cluster: Any, quick: Path, tmp_path: Path) -> 
         assert "\n" not in by[key]["error"] and key[0] in by[key]["error"]
     assert by[("a.tar", 1)]["member"] == "1.png"
     assert any(r["error"] and "cut.tar" in r["error"] for r in rows)
-    again = score_to_parquet(data, out, model=quick, actors=1)
-    assert again == summary and len(rows_of(out)) == len(rows), "nothing is scored twice"
+    repeated = score_to_parquet(data, out, model=quick, actors=1)
+    assert repeated == summary and len(rows_of(out)) == len(rows), "nothing is scored twice"
     with pytest.raises(ScoresError, match="already"):
         score_to_parquet(data, out, model=quick, resume=False)
 

@@ -184,10 +184,10 @@ def test_no_name_can_break_the_page(scorer, tmp_path) -> None:
 
 
 def test_the_same_page_again(scorer, folder, tmp_path) -> None:
-    first, again = tmp_path / "1.html", tmp_path / "2.html"
+    first, repeated = tmp_path / "1.html", tmp_path / "2.html"
     write_report(first, scorer, paths(folder))
-    write_report(again, scorer, paths(folder))
-    assert first.read_bytes() == again.read_bytes()
+    write_report(repeated, scorer, paths(folder))
+    assert first.read_bytes() == repeated.read_bytes()
 
 
 def test_nothing_but_errors(scorer, folder, tmp_path) -> None:

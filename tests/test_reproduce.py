@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from qmamba.checkpoints import read_config
 from qmamba.cli import app
 from qmamba.train import load_recipe
 from qmamba.train.paper import list_paper_recipes
-from qmamba.train.paper.report import lines_of, results_page, row_text
+from qmamba.train.paper.report import lines_of, row_text
 from qmamba.train.paper.rows import config_sha256, empty_row
 from qmamba.train.paper.sets import read_set, split_set
-from qmamba.train.recipe import parse_recipe
+from qmamba.train.recipe_files import parse_recipe
 from rated_photos import rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+
+from make_results import results_page
 
 ROW = """\
 task = "single"
@@ -79,8 +83,8 @@ def test_rows_beside_the_paper(tables: Path, tmp_path: Path) -> None:
         "2", f"{ours['srcc']:.3f}", "0.800", f"{ours['srcc'] - 0.8:+.3f}",
         f"{ours['plcc_fitted']:.3f}", "0.900", f"{ours['plcc_fitted'] - 0.9:+.3f}",
     ]  # fmt: skip
-    again = run(*command, "--format", "json")
-    assert again.exit_code == 1 and json.loads(again.stdout)["table9/tiny"] == saved
+    repeated = run(*command, "--format", "json")
+    assert repeated.exit_code == 1 and json.loads(repeated.stdout)["table9/tiny"] == saved
     repeat, checkpoint, hashes = result.stdout.splitlines()[-4:-1]
     assert repeat == "  repeat: qmamba reproduce table9 --rows tiny --splits 2 --data-root DATA"
     assert saved["command"] == repeat.partition(": ")[2]
@@ -197,7 +201,7 @@ def test_paper_options_are_for_such_recipes(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--log, --workers, --cache are for recipes with a task" in result.stderr
 
 
-def test_minutes_end_a_run_that_goes_on(tables: Path, tmp_path: Path) -> None:
+def test_minutes_end_a_run_that_resumes(tables: Path, tmp_path: Path) -> None:
     command = (
         "reproduce",
         "table9",

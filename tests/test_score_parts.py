@@ -75,7 +75,7 @@ def test_rows_are_the_librarys(quick: Path, photos: Path, tmp_path: Path) -> Non
     assert table.num_rows == 6 and str(table.schema.field("score").type) == "float"
 
 
-def test_the_same_command_goes_on(
+def test_the_same_command_resumes(
     quick: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_log, "PART_ROWS", 2)
@@ -84,8 +84,8 @@ def test_the_same_command_goes_on(
     run(*arguments)
     first = rows_of(out)
     assert len(list(out.iterdir())) == 3 and len(first) == 6
-    again = run(*arguments)
-    assert again.exit_code == 1 and "resuming after 6 rows" in again.stderr
+    repeated = run(*arguments)
+    assert repeated.exit_code == 1 and "resuming after 6 rows" in repeated.stderr
     assert rows_of(out) == first, "nothing is scored twice"
     min(out.iterdir()).unlink()
     Image.fromarray(photo(50, 50, 9)).save(photos / "new.png")
@@ -130,7 +130,7 @@ def test_what_was_scored_before_an_interruption_is_kept(quick: Path, photos: Pat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--fresh",), "holds scores already"),
         (("--max-pixels", "1000"), "max_pixels was 50000000 and is 1000"),
@@ -139,14 +139,14 @@ def test_what_was_scored_before_an_interruption_is_kept(quick: Path, photos: Pat
     ],
 )
 def test_rows_of_other_settings_do_not_mix(
-    quick: Path, photos: Path, tmp_path: Path, options: tuple[str, ...], said: str
+    quick: Path, photos: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     out = tmp_path / "scores"
     arguments = (photos / "0.png", "--model", quick, "-f", "parquet", "-o", out)
     assert run(*arguments).exit_code == 0
     refused = run(*arguments, *options)
     assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1
-    assert said in refused.stderr and len(rows_of(out)) == 1
+    assert message in refused.stderr and len(rows_of(out)) == 1
 
 
 def test_a_damaged_part_and_a_file_in_the_way_are_one_line(quick: Path, photos: Path, tmp_path: Path) -> None:

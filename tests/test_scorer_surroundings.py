@@ -20,6 +20,7 @@ from qmamba.errors import ImageError
 from qmamba.ops import GateWeights, cross_scan_routes, gate_routes, local_scan_routes, selective_scan
 from qmamba.ops.fused_scan import gated_scan
 from qmamba.ops.scan.composed import selective_scan_composed
+from qmamba.ops.scan.tensors import ScanTensors
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer, load
 from qmamba.scoring.stream import decode_ahead
@@ -149,7 +150,7 @@ def test_the_composed_scan_is_the_loop(routes: Any, n: int) -> None:
     inputs = make_inputs(3, 5, routes, n=n)
     for merge in (True, False):
         want = selective_scan(**inputs, routes=routes, merge=merge, backend="reference")
-        got = selective_scan_composed(**inputs, routes=routes, merge=merge)
+        got = selective_scan_composed(ScanTensors(**inputs), tuple(routes), merge)
         assert torch.allclose(got, want, atol=1e-12)
 
 

@@ -46,13 +46,9 @@ class Blur(nn.Module):
         out: Tensor = self.head(self.stem(images).mean((2, 3)))
         return out
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) → one map (B, width, H/2, W/2)."""
-        return [self.stem(images)]
-
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What `forward` and `forward_features` return."""
-        return self(images), self.forward_features(images)
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, H, W) → (B, outputs), and one map (B, width, H/2, W/2)."""
+        return self(images), [self.stem(images)]
 
 
 class Mapped(Blur):
@@ -281,9 +277,9 @@ def test_a_base_is_named_and_not_stored(hub: LocalHub, tmp_path: Path) -> None:
     assert any("timm/blur" in request for request in hub.requests)
     assert not any(p.requires_grad for p in loaded.network.stem.parameters())
     hub.requests.clear()  # now it is in the cache
-    again = qmamba.load(tmp_path / "mine", local_files_only=True)
-    assert again.score(photo(50, 50)) == scorer.score(photo(50, 50)) and not hub.requests
-    again.save_pretrained(tmp_path / "copy")
+    repeated = qmamba.load(tmp_path / "mine", local_files_only=True)
+    assert repeated.score(photo(50, 50)) == scorer.score(photo(50, 50)) and not hub.requests
+    repeated.save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy/model.safetensors").read_bytes() == (
         tmp_path / "mine/model.safetensors"
     ).read_bytes()

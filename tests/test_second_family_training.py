@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import qmamba
+from qmamba.checkpoints.start import start
 from qmamba.data import Rated
 from qmamba.data.photos import CROP
 from qmamba.errors import CapabilityError
@@ -24,7 +25,6 @@ from qmamba.train.optimisers import parameter_groups, undecayed
 from qmamba.train.paper import PaperRecipe, Workshop
 from qmamba.train.paper.runs import folder_of, runs_of
 from qmamba.train.paper.task import do_run
-from qmamba.train.start import start
 from rated_photos import RECIPE, rated_photos
 
 pytest.importorskip("accelerate", reason="accelerate, which trains, is not installed")
@@ -60,12 +60,9 @@ class SeeingConvNet(ConvNet):
             {"num_chs": 2 * width, "reduction": 4, "module": "second"},
         ]
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = self.stages(images)
         return self.out(features[-1].mean((2, 3))), features
-
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        return self.stages(images)
 
 
 def middle(network: ConvNet) -> None:

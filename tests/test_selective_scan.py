@@ -166,12 +166,12 @@ def test_routes_visit_what_the_paper_says():
     assert kinds == [("row", False), ("column", False), ("row", True), ("column", True)]
 
 
-def test_wrong_calls_are_told_what_is_wrong():
+def test_wrong_calls_name_what_is_wrong():
     routes = cross_scan_routes()
     inputs = make_inputs(3, 3, routes)
     with pytest.raises(BackendError, match="choose one of auto"):
         selective_scan(**inputs, routes=routes, backend="cuda")
-    with pytest.raises(ValueError, match="dt_bias has shape"):
+    with pytest.raises(ValueError, match="dt_bias must have shape"):
         selective_scan(**{**inputs, "dt_bias": inputs["D"][:, :2]}, routes=routes)
     with pytest.raises(ValueError, match="axis"):
         Route("diagonal")

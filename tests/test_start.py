@@ -17,10 +17,10 @@ from torch import Tensor
 
 import qmamba
 from hub_server import LocalHub, Repo
+from qmamba.checkpoints.start import find_start, start
 from qmamba.errors import CheckpointError
 from qmamba.models import create_model
 from qmamba.models.qmamba import QMamba
-from qmamba.train.start import find_start, start
 from tiny_scorer import tiny_config, tiny_network
 
 PLAN: dict[str, Any] = {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}
@@ -140,7 +140,7 @@ def test_what_is_refused(pth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 SCRIPT = """
 import sys
 from qmamba.models import create_model
-from qmamba.train.start import start
+from qmamba.checkpoints.start import start
 for name in sys.argv[1:]:
     net = create_model("lqmamba-t", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
     try:

@@ -102,7 +102,7 @@ def test_other_platforms_need_ziglang(tmp_path: Path, monkeypatch: pytest.Monkey
         build.build(tmp_path, "win_amd64")
 
 
-def test_an_unwritable_folder_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(build.BuildError, match="cannot be written"):
         build.build(tmp_path / "file")

@@ -327,7 +327,7 @@ def _interpolated(planes: torch.Tensor, height: int, width: int, *, antialias: b
 
 
 def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
-    """(C, H, W) uint8 to (C, H, width) float32 in [0, 1], the first of the two passes of resizing.
+    """Return (C, H, width) float32 in [0, 1] of (C, H, W) uint8, the first of the two passes of resizing.
 
     The same bits as for the whole image at once, whose passes go over columns and then over rows, without a
     float image of its size: a quarter of the time at twelve megapixels.

@@ -18,7 +18,7 @@ from qmamba.checkpoints.card import render_card
 from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.checkpoints.folder import verify_checkpoint
-from qmamba.checkpoints.hub import is_repo_id, upload
+from qmamba.checkpoints.hub import is_repo_id, push
 from qmamba.checkpoints.index import Entry, Kind, listed, package_index
 from qmamba.checkpoints.locate import embedded_models
 from qmamba.checkpoints.safetensors_file import read_weights
@@ -98,7 +98,7 @@ def publish(publication: Publication, *, private: bool = False, token: str | boo
     """
     entry = publication.entry
     with tempfile.TemporaryDirectory(prefix="qmamba-publish-") as folder:
-        commit = upload(
+        commit = push(
             _copy(publication, Path(folder)), publication.files, entry.repo, private=private,
             token=token, commit_message=f"Upload {entry.name}", revision=None,
         )  # fmt: skip

@@ -84,7 +84,7 @@ class Adapter(nn.Module):
         """Compute the rest: ``after(network, before(network, images))`` is ``forward(network, images)``."""
         if self.start is None:
             return self(network, *kept)  # type: ignore[no-any-return]
-        return network.forward_after(kept, self.start % len(network.stages), self.prompts, self.head)
+        return network(kept, self.prompts, self.head, start=self.start % len(network.stages))
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors to store: the parameters, without elements that can never act."""

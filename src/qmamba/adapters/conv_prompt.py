@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.capabilities import AdapterHost
+from ..models.channels_last import conv_nhwc
 from .base import Adapter, check_at_least
-from .prompts import PromptMixture, conv_nhwc, prompt_width
+from .prompts import PromptMixture, prompt_width
 from .registry import register
 
 
@@ -47,7 +48,7 @@ class ConvStage(nn.Module):
         nn.init.zeros_(self.conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         prompt = self.mixture(x).to(x.dtype).expand(-1, *x.shape[1:3], -1)
         return x + conv_nhwc(self.conv, torch.cat([prompt, x], dim=-1))
 

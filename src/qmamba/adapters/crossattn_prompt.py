@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import AdapterError
@@ -57,16 +58,17 @@ class CrossAttentionStage(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         weights = self.mixture.weights(x).to(x.dtype)
         prompts = self.align(weights[..., None] * self.mixture.prompts.flatten(1))  # (B, N, width)
+        positions = rearrange(x, "b h w c -> b (h w) c")
         query, key, value = (
-            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for tokens in (self.query(x.flatten(1, 2)), self.key(prompts), self.value(prompts))
+            rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.heads)
+            for tokens in (self.query(positions), self.key(prompts), self.value(prompts))
         )
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        change: Tensor = self.out(seen).view(x.shape).to(x.dtype)
-        return x + change
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        change: Tensor = self.out(rearrange(mixed, "b heads n d -> b n (heads d)")).to(x.dtype)
+        return x + rearrange(change, "b (h w) c -> b h w c", h=x.shape[1])
 
 
 @register("crossattn-prompt", CrossAttentionOptions)

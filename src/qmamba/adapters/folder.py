@@ -8,20 +8,23 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..calibration import Calibration
 from ..checkpoints.file_names import ADAPTER_FILES, CARD_FILE
-from ..checkpoints.hub import check_repo_id, upload
+from ..checkpoints.hub import PushOptions, check_repo_id, push
 from ..checkpoints.safetensors_file import read_tensors, read_weights, serialise, shapes_in, write_files
 from ..checks import DTYPES, check_weights, fail, json_object, parse_json, same_keys, sha256, text
 from ..errors import AdapterError, CheckpointError
 from .base import Adapter
 from .card import render_adapter_card
 from .registry import build, create
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 FORMAT_VERSION = 1
@@ -227,26 +230,16 @@ def load_adapter(
     return adapter.requires_grad_(False).eval(), config
 
 
-def push_to_hub(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    token: str | bool | None = None,
-    commit_message: str = "Upload a qmamba adapter",
-    revision: str | None = None,
-) -> str:
-    """Upload an adapter folder in one commit; create repository and branch if they do not exist.
+def push_to_hub(folder: str | os.PathLike[str], repo_id: str, **options: Unpack[PushOptions]) -> str:
+    """Upload an adapter folder to the Hub in one commit, after the digest of the weights has been checked.
 
-    Only the config, the weights and the card are sent, after the digest of the weights has been checked.
+    Repository and branch are created if they do not exist. Config, weights and card are sent, no other file.
 
     Args:
         folder: written by :func:`save_adapter`.
         repo_id: `user/repo`.
-        private: whether a new repository is private; an existing one stays as it is.
-        token: one that may write, in place of the one that is logged in.
-        commit_message: first line of the commit.
-        revision: branch to commit to; the default branch when left out.
+        **options: ``private``, whether a new repository is private; ``token``, in place of the one that is
+            logged in; ``commit_message``; ``revision``, the branch to commit to.
 
     Returns:
         The address of the commit.
@@ -260,7 +253,5 @@ def push_to_hub(
     folder = Path(folder)
     config = read_adapter_config(folder)
     read_weights(folder / WEIGHTS_FILE, config.weights_sha256, config.weights_bytes, CONFIG_FILE)
-    return upload(
-        folder, (*ADAPTER_FILES, CARD_FILE), repo_id,
-        private=private, token=token, commit_message=commit_message, revision=revision,
-    ).url  # fmt: skip
+    options.setdefault("commit_message", "Upload a qmamba adapter")
+    return push(folder, (*ADAPTER_FILES, CARD_FILE), repo_id, **options).url

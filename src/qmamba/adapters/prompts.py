@@ -10,12 +10,6 @@ from ..models.capabilities import AdapterHost
 from .base import is_paper_sized
 
 
-def conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to channels-last features (B, H, W, C)."""
-    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return y
-
-
 def prompt_width(network: AdapterHost, width: int | None) -> int:
     """Return the width of prompts: the given one, or by default the paper's 256.
 
@@ -46,11 +40,11 @@ class PromptMixture(nn.Module):
         nn.init.normal_(self.prompts)
 
     def weights(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → w (B, N)."""
+        """Map (B, H, W, C) → w (B, N)."""
         return F.softmax(self.predict(x.mean(dim=(1, 2))), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → P_f (B, h, w, width)."""
+        """Map (B, H, W, C) → P_f (B, h, w, width)."""
         mixed = self.weights(x) @ self.prompts.flatten(1)
         return mixed.view(-1, *self.prompts.shape[1:])
 

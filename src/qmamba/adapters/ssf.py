@@ -44,7 +44,7 @@ class ScaleShift(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, grid, grid, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         gamma, beta = (resized(grid, x).to(x.dtype) for grid in (self.gamma, self.beta))
         return torch.addcmul(beta, x, 1 + gamma)
 

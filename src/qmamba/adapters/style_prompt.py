@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import AdapterError
 from ..models.capabilities import AdapterHost
+from ..models.channels_last import conv_nhwc
 from .base import Adapter, check_at_least
-from .prompts import PromptMixture, conv_nhwc, prompt_width, resized
+from .prompts import PromptMixture, prompt_width, resized
 from .registry import register
 
 LAYER = "layer"
@@ -76,7 +77,7 @@ class StyleStage(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         prompt = self.mixture(x)
         if self.single:
             style = F.linear(prompt, self.conv.weight[:, :, 1, 1])

@@ -60,7 +60,7 @@ def features_of(scorer: Scorer, image: Any) -> list[torch.Tensor]:
     network = require(scorer.network, StageFeatures, "features of stages")
 
     def pooled(images: torch.Tensor) -> list[torch.Tensor]:
-        return [stage.float().mean(dim=(2, 3)).cpu() for stage in network.forward_features(images)]
+        return [stage.float().mean(dim=(2, 3)).cpu() for stage in network.forward_features(images)[1]]
 
     parts, stages = zip(*scorer.look(pooled, decode(image), label(image)), strict=True)
     weights = torch.tensor([part.weight for part in parts for _ in part.windows], device="cpu")

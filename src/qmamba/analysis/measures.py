@@ -195,7 +195,7 @@ def resolution(lumas: list[Luma]) -> float:
 
 
 def _luma(planes: torch.Tensor) -> Luma:
-    """(3, h, w) uint8 to (h, w) float32, 0 to 255."""
+    """Return the luma (h, w) float32, 0 to 255, of (3, h, w) uint8."""
     weights = np.array(_WEIGHTS, dtype=np.float32)
     luma: Luma = np.tensordot(weights, planes.numpy().astype(np.float32), axes=1)
     return luma

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from qmamba.checkpoints.bases import (
 from qmamba.checkpoints.card import render_card
 from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.file_names import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from qmamba.checkpoints.hub import PushOptions, check_repo_id, push
 from qmamba.checkpoints.safetensors_file import (
     Shapes,
     read_tensors,
@@ -36,6 +38,9 @@ from qmamba.checkpoints.safetensors_file import (
 from qmamba.checks import DTYPES
 from qmamba.errors import CheckpointError, QMambaError
 from qmamba.models import create_model, get_architecture
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MAX_CONFIG_BYTES = 1 << 20
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -72,6 +77,29 @@ def verify_checkpoint(folder: str | os.PathLike[str]) -> ModelConfig:
     config = read_config(folder)
     _data(Path(folder), config)
     return config
+
+
+def push_checkpoint(folder: str | os.PathLike[str], repo_id: str, **options: Unpack[PushOptions]) -> str:
+    """Upload a checkpoint folder to the Hub in one commit, after it has been verified.
+
+    Repository and branch are created if they do not exist. Config, weights and card are sent, no other file.
+
+    Args:
+        folder: a checkpoint, as :func:`save_checkpoint` writes it.
+        repo_id: `user/repo`.
+        options: see :class:`qmamba.checkpoints.hub.PushOptions`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: the folder is not a valid checkpoint; nothing was sent.
+        HubError: the upload failed; one line with what to do.
+    """
+    check_repo_id(repo_id)
+    verify_checkpoint(folder)
+    options.setdefault("commit_message", "Upload a qmamba checkpoint")
+    return push(folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id, **options).url
 
 
 def load_checkpoint(

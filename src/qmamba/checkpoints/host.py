@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from qmamba.checkpoints.config import ModelConfig
-from qmamba.checkpoints.folder import save_checkpoint
-from qmamba.checkpoints.hub import push
+from qmamba.checkpoints.folder import push_checkpoint, save_checkpoint
+from qmamba.checkpoints.hub import PushOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CheckpointVerbs(nn.Module):
@@ -54,20 +57,15 @@ class CheckpointVerbs(nn.Module):
         """
         return save_checkpoint(folder, self.network, self.config, dtype=dtype)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | bool | None = None,
-        commit_message: str = "Upload a qmamba checkpoint",
-        revision: str | None = None,
-    ) -> str:
-        """Upload this scorer as a checkpoint to the Hub repository "user/repository".
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Upload this scorer as a checkpoint to the Hub, in one commit.
 
-        The repository is created if it does not exist. The options are those of
-        `qmamba.checkpoints.hub.push`: whether a new repository is private, a token in place of the one that
-        is logged in, the first line of the commit, the branch to commit to.
+        Repository and branch are created if they do not exist.
+
+        Args:
+            repo_id: `user/repo`.
+            **options: `private`, whether a new repository is private; `token`, in place of the one that is
+                logged in; `commit_message`; `revision`, the branch to commit to.
 
         Returns:
             The address of the commit.
@@ -77,5 +75,4 @@ class CheckpointVerbs(nn.Module):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            upload = partial(push, folder, repo_id, private=private, token=token)
-            return upload(commit_message=commit_message, revision=revision)
+            return push_checkpoint(folder, repo_id, **options)

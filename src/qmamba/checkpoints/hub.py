@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from qmamba.checkpoints.file_names import ADAPTER_FILES, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
 from qmamba.errors import HubError, NoRepositoryError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -32,14 +35,26 @@ def is_repo_id(name: str) -> bool:
     )
 
 
+class FetchOptions(TypedDict, total=False):
+    """Options of downloads.
+
+    Attributes:
+        revision: branch, tag or full commit hash; the default branch when left out.
+        local_files_only: look in the cache only, never at the network.
+        cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
+        token: in place of the one that is logged in; False sends none.
+    """
+
+    revision: str | None
+    local_files_only: bool
+    cache_dir: str | os.PathLike[str] | None
+    token: str | bool | None
+
+
 def fetch(
     repo_id: str,
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
     files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE),
+    **options: Unpack[FetchOptions],
 ) -> Path:
     """Download the two files of a checkpoint or an adapter, or find them in the cache.
 
@@ -48,11 +63,8 @@ def fetch(
 
     Args:
         repo_id: `user/repo`.
-        revision: branch, tag or full commit hash; the default branch when left out.
-        local_files_only: look in the cache only, never at the network.
-        cache_dir: in place of the standard cache (`HF_HUB_CACHE`).
-        token: in place of the one that is logged in; False sends none.
         files: names of the config and of the weights.
+        options: see :class:`FetchOptions`.
 
     Returns:
         The folder in the cache. Its contents are not verified; `load_checkpoint` does that.
@@ -62,14 +74,10 @@ def fetch(
     """
     check_repo_id(repo_id)
 
-    def get(file: str, at: str | None) -> Path:
-        return fetch_file(
-            repo_id, file, revision=at, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-        )
-
     config, weights = files
-    folder = get(config, revision).parent
-    get(weights, folder.name)
+    folder = fetch_file(repo_id, config, **options).parent
+    options["revision"] = folder.name  # the commit
+    fetch_file(repo_id, weights, **options)
     return folder
 
 
@@ -82,7 +90,7 @@ def fetch_file(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Download one file of a repository, or find it in the cache; options as for :func:`fetch`.
+    """Download one file of a repository, or find it in the cache; see :class:`FetchOptions`.
 
     Returns:
         The file in the cache. Its contents are not verified.
@@ -109,44 +117,6 @@ def fetch_file(
         raise _hub_error(error, repo_id, file, revision, local_files_only) from error
 
 
-def push(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool = False,
-    token: str | bool | None = None,
-    commit_message: str = "Upload a qmamba checkpoint",
-    revision: str | None = None,
-) -> str:
-    """Upload a checkpoint folder in one commit; create repository and branch if they do not exist.
-
-    Only `config.json`, `model.safetensors` and `README.md` are sent, after the folder has been verified.
-
-    Args:
-        folder: a checkpoint, as `save_checkpoint` writes it.
-        repo_id: `user/repo`.
-        private: whether a new repository is private; an existing one stays as it is.
-        token: one that may write, in place of the one that is logged in.
-        commit_message: first line of the commit.
-        revision: branch to commit to; the default branch when left out.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        CheckpointError: the folder is not a valid checkpoint; nothing was sent.
-        HubError: the upload failed; one line with what to do.
-    """
-    from qmamba.checkpoints.folder import verify_checkpoint  # it imports this module
-
-    check_repo_id(repo_id)
-    verify_checkpoint(folder)
-    return upload(
-        folder, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), repo_id,
-        private=private, token=token, commit_message=commit_message, revision=revision,
-    ).url  # fmt: skip
-
-
 def check_repo_id(repo_id: str) -> None:
     """Refuse what is not a Hub id.
 
@@ -157,21 +127,47 @@ def check_repo_id(repo_id: str) -> None:
         raise HubError(f"{repo_id!r} is not a Hub id: write it as user/repo")
 
 
-def upload(
+class PushOptions(TypedDict, total=False):
+    """Options of uploads.
+
+    Attributes:
+        private: whether a new repository is private, False by default; an existing one stays as it is.
+        token: one that may write, in place of the one that is logged in.
+        commit_message: first line of the commit.
+        revision: branch to commit to; the default branch when left out.
+    """
+
+    private: bool
+    token: str | bool | None
+    commit_message: str
+    revision: str | None
+
+
+def push(
     folder: str | os.PathLike[str],
     names: Sequence[str],
     repo_id: str,
     *,
-    private: bool,
-    token: str | bool | None,
-    commit_message: str,
-    revision: str | None,
+    private: bool = False,
+    token: str | bool | None = None,
+    commit_message: str = "Upload a qmamba model",
+    revision: str | None = None,
 ) -> Commit:
-    """Upload those files of a folder that exist, in one commit; options as for :func:`push`.
+    """Upload those files of a folder that exist in one commit; create repository and branch if needed.
+
+    Args:
+        folder: where the files are.
+        names: of the files.
+        repo_id: `user/repo`.
+        private, token, commit_message, revision: see :class:`PushOptions`.
+
+    Returns:
+        The commit.
 
     Raises:
         HubError: the upload failed; one line with what to do.
     """
+    check_repo_id(repo_id)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     files = {name: Path(folder, name) for name in names if Path(folder, name).is_file()}

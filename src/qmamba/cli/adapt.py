@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from qmamba.errors import AdapterError, HubError, RecipeError
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
+    from qmamba.train import AdaptRecipe
 
 EPILOG = """\
 \b
@@ -55,12 +57,77 @@ def _list(wanted: bool) -> None:
         raise typer.Exit()
 
 
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How an adapter is trained."""
+
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps: 8 epochs, 3 crops and a patience of 3 as defaults.")
+    ] = False
+    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum number of epochs. Default: 30.")] = None
+    crops: Annotated[
+        int | None,
+        typer.Option(min=1, help="Crops of each photograph, the same ones in every epoch. Default: 5."),
+    ] = None
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate. Default: the method's own.")
+    ] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Epochs without a better validation SRCC before training stops. Default: 6."
+        ),
+    ] = None
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Floating type of matrix products in training; bfloat16 is faster where native."),
+    ] = Precision.float32
+    seed: Seed = 0
+
+    def recipe(self) -> AdaptRecipe:
+        """Return the recipe: the given values, the rest from the quick or the usual one."""
+        from qmamba.train import QUICK, AdaptRecipe
+
+        given: dict[str, Any] = {"epochs": self.epochs, "crops": self.crops, "patience": self.patience}
+        given = {name: value for name, value in given.items() if value is not None}
+        plan = replace(QUICK if self.quick else AdaptRecipe(), **given)
+        return replace(plan, lr=self.lr, precision=self.precision.value, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """An adapter's card, and the Hub repository it is uploaded to."""
+
+    licence: Annotated[
+        str, typer.Option("--license", metavar="LICENSE", help="License of the weights, for the card: MIT, …")
+    ] = "unknown"
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the data, for the card; repeatable. Default: the data set's, if it is a known one.",
+        ),
+    ] = None
+    hub_id: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload the adapter to this Hub repository."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from qmamba.checkpoints.hub import is_repo_id
+
+        if self.hub_id is not None and not is_repo_id(self.hub_id):
+            raise HubError(f"--push-to-hub must be a Hub id such as user/name, got {self.hub_id!r}")
+
+
 @with_groups
 def adapt(
     data: Data,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the adapter, the log, and the state to resume.")
     ],
+    how: RecipeOptions,
+    card: CardOptions,
     run: RunOptions,
     model: Model = "lqmamba-n",
     method: Annotated[
@@ -76,42 +143,6 @@ def adapt(
             help="Scale of the ratings, such as 1:5, or 100:0 if lower is better. Default: found from them.",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer steps: 8 epochs, 3 crops and a patience of 3 as defaults.")
-    ] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum number of epochs. Default: 30.")] = None,
-    crops: Annotated[
-        int | None,
-        typer.Option(min=1, help="Crops of each photograph, the same ones in every epoch. Default: 5."),
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate. Default: the method's own.")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Epochs without a better validation SRCC before training stops. Default: 6."
-        ),
-    ] = None,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Floating type of matrix products in training; bfloat16 is faster where native."),
-    ] = Precision.float32,
-    seed: Seed = 0,
-    licence: Annotated[
-        str, typer.Option("--license", metavar="LICENSE", help="License of the weights, for the card: MIT, …")
-    ] = "unknown",
-    trained_on: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the data, for the card; repeatable. Default: the data set's, if it is a known one.",
-        ),
-    ] = None,
-    hub_id: Annotated[
-        str | None,
-        typer.Option("--push-to-hub", metavar="USER/NAME", help="Upload the adapter to this Hub repository."),
-    ] = None,
     listing: Annotated[
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List the methods and exit.")
     ] = False,
@@ -123,37 +154,24 @@ def adapt(
     better than the model, the model is kept. SRCC is reported on the fold `test` if there is one, and else
     on the fold that decides.
     """
-    from dataclasses import replace
-
     from qmamba.adapters import push_to_hub
-    from qmamba.checkpoints.hub import is_repo_id
     from qmamba.data import rescaled
-    from qmamba.train import QUICK, AdaptRecipe
     from qmamba.train import adapt as train
 
-    options = _options(option or [])
-    if hub_id is not None and not is_repo_id(hub_id):
-        raise HubError(f"--push-to-hub must be a Hub id such as user/name, got {hub_id!r}")
-    given: dict[str, Any] = {"epochs": epochs, "crops": crops, "patience": patience}
-    recipe = replace(
-        QUICK if quick else AdaptRecipe(), lr=lr, precision=precision.value, seed=seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
+    method_options, recipe = _options(option or []), how.recipe()
     source = source_of(data)
-    ratings, ends = source.read(), None if scale is None else _ends(scale)
-    if ends is None:
-        ends = _note_scale(ratings)
-    ratings = rescaled(ratings, ends)
+    ratings = source.read()
+    ratings = rescaled(ratings, _note_scale(ratings) if scale is None else _ends(scale))
     device = run.prepare()
-    names = trained_on or ([] if source.is_manifest else [source.name])
+    names = card.trained_on or ([] if source.is_manifest else [source.name])
     with run.watch() as watch, watch.ends(run.resume):
         folder = train(
-            model, ratings, out, method=method, options=options, recipe=recipe, licence=licence,
-            trained_on=names, device=device, resume=run.resume, report=watch,
+            model, ratings, out, method=method, options=method_options, recipe=recipe,
+            licence=card.licence, trained_on=names, device=device, resume=run.resume, report=watch,
         )  # fmt: skip
     is_base = _tell(folder)
-    if hub_id is not None and not is_base:
-        note(f"uploaded: {push_to_hub(folder, hub_id)}")
+    if card.hub_id is not None and not is_base:
+        note(f"uploaded: {push_to_hub(folder, card.hub_id)}")
     typer.echo(str(folder))
     if is_base:
         raise typer.Exit(1)

@@ -80,8 +80,8 @@ def _converted(file: Path, arch: str, overrides: dict[str, Any]) -> nn.Module:
     """
     import torch
 
+    from qmamba.checkpoints.start import read_state
     from qmamba.models import create_model, get_architecture
-    from qmamba.train.start import read_state
 
     architecture = get_architecture(arch)
     if architecture.convert is None or architecture.trained is None:

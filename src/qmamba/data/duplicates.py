@@ -57,7 +57,7 @@ def find_duplicates(
         distance: maximum number of differing bits, of 64.
         across_folds: find pairs in different folds, which is what leaks into a test, whatever their
             references. Otherwise any pair except those of one reference, which look alike by design.
-        workers: number of threads; by default one per processor core.
+        workers: number of threads; by default one per CPU core.
         done: called after each photograph.
 
     Returns:

@@ -82,7 +82,7 @@ def from_tensor(tensor: torch.Tensor, max_pixels: int) -> torch.Tensor:
 
 
 def _three_channels(planes: torch.Tensor) -> torch.Tensor:
-    """(1 … 4, H, W) to (3, H, W): grey is repeated, alpha (the last of 2 or 4) is laid on white."""
+    """Return (3, H, W) of (1 … 4, H, W): grey is repeated, alpha (the last of 2 or 4) is laid on white."""
     if planes.shape[0] in (1, 3):
         return planes.expand(3, -1, -1).contiguous()
     if planes.dtype == torch.uint8:

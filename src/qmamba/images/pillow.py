@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from qmamba.errors import ImageError
 from qmamba.images import formats, tiff
 from qmamba.images.colour import converts, grey_to_srgb, to_srgb
+from qmamba.images.damage import named_damage
 from qmamba.images.tiff_samples import read_samples, to_picture
 
 # The formats that photographs come in. Others that Pillow knows are left out on purpose: EPS starts
@@ -221,18 +222,11 @@ def read_image(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:
     """Return an image upright, with its pixels."""
-    try:
+    with named_damage(name):
         # Loaded first: TIFF turns itself upright while loading, and PNG may keep its EXIF block after the
         # pixels.
         image.load()
         return _upright(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name}: the image is truncated or damaged ({reason}); save or download it again"
-        ) from error
 
 
 def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from qmamba.errors import ImageError
 from qmamba.images.colour import converts, grey_to_srgb, lab_to_srgb
+from qmamba.images.damage import named_damage
 from qmamba.images.tiff import (
     BLACK_IS_ZERO,
     CIELAB,
@@ -141,16 +142,9 @@ def _decompressed(data: bytes, layout: Layout, width: int, rows: int, name: str)
     ]  # fmt: skip
     head = struct.pack("<2sHIH", b"II", 42, 8, len(fields))
     table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in fields)
-    try:
+    with named_damage(name):
         image = _GreyTiff(io.BytesIO(head + table + bytes(4) + data))
         image.load()
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"{name}: the image is truncated or damaged ({reason}); save or download it again"
-        ) from error
     return image
 
 

@@ -98,7 +98,7 @@ def add_scores(
     if image not in rows:
         raise _no_column(image)
     cells, is_row = _cells(rows, image)
-    flat = [_file(each) for cell in cells for each in (cell if _is_several(cell) else [cell])]
+    flat = [each for cell in cells for each in (cell if _is_several(cell) else [cell])]
     found = [result for _, result in shared(model).iter_scores(flat)]
     scores = [math.nan if isinstance(result, ImageError) else result for result in found]
     columns = {score: _regrouped(scores, cells)}
@@ -144,14 +144,6 @@ def _regrouped(values: list[Any], cells: list[Any]) -> list[Any]:
         [next(remaining) for _ in range(len(cell))] if _is_several(cell) else next(remaining)
         for cell in cells
     ]
-
-
-def _file(image: Any) -> Any:
-    """Return the bytes or the path of an undecoded image of `datasets`."""
-    if not isinstance(image, Mapping):
-        return image
-    data = image.get("bytes")
-    return image.get("path") if data is None else data
 
 
 def _undecoded(feature: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import lite0 as lite0
 from . import loda as loda  # each registers its architectures
 from . import qmamba as qmamba
 from .registry import Architecture, BaseWeights, create_model, get_architecture, list_archs, register

@@ -22,12 +22,12 @@ class StageFeatures(Protocol):
 
     feature_info: list[dict[str, Any]]
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """Return the features of each stage, (B, C, H, W), of normalised images (B, 3, H, W)."""
-        ...
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1) and the features of each stage (B, C, H, W).
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return raw quality (B, 1), and what :meth:`forward_features` returns, in one pass."""
+        Args:
+            images: normalised, (B, 3, H, W).
+        """
         ...
 
 
@@ -59,25 +59,20 @@ class TakesPrompts(Protocol):
 
     def __call__(
         self,
-        images: Tensor,
+        images: Tensor | Sequence[Tensor],
         prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
         head: nn.Module | None = None,
+        *,
+        start: int | None = None,
     ) -> Tensor:
-        """Return raw quality (B, 1) of normalised images (B, 3, H, W)."""
+        """Return raw quality (B, 1) of normalised images (B, 3, H, W).
+
+        With ``start``, of what :meth:`forward_until` returned for that stage.
+        """
         ...
 
     def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
         """Return the output (B, H, W, C') of a stage, and what else the head reads of the stages so far."""
-        ...
-
-    def forward_after(
-        self,
-        kept: Sequence[Tensor],
-        stage: int,
-        prompts: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList | None = None,
-        head: nn.Module | None = None,
-    ) -> Tensor:
-        """Return raw quality (B, 1) from what :meth:`forward_until` returned."""
         ...
 
 

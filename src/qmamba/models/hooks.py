@@ -26,7 +26,7 @@ def any_hooked(*parts: object) -> bool:
 
 
 def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
-    """Return whether nobody has changed a module or one within it.
+    """Return whether a module and all modules within it are unchanged.
 
     Hooks, a replaced ``forward``, parametrizations (which change a module's class), submodules of classes
     that are not in ``kinds``, and parameters that are tensors of another class are all changes.

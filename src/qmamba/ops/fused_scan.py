@@ -16,15 +16,16 @@ from torch import Tensor
 from . import native
 from .backend import choose, transformed, usable
 from .compile import compiling, traced_gated_scan
-from .native import gate as passes
 from .precision import without_autocast
 from .route_gate import GateWeights, gate_routes
+from .route_gate import native as native_gate
 from .route_gate import triton as triton_gate
 from .route_gate.torch import gate_routes_composed, gates_backward, route_gates
 from .routes import Route
 from .scan import selective_scan
 from .scan.composed import selective_scan_composed
 from .scan.native import Problem
+from .scan.tensors import ScanTensors
 from .scan.triton import Problem as TritonProblem
 from .scratch import KEPT, Scratch
 from .second_order import differentiable_gradients
@@ -93,10 +94,10 @@ def _forward(
     for images in _groups_of_images(x, K):
         for group in _groups_of_routes(x, K):
             y = _routes_of(tensors, routes, images, group)
-            mean[images, group], rstd[images, group], pooled[images, group] = passes.moments(y)
+            mean[images, group], rstd[images, group], pooled[images, group] = native_gate.moments(y)
             with without_autocast(x.device):
                 gates = route_gates(pooled[images, group], weights)
-            passes.gated_sum(y, gates, out[images], onto=group.start > 0)
+            native_gate.gated_sum(y, gates, out[images], onto=group.start > 0)
     return mean, rstd, pooled
 
 
@@ -125,10 +126,10 @@ class NativeGatedScan(torch.autograd.Function):
             y = _routes_of(tensors, ctx.routes, images, slice(None))
             with without_autocast(y.device):
                 gates, g_pooled, g_gate = gates_backward(
-                    pooled[images], gate, passes.gates_gradient(y, g_out[images])
+                    pooled[images], gate, native_gate.gates_gradient(y, g_out[images])
                 )
             g_norm = g_pooled / y.shape[2]
-            passes.routes_gradient(y, mean[images], rstd[images], gates, g_out[images], g_norm, out=y)
+            native_gate.routes_gradient(y, mean[images], rstd[images], gates, g_out[images], g_norm, out=y)
             grads = _problem(tensors, ctx.routes, images, slice(None)).gradients(y)
             rows.append(grads[:4])
             sums.append((*grads[4:], *g_gate))
@@ -177,11 +178,8 @@ def _second_order_gradients(ctx: Any, tensors: Sequence[Tensor], g_out: Tensor) 
     """Return what the backward does, in a way that can be differentiated again."""
 
     def scan(*tensors: Tensor) -> Tensor:
-        x, dt, B, C, dt_weight, dt_bias, A, D, *gate = tensors
-        y = selective_scan_composed(
-            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=ctx.routes, merge=False
-        )
-        return gate_routes_composed(y, *gate)
+        y = selective_scan_composed(ScanTensors(*tensors[:8]), ctx.routes, merge=False)
+        return gate_routes_composed(y, *tensors[8:])
 
     return (*differentiable_gradients(scan, tensors, g_out, ctx.needs_input_grad[:14]), None)
 

@@ -42,31 +42,31 @@ class OwnType(nn.Module):
             _converted.reset(token)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As `torch.nn.Module.to`."""
+        """Do as `torch.nn.Module.to`."""
         with self._converting():
             return super().to(*args, **kwargs)
 
     def type(self, dst_type: Any) -> Self:
-        """As `torch.nn.Module.type`."""
+        """Do as `torch.nn.Module.type`."""
         with self._converting():
             return super().type(dst_type)
 
     def float(self) -> Self:
-        """As `torch.nn.Module.float`."""
+        """Do as `torch.nn.Module.float`."""
         with self._converting():
             return super().float()
 
     def double(self) -> Self:
-        """As `torch.nn.Module.double`."""
+        """Do as `torch.nn.Module.double`."""
         with self._converting():
             return super().double()
 
     def half(self) -> Self:
-        """As `torch.nn.Module.half`."""
+        """Do as `torch.nn.Module.half`."""
         with self._converting():
             return super().half()
 
     def bfloat16(self) -> Self:
-        """As `torch.nn.Module.bfloat16`."""
+        """Do as `torch.nn.Module.bfloat16`."""
         with self._converting():
             return super().bfloat16()

@@ -167,7 +167,7 @@ def raw_parts(
     no_memory = False
     while True:
         try:
-            # Entered anew for each batch: a context held across `yield` would act on the caller.
+            # Entered for each batch: a context held across `yield` would act on the caller.
             with torch.inference_mode(), without_autocast(weight.device):
                 part, images = next(cut, (None, weight))
                 if part is None:

@@ -103,7 +103,7 @@ def decoded(image: Any, max_pixels: int) -> Decoded:
 
 
 def is_held(images: Any) -> bool:
-    """Whether all images of a sequence exist at the same time, so that none changes when the next is read."""
+    """Return whether all images of a sequence exist at once: none changes when the next is read."""
     return isinstance(images, (list, tuple, np.ndarray, Tensor))
 
 

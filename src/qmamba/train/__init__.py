@@ -5,12 +5,13 @@ A training is a :class:`Task`, which :func:`fit` runs.
 
 from __future__ import annotations
 
-from .adaptation import QUICK, AdaptRecipe, adapt
+from .adaptation import adapt
 from .engine import fit
-from .linear_head import HeadRecipe, fit_head
+from .linear_head import fit_head
 from .pretraining import pretrain
 from .ratings import train
-from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
+from .recipe import AdaptRecipe, HeadRecipe, Phase, PretrainRecipe, QUICK, Recipe
+from .recipe_files import list_recipes, load_recipe
 from .task import Task
 
 __all__ = [

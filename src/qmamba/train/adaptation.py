@@ -15,19 +15,17 @@ from ..adapters import Adapter, AdapterConfig, create, load_adapter, read_adapte
 from ..adapters.folder import CONFIG_FILE
 from ..checkpoints.locate import resolve
 from ..data import Rated, rescaled
-from ..errors import RecipeError
 from ..metrics import evaluate, plcc
 from ..scoring import Scorer, load
-from .bank import MOST_BYTES, Bank
+from .bank import Bank
 from .calibrating import fit_calibration
 from .engine import Report, Run, check_device, fit
-from .estimate import in_words, measure
-from .folds import split_folds
+from .estimate import in_words, seconds_left
+from .folds import digest_of, split_folds
 from .held_out import HeldOut, agreement, calibrated
 from .losses import plcc_loss, smooth_l1
 from .processes import Processes, random_state_kept
-from .ratings import digest_of
-from .recipe import Optimisation
+from .recipe import AdaptRecipe
 from .sampling import permutation
 from .schedule import warmup_cosine
 from .task import Task
@@ -36,49 +34,6 @@ NAME = "adapted"
 RESAMPLES = 1000
 WARMUP = 0.05  # share of all steps
 AGAINST = -0.3  # SRCC of the base below which ratings probably run the other way
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptRecipe(Optimisation):
-    """How an adapter is trained.
-
-    Attributes:
-        epochs: maximum number of epochs; the learning rate falls to zero over them.
-        crops: random crops of each photograph, the same ones in every epoch.
-        batch: crops per step.
-        lr: peak learning rate; by default the method's own.
-        patience: epochs without a better SRCC on the held-out part after which training stops.
-        held_out: share of the references, or of photographs without one, that is held out where there is no
-            fold "val".
-        beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
-        dtype: floating type that the adapter is stored in.
-        most_bytes: maximum size of the bank of crops in memory.
-    """
-
-    epochs: int = 30
-    crops: int = 5
-    batch: int = 32
-    lr: float | None = None
-    patience: int = 6
-    held_out: float = 0.2
-    clip: float = 5.0
-    beta: float = 0.1
-    plcc: float = 0.5
-    ema: float = 0.98
-    dtype: str = "float16"
-    most_bytes: int = MOST_BYTES
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(epochs=1, crops=1, patience=1, batch=2)
-        if self.lr is not None:
-            self.above_zero("lr")
-        if not 0 < self.held_out < 1:
-            raise RecipeError(f"held_out must be above 0 and below 1, got {self.held_out}")
-
-
-QUICK = AdaptRecipe(epochs=8, crops=3, patience=3)
-"""A recipe of fewer steps on fewer crops, for a first result."""
 
 
 def adapt(
@@ -203,9 +158,8 @@ class Adaptation(Task[AdaptBatch]):
         self.is_announced = False
 
     def fingerprint(self) -> dict[str, Any]:
-        values = {name: value for name, value in asdict(self.recipe).items() if name != "save_every"}
         return {
-            "recipe": values, "method": self.method, "options": self.options,
+            "recipe": self.recipe.identity(), "method": self.method, "options": self.options,
             "base": self.scorer.base_sha256(), "data": digest_of(self.folds),
         }  # fmt: skip
 
@@ -215,9 +169,9 @@ class Adaptation(Task[AdaptBatch]):
     def batches(self, run: Run) -> Iterator[AdaptBatch]:
         """Yield shuffled crops of the bank; every epoch leaves out what fills no batch."""
         self._announce(run)
-        config, recipe = self.scorer.config, self.recipe
+        recipe = self.recipe
         train = self.bank = Bank(
-            self.folds["train"], self.base, self.network, config.protocol, preprocessing=config.preprocessing,
+            self.folds["train"], self.scorer, self.network,
             crops=recipe.crops, seed=2 * recipe.seed, most_bytes=recipe.most_bytes, report=run.report,
         )  # fmt: skip
         size = min(recipe.batch, len(train))
@@ -232,17 +186,9 @@ class Adaptation(Task[AdaptBatch]):
         if self.is_announced or run.report is None or not run.is_first:
             return
         self.is_announced = True
-        folds, steps = self.folds, self.steps - run.step
-        seconds = measure(self, run).total(
-            train=len(folds["train"]), val=len(folds["val"]), tested=len(folds[self.reported]), steps=steps,
-            validations=math.ceil(steps / self.epoch_steps),
-        )  # fmt: skip
-        run.report(
-            {
-                "note": f"up to {steps} steps, about {in_words(seconds)} at the rate measured now",
-                "seconds": seconds,
-            }
-        )
+        seconds = seconds_left(self, run)
+        note = f"up to {self.steps - run.step} steps, about {in_words(seconds)} at the rate measured now"
+        run.report({"note": note, "seconds": seconds})
 
     def try_step(self, bank: Bank, run: Run) -> None:
         """Compute the gradients of a step, on crops that are repeated to a batch; no weight changes."""
@@ -379,7 +325,7 @@ def _copied(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def _name_of(base: str | Path, scorer: Scorer) -> str:
-    """How others can load the base: a Hub id or an embedded name as given, never a path."""
+    """Return how others can load the base: a Hub id or an embedded name as given, never a path."""
     return scorer.name if Path(base).is_dir() else str(base).removeprefix("hf-hub:")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +10,11 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..data import Rated
 from ..errors import RecipeError
-from ..images import Preprocessing, decode
-from ..protocol import Protocol
+from ..images import decode
+from ..scoring import Scorer
 from .batches import random_crop
 from .networks import Interface
-
-MOST_BYTES = 4 << 30
+from .recipe import MOST_BYTES
 
 
 class Bank:
@@ -27,12 +25,10 @@ class Bank:
 
     Args:
         ratings: the photographs.
-        network: the base, in evaluation mode.
+        scorer: the base; crops are cut as its protocol sees photographs.
         adapter: is trained on the crops.
-        protocol: of the base; crops are cut as it sees photographs.
         crops: number of crops of each photograph.
         seed: of the crops' positions, and of which are mirrored.
-        preprocessing: of the base.
         most_bytes: maximum size in memory.
         report: called with ``{"image", "images"}`` after each photograph.
 
@@ -47,19 +43,18 @@ class Bank:
     def __init__(
         self,
         ratings: Sequence[Rated],
-        network: Any,
+        scorer: Scorer,
         adapter: Adapter,
-        protocol: Protocol,
         *,
         crops: int,
         seed: int,
-        preprocessing: Preprocessing,
         most_bytes: int = MOST_BYTES,
         report: Callable[[dict[str, int]], None] | None = None,
     ) -> None:
-        self.network, self.adapter, self.crops = network, adapter, crops
-        self._weight = next(network.parameters())
-        self._interface = Interface(preprocessing)
+        protocol = scorer.protocol
+        self.network, self.adapter, self.crops = scorer.base(), adapter, crops
+        self._weight = next(scorer.network.parameters())
+        self._interface = Interface.of(scorer.config)
         self.mos = torch.tensor([r.mos for r in ratings for _ in range(crops)], device=self._weight.device)
         sides = protocol.sides if protocol.kind == "scales" else ()
         total, size = len(ratings) * crops, protocol.crop
@@ -87,7 +82,7 @@ class Bank:
         return len(self.mos)
 
     def _before(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """uint8 crops (B, 3, S, S) to what precedes the adapter's first change, without gradients."""
+        """Return what precedes the adapter's first change, without gradients."""
         with torch.no_grad():
             images = self._interface.images(pixels, self._weight.device).to(self._weight.dtype)
             return self.adapter.before(self.network, images)
@@ -96,12 +91,3 @@ class Bank:
         """Return what :meth:`Adapter.after` takes, for crops by their indices."""
         kept = tuple(t[chosen] for t in self._kept)
         return kept if self.keeps_features else self._before(*kept)
-
-    @torch.no_grad()
-    def rate(self, adapter: Adapter, batch: int) -> Tensor:
-        """Return an adapter's raw quality (n,) of the photographs, means over their crops, on the CPU."""
-        parts = [
-            adapter.after(self.network, self.features(slice(i, i + batch)))[:, 0].float()
-            for i in range(0, len(self), batch)
-        ]
-        return torch.cat(parts).view(-1, self.crops).mean(dim=1).cpu()

@@ -103,8 +103,10 @@ def random_crop(image: Tensor, size: int, sides: Sequence[int], g: torch.Generat
 
 
 def _random_view(image: Tensor, size: int, sides: Sequence[int], g: torch.Generator) -> View:
-    """A square of the photograph (3, H, W) at its own size, or, with sides, at a random scale: from one at
-    which the square is all of it to that of the largest side."""
+    """Draw a square of the photograph (3, H, W) at its own size, or with sides at a random scale.
+
+    Scales range from one at which the square is all of it to that of the largest side.
+    """
     height, width = image.shape[1:]
     least, scale = size / min(height, width), 1.0
     if sides:
@@ -116,7 +118,7 @@ def _random_view(image: Tensor, size: int, sides: Sequence[int], g: torch.Genera
 
 
 def _between(scale: float, g: torch.Generator) -> float:
-    """A random scale between that of a view and the photograph's own.
+    """Draw a scale between that of a view and the photograph's own.
 
     Users' photographs are distorted at their own size and shrunk by the protocol; but these photographs have
     been through JPEG at their own size, and are clean only once they are shrunk.
@@ -125,7 +127,7 @@ def _between(scale: float, g: torch.Generator) -> float:
 
 
 def _square(image: Tensor, view: View, scale: float) -> Tensor:
-    """What a view shows of a photograph (3, H, W), at a given scale: (3, S, S) uint8."""
+    """Return what a view shows of a photograph (3, H, W), at a given scale: (3, S, S) uint8."""
     size = round(view.size * scale / view.scale)
     height, width = (max(size, round(side * scale)) for side in image.shape[1:])
     scaled = as_bytes(resize(image, height, width))
@@ -135,6 +137,6 @@ def _square(image: Tensor, view: View, scale: float) -> Tensor:
 
 
 def _shown(square: Tensor, view: View) -> Tensor:
-    """A square (3, S, S) as the network sees it: (3, size, size) uint8, flipped or not."""
+    """Return a square (3, S, S) as the network sees it: (3, size, size) uint8, flipped or not."""
     shown = as_bytes(resize(square, view.size, view.size))
     return (shown.flip(2) if view.flipped else shown).contiguous()

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..checkpoints import ModelConfig
+from ..checkpoints import default_config
 from ..models import get_architecture
 from ..protocol import Protocol
 from ..scoring import Scorer
 from .engine import Run
-from .networks import interface_of, make_network
+from .networks import Interface, make_network
 from .prefetch import batch_workers, made_ahead
 from .processes import Processes
 from .recipe import Plan
@@ -32,11 +32,10 @@ class CheckpointTask(Task[B]):
         recipe: the plan.
         trained_on: name of the data, for the checkpoint.
         protocol: of the checkpoint; by default the architecture's.
-        init: weights to start from, see :func:`qmamba.train.start.start`; None for a training from nothing.
+        init: weights to start from, see :func:`make_network`.
 
     Raises:
         UnknownModelError: the recipe's architecture.
-        CheckpointError: a name that a checkpoint cannot have.
     """
 
     def __init__(
@@ -47,14 +46,12 @@ class CheckpointTask(Task[B]):
         protocol: Protocol | None = None,
         init: str | Path | None = None,
     ) -> None:
+        get_architecture(recipe.arch)  # an unknown one is refused before anything is written
         self.plan, self.steps, self.init = recipe, recipe.steps, init
-        architecture, self.interface = get_architecture(recipe.arch), interface_of(recipe.arch)
-        self.config = ModelConfig(
-            name=recipe.name, arch=recipe.arch, overrides=recipe.overrides, trained_on=(trained_on,),
-            licence=recipe.licence, limits=recipe.limits, dtype="float16",
-            preprocessing=architecture.preprocessing,
-            protocol=architecture.protocol if protocol is None else protocol,
-        )  # fmt: skip
+        self.about: dict[str, Any] = {
+            "trained_on": (trained_on,), "licence": recipe.licence, "limits": recipe.limits,
+            "dtype": "float16", **({} if protocol is None else {"protocol": protocol}),
+        }  # fmt: skip
 
     @abstractmethod
     def make_batch(self, step: int, rank: int, ranks: int) -> B:
@@ -65,13 +62,13 @@ class CheckpointTask(Task[B]):
         return nn.ModuleList()
 
     def setup(self, processes: Processes) -> None:
-        self.network = make_network(self.plan, processes.device, self.init)
+        self.network, _ = make_network(self.plan, processes.device, self.init)
+        self.config = default_config(self.network, self.plan.name, **self.about)
+        self.interface = Interface.of(self.config)
         self.heads = self.make_heads().to(processes.device)
 
     def fingerprint(self) -> dict[str, Any]:
-        values = asdict(self.plan)
-        del values["save_every"]  # does not matter to the result
-        return {"recipe": values}
+        return {"recipe": self.plan.identity()}
 
     def lr_at(self, step: int) -> float:
         return self.plan.lr_at(step)

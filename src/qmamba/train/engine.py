@@ -263,7 +263,7 @@ class Run:
 
 
 def _batch_statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances that this step has changed."""
+    """Return the running means and variances that this step has changed."""
     return [
         statistic
         for module in network.modules()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ..data import Rated
@@ -18,47 +18,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Measured seconds.
-
-    Attributes:
-        read: to read a photograph for training.
-        look: to read a photograph of the held-out part.
-        step: of training.
-        validate: to rate a photograph of the held-out part.
-    """
-
-    read: float
-    look: float
-    step: float
-    validate: float
-
-    def total(self, *, train: int, val: int, tested: int, steps: int, validations: int) -> float:
-        """Return the seconds of a run with these numbers of photographs, steps and validations.
-
-        >>> Rates(read=1, look=2, step=0.5, validate=1).total(
-        ...     train=10, val=5, tested=5, steps=20, validations=2
-        ... )
-        85.0
-        """
-        training = train * self.read + steps * self.step
-        selection = val * (self.look + validations * self.validate)
-        # In the end the held-out part is scored again, and what is reported on twice.
-        return training + selection + (val + 2 * tested) * (self.look + self.validate)
-
-
-def measure(task: Adaptation, run: Run) -> Rates:
-    """Measure the rates of a run on a few of its photographs; its weights stay as they are."""
-    recipe, config = task.recipe, task.scorer.config
+def seconds_left(task: Adaptation, run: Run) -> float:
+    """Return the seconds that the rest of a run takes at most; its weights stay as they are."""
+    train, val, tested = (task.folds[fold] for fold in ("train", "val", task.reported))
 
     def bank(ratings: Sequence[Rated]) -> Bank:
-        return Bank(
-            ratings, task.base, task.network, config.protocol, preprocessing=config.preprocessing,
-            crops=recipe.crops, seed=0,
-        )  # fmt: skip
+        return Bank(ratings, task.scorer, task.network, crops=task.recipe.crops, seed=0)
 
-    train, val = task.folds["train"], task.folds["val"]
     # The first time is longer than all others: kernels are loaded, threads started, memory allocated.
     kept, _ = _timed(lambda: bank(train[:1]))
     _, read = _timed(lambda: bank(train[1:2]))
@@ -68,7 +34,12 @@ def measure(task: Adaptation, run: Run) -> Rates:
     _, look = _timed(lambda: HeldOut(task.scorer, val[1:2], task.network))
     held.rate(task.network)
     _, validate = _timed(lambda: held.rate(task.network))
-    return Rates(read, look, step, validate)
+
+    steps = task.steps - run.step
+    training = len(train) * read + steps * step
+    selection = len(val) * (look + math.ceil(steps / task.epoch_steps) * validate)
+    # In the end the held-out part is scored again, and what is reported on twice.
+    return training + selection + (len(val) + 2 * len(tested)) * (look + validate)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

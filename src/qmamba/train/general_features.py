@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models import create_model
+from ..models.lite0 import LITE0, EfficientNetLite0, start_lite0
 from .networks import interface_of
 from .processes import Processes
-from .teacher import LITE0, EfficientNetLite0, start_lite0
 
 BLOCKS = (0, 2, 4, 7, 10, 14, 15)
 ENDS = [

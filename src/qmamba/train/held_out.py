@@ -16,8 +16,8 @@ from ..images import decode, label
 from ..metrics import srcc
 from ..scoring import Scorer
 from ..scoring.pipeline import windows_and_weights
-from .bank import MOST_BYTES
 from .calibrating import fit_calibration
+from .recipe import MOST_BYTES
 
 Views = tuple[list[tuple[Tensor, ...]], Tensor]
 """What precedes an adapter for the crops of one photograph, and their weights (n,)."""

@@ -9,7 +9,7 @@ calibration on one of the sets then maps raw quality to [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,65 +25,15 @@ from ..images import decode
 from ..metrics import srcc
 from ..models import create_model, get_architecture
 from ..models.capabilities import ReadsStatistics, require
-from ..protocol import Protocol
 from ..scoring import Scorer
 from .calibrating import fit_calibration
 from .general_features import channel_statistics
+from .recipe import HeadRecipe
 from .ridge import Block, Moments, Ridge, fit, pooled_moments, standardised
 
 Report = Callable[[dict[str, Any]], None]
 SAVE_EVERY = 200  # images
 HEAD = "head."  # prefix of the head's tensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadRecipe:
-    """A head fitted in closed form.
-
-    Attributes:
-        name: of the model that comes out.
-        arch, overrides: of ``create_model``; the head must read statistics.
-        sides, max_crops: of the protocol of scales that the checkpoint gets.
-        images: maximum number of images of a set; they are drawn at random from its fold "train".
-        strength: of the ridge regression, over statistics of variance 1.
-        pairs: sets whose images are compared within a ``reference`` only: "b is better than a".
-        calibrated_on: set whose opinion scores, in [0, 1], the calibration maps raw quality to; "" where
-            there is one set.
-        calibration_images: how many of its images that is fitted on.
-        seed: random seed.
-        licence, limits: for the model card.
-    """
-
-    name: str
-    arch: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    head: str = "ridge"
-    sides: tuple[int, ...] = (448, 480)
-    max_crops: int = 0
-    images: int = 4000
-    strength: float = 1.0
-    pairs: tuple[str, ...] = ()
-    calibrated_on: str = ""
-    calibration_images: int = 600
-    seed: int = 0
-    licence: str = ""
-    limits: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sides", tuple(self.sides))  # TOML has lists only
-        object.__setattr__(self, "pairs", tuple(self.pairs))
-        if self.head != "ridge":
-            raise RecipeError(f"head must be 'ridge', got {self.head!r}")
-        if not self.strength > 0 or self.images < 2 or self.calibration_images < 2:
-            raise RecipeError(
-                "strength must be above 0, images and calibration_images at least 2, "
-                f"got {self.strength}, {self.images} and {self.calibration_images}"
-            )
-
-    @property
-    def protocol(self) -> Protocol:
-        """The protocol of the checkpoint."""
-        return Protocol("scales", max_crops=self.max_crops, sides=self.sides)
 
 
 def fit_head(
@@ -198,7 +148,7 @@ def _statistics(
     rows: list[np.ndarray] = list(np.load(path)) if resume and path.is_file() else []
 
     def seen(images: Tensor) -> Tensor:
-        return channel_statistics(network.forward_features(images))
+        return channel_statistics(network.forward_features(images)[1])
 
     with torch.inference_mode():
         for i, r in enumerate(ratings[len(rows) :], start=len(rows)):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import ModelConfig
+from ..checkpoints.start import Start, start
 from ..errors import QMambaError, RecipeError
 from ..images import Preprocessing
 from ..models import create_model, get_architecture
@@ -17,16 +19,23 @@ from ..models.registry import Output
 from ..protocol import unit
 from ..scoring.pipeline import quality
 from .recipe import Plan
-from .start import start
+
+if TYPE_CHECKING:
+    from .paper.recipe import PaperRecipe
 
 
-def make_network(plan: Plan, device: torch.device, init: str | Path | None = None) -> nn.Module:
+def make_network(
+    recipe: Plan | PaperRecipe, device: torch.device, init: str | Path | None = None, root: Path | None = None
+) -> tuple[nn.Module, Start]:
     """Build a recipe's network and give it the weights that it starts from.
 
     Args:
-        plan: architecture and overrides.
+        recipe: its architecture and overrides.
         device: of the network.
-        init: what :func:`qmamba.train.start.start` takes; None for a training from nothing.
+        init, root: what :func:`qmamba.checkpoints.start.start` takes; None for a training from nothing.
+
+    Returns:
+        The network, and what became of the tensors that it started from.
 
     Raises:
         UnknownModelError: no such architecture.
@@ -34,13 +43,13 @@ def make_network(plan: Plan, device: torch.device, init: str | Path | None = Non
         CheckpointError, HubError: there is nothing to start from, or it is of another network.
     """
     try:
-        network = create_model(plan.arch, **plan.overrides)
+        network = create_model(recipe.arch, **recipe.overrides)
     except ValueError as error:
         if isinstance(error, QMambaError):
             raise
         raise RecipeError(f"the recipe's overrides do not fit: {error}") from error
-    start(network, "" if init is None else str(init))
-    return network.to(device)
+    began = start(network, "" if init is None else str(init), root)
+    return network.to(device), began
 
 
 class Seen(NamedTuple):
@@ -62,6 +71,11 @@ class Interface:
     preprocessing: Preprocessing
     output: Output = "number"
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> Interface:
+        """Return the interface of a checkpoint's network."""
+        return cls(config.preprocessing, config.output)
+
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
         """Return what a network takes, float32, of pixels (B, 3, S, S) uint8."""
         return self.preprocessing(unit(pixels.to(device)))
@@ -76,7 +90,7 @@ class Interface:
         if not features:
             return Seen(quality(network(images), self.output), [])
         able = require(network, StageFeatures, "features to learn from")
-        outputs, found = able.forward_with_features(images)
+        outputs, found = able.forward_features(images)
         return Seen(quality(outputs, self.output), [each.float() for each in found])
 
 

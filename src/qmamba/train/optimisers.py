@@ -68,7 +68,7 @@ def make_optimisers(
 
 
 def _matrices(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of linear layers by name, those of the head left out."""
+    """Return the weights of linear layers by name, those of the head left out."""
     if not hasattr(torch.optim, "Muon"):
         raise RecipeError(
             f"optimiser 'muon' needs torch 2.9 or later, got {torch.__version__}; use 'adamw' or update torch"

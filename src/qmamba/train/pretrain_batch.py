@@ -78,11 +78,13 @@ def make_pretrain_batch(
     rated_crops = rated_indices(shards, recipe, step)[rank::ranks]
     crops += [random_cut(shards[i], size, rng) for i in rated_crops]
     unknown = len(crops) - len(kinds)
+    worse, better = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     return PretrainBatch(
         torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(kinds + [-1] * unknown),
         torch.tensor(quality + [float("nan")] * unknown, dtype=torch.float32),
-        *torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T,
+        worse,
+        better,
         torch.from_numpy(shards.mos[rated_crops]),
         torch.from_numpy(shards.sets[rated_crops].astype(np.int64)),
     )

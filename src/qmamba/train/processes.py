@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from ..errors import BackendError, QMambaError, RecipeError
 
 MAX_PROCESSES = 64  # seeds of batches leave room for this many
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+T = TypeVar("T")
+R = TypeVar("R")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
@@ -69,6 +71,11 @@ class Processes:
         from accelerate.utils import gather_object
 
         return list(gather_object([part]))
+
+    def share(self, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+        """Return the results of work on items, one an item and in order; each process has a part of them."""
+        parts = self.collect(list(work(items[self.rank :: self.size])))
+        return [parts[i % self.size][i // self.size] for i in range(len(items))]
 
 
 def launched() -> int:
@@ -216,7 +223,7 @@ def _await(messages: Connection) -> None:
 
 
 def _cause(others: Sequence[tuple[Any, Connection]]) -> QMambaError | None:
-    """The error that ended one of the processes, if it sent one."""
+    """Return the error that ended one of the processes, if it sent one."""
     for _, messages in others:
         try:
             if messages.poll(1.0):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .calibrating import fit_calibration
 from .checkpoint_task import CheckpointTask
 from .distil import Distiller
 from .engine import Report, Run, fit
+from .folds import by_fold, check_folds, digest_of
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .processes import Processes
 from .recipe import Recipe
@@ -97,8 +97,8 @@ class Ratings(CheckpointTask[Batch]):
         init: str | Path | None = None,
         teacher: str | Path | None = None,
     ) -> None:
-        self.folds = {fold: [r for r in ratings if r.fold == fold] for fold in ("train", "val")}
-        _check_folds(self.folds)
+        self.folds = by_fold(ratings, ("train", "val"))
+        check_folds(self.folds)
         self.recipe, self.shared = recipe, {"images": recipe.images, "ranked": recipe.ranked}
         self.teacher_name = teacher
         if teacher is None and any(phase.scores > 0 for phase in recipe.phases):
@@ -157,24 +157,9 @@ class Ratings(CheckpointTask[Batch]):
         return run.out / "checkpoint"
 
 
-def _check_folds(folds: Mapping[str, Sequence[Rated]]) -> None:
-    for fold, rated in folds.items():
-        if len(rated) < 2:
-            number = "one was" if rated else "none were"
-            raise RecipeError(f"training needs photographs of the fold {fold!r}, and {number} given")
-        if not all(0.0 <= r.mos <= 1.0 for r in rated):
-            raise RecipeError("training needs MOS in [0, 1], higher is better; rescale the ratings first")
-
-
 def protocol_of(recipe: Recipe) -> Protocol | None:
     """Return the protocol of scales that a recipe asks for, None for the architecture's own."""
     return Protocol("scales", max_crops=recipe.max_crops, sides=recipe.sides) if recipe.sides else None
-
-
-def digest_of(folds: Mapping[str, Sequence[Rated]]) -> str:
-    """Return a digest of the names and MOS of rated photographs; folders may move."""
-    rows = "\n".join(f"{fold},{r.path.name},{r.mos}" for fold, rated in folds.items() for r in rated)
-    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def rating_losses(raw: Tensor, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
@@ -200,11 +185,9 @@ def validate(
     """Return SRCC and PLCC on a fold, with at most ``max_crops`` crops per image, shared by the processes."""
     protocol = replace(scorer.protocol, max_crops=min(max_crops, scorer.protocol.max_crops))
     quick = Scorer(scorer.network, scorer.config.replace(protocol=protocol))
-    mine = list(ratings[processes.rank :: processes.size])
-    scores = quick.score([r.path for r in mine])
-    parts = processes.collect((scores.tolist(), [r.mos for r in mine]))
-    pred, mos = ([v for part in parts for v in part[i]] for i in (0, 1))
-    return {"val_srcc": round(srcc(pred, mos), 4), "val_plcc": round(plcc(pred, mos), 4)}
+    scores = processes.share(ratings, lambda mine: quick.score([r.path for r in mine]).tolist())
+    mos = [r.mos for r in ratings]
+    return {"val_srcc": round(srcc(scores, mos), 4), "val_plcc": round(plcc(scores, mos), 4)}
 
 
 def calibrate(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, processes: Processes) -> Calibration:
@@ -214,11 +197,10 @@ def calibrate(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, processe
         RecipeError: raw quality does not rise with MOS.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    chosen = torch.randperm(len(ratings), generator=generator)[: recipe.calibration_images].tolist()
-    mine = [ratings[i] for i in chosen[processes.rank :: processes.size]]
-    parts = processes.collect([(scorer.raw_parts(r.path).raw, r.mos) for r in mine])
-    pairs = [pair for part in parts for pair in part]
-    found = fit_calibration([raw for raw, _ in pairs], [mos for _, mos in pairs])
+    order = torch.randperm(len(ratings), generator=generator)[: recipe.calibration_images].tolist()
+    chosen = [ratings[i] for i in order]
+    raw = processes.share(chosen, lambda mine: [scorer.raw_parts(r.path).raw for r in mine])
+    found = fit_calibration(raw, [r.mos for r in chosen])
     if found is None:
         raise RecipeError(
             "raw quality does not rise with MOS, so it cannot be calibrated; train for longer, or lower lr"

@@ -1,23 +1,19 @@
-"""Recipes: everything that a training run depends on, in one TOML file."""
+"""Recipes: everything that a training run depends on. ``recipe_files.py`` reads them from TOML."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..data.photos import CROP
 from ..errors import RecipeError
-from ..toml import parse_toml
+from ..protocol import Protocol
 from .schedule import warmup_cosine
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMISERS = ("adamw", "muon")
+MOST_BYTES = 4 << 30  # of crops that an adaptation keeps in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +49,10 @@ class Optimisation:
             raise RecipeError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.optimiser == "muon" and self.precision == "float16":
             raise RecipeError("optimiser 'muon' must not be used in float16; use 'bfloat16'")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that a result depends on."""
+        return {name: value for name, value in asdict(self).items() if name != "save_every"}
 
     def at_least(self, **least: float) -> None:
         """Check finite lower bounds by name."""
@@ -257,91 +257,94 @@ class PretrainRecipe(Plan):
             raise RecipeError(f"crop of a phase must be at most {CROP}, the side of the packed crops")
 
 
-def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with the library."""
-    folder = resources.files("qmamba.train") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe:
+    """A head fitted in closed form.
 
-
-def load_recipe(name: str | Path) -> Any:
-    """Load a recipe from a TOML file, or by a name of :func:`list_recipes` or
-    :func:`qmamba.train.paper.list_paper_recipes`.
-
-    Returns:
-        A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`HeadRecipe` where there
-        is a ``head``, a :class:`PretrainRecipe` where ``data`` is "photos", and otherwise a :class:`Recipe`.
-
-    Raises:
-        RecipeError: no such recipe, not TOML, an unknown key, or a value that a key cannot have.
+    Attributes:
+        name: of the model that comes out.
+        arch, overrides: of ``create_model``; the head must read statistics.
+        sides, max_crops: of the protocol of scales that the checkpoint gets.
+        images: maximum number of images of a set; they are drawn at random from its fold "train".
+        strength: of the ridge regression, over statistics of variance 1.
+        pairs: sets whose images are compared within a ``reference`` only: "b is better than a".
+        calibrated_on: set whose opinion scores, in [0, 1], the calibration maps raw quality to; "" where
+            there is one set.
+        calibration_images: how many of its images that is fitted on.
+        seed: random seed.
+        licence, limits: for the model card.
     """
-    from .paper.recipe import shipped_text
 
-    path = Path(name)
-    if path.is_file():
-        text = _read(path)
-    elif str(name) in list_recipes():
-        text = (resources.files("qmamba.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    elif shipped := shipped_text(str(name)):
-        text = shipped
-    else:
-        known = ", ".join(list_recipes())
-        raise RecipeError(f"no recipe {str(name)!r}; give a .toml file, or one of {known}")
-    return parse_recipe(text, str(name))
+    name: str
+    arch: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    head: str = "ridge"
+    sides: tuple[int, ...] = (448, 480)
+    max_crops: int = 0
+    images: int = 4000
+    strength: float = 1.0
+    pairs: tuple[str, ...] = ()
+    calibrated_on: str = ""
+    calibration_images: int = 600
+    seed: int = 0
+    licence: str = ""
+    limits: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sides", tuple(self.sides))  # TOML has lists only
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        if self.head != "ridge":
+            raise RecipeError(f"head must be 'ridge', got {self.head!r}")
+        if not self.strength > 0 or self.images < 2 or self.calibration_images < 2:
+            raise RecipeError(
+                "strength must be above 0, images and calibration_images at least 2, "
+                f"got {self.strength}, {self.images} and {self.calibration_images}"
+            )
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-
-
-def parse_recipe(text: str, where: str = "recipe") -> Any:
-    """Return a recipe from TOML text; unknown keys and wrong types are refused."""
-    try:
-        values = parse_toml(text)
-    except ValueError as error:
-        raise RecipeError(f"{where} is not valid TOML: {error}") from error
-    if "task" in values:
-        from .paper.recipe import parse_paper_recipe
-
-        return parse_paper_recipe(values, where)
-    if "head" in values:
-        from .linear_head import HeadRecipe
-
-        check_values(HeadRecipe, values, where, {"name", "arch"})
-        return HeadRecipe(**values)
-    kind = PretrainRecipe if values.get("data") == "photos" else Recipe
-    check_values(kind, values, where, {"name", "arch", "phases"})
-    try:
-        phases = tuple(Phase(**phase) for phase in values.pop("phases"))
-    except TypeError as error:
-        raise RecipeError(f"{where}: each of [[phases]] must have crop and steps: {error}") from error
-    return kind(phases=phases, **values)
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the checkpoint."""
+        return Protocol("scales", max_crops=self.max_crops, sides=self.sides)
 
 
-def check_values(kind: type, values: Mapping[str, Any], where: str, required: set[str]) -> None:
-    """Check TOML values against the fields of a dataclass: their names, and the types of their values.
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe(Optimisation):
+    """How an adapter is trained.
 
-    Raises:
-        RecipeError: one line that says what is wrong.
+    Attributes:
+        epochs: maximum number of epochs; the learning rate falls to zero over them.
+        crops: random crops of each photograph, the same ones in every epoch.
+        batch: crops per step.
+        lr: peak learning rate; by default the method's own.
+        patience: epochs without a better SRCC on the held-out part after which training stops.
+        held_out: share of the references, or of photographs without one, that is held out where there is no
+            fold "val".
+        beta, plcc: of the smooth-L1 loss on MOS, and the weight of the loss on PLCC.
+        dtype: floating type that the adapter is stored in.
+        most_bytes: maximum size of the bank of crops in memory.
     """
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown, missing = sorted(values.keys() - known), sorted(required - values.keys())
-    if unknown or missing:
-        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise RecipeError(f"{where} {what}; a recipe's keys are {', '.join(sorted(known))}")
-    hints = get_type_hints(kind)
-    for key, value in values.items():
-        wanted = _toml_type(hints[key])
-        fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
-        if not fits or isinstance(value, bool):
-            raise RecipeError(f"{where}: {key} must be of type {wanted.__name__}, got {value!r}")
+
+    epochs: int = 30
+    crops: int = 5
+    batch: int = 32
+    lr: float | None = None
+    patience: int = 6
+    held_out: float = 0.2
+    clip: float = 5.0
+    beta: float = 0.1
+    plcc: float = 0.5
+    ema: float = 0.98
+    dtype: str = "float16"
+    most_bytes: int = MOST_BYTES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(epochs=1, crops=1, patience=1, batch=2)
+        if self.lr is not None:
+            self.above_zero("lr")
+        if not 0 < self.held_out < 1:
+            raise RecipeError(f"held_out must be above 0 and below 1, got {self.held_out}")
 
 
-def _toml_type(hint: Any) -> type:
-    """The type of a field as TOML has it: a tuple is a list there, and None is an absent key."""
-    if get_origin(hint) in (Union, UnionType):
-        (hint,) = (each for each in get_args(hint) if each is not type(None))
-    found: type = get_origin(hint) or hint
-    return list if found is tuple else found
+QUICK = AdaptRecipe(epochs=8, crops=3, patience=3)
+"""A recipe of fewer steps on fewer crops, for a first result."""

@@ -39,11 +39,11 @@ def load_state(out: Path, fingerprint: str, device: torch.device) -> dict[str, A
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever bytes the file has: unpickling may fail in any way
-        raise RecipeError(f"{path} is damaged; choose another folder, or delete it to start anew") from error
+        raise RecipeError(f"{path} is damaged; choose another folder, or delete it to start over") from error
     if not isinstance(state, dict) or state.keys() != KEYS:
         raise RecipeError(
             f"{path} is not a state of this version's training; choose another folder, or delete it to "
-            "start anew"
+            "start over"
         )
     if state["fingerprint"] != fingerprint:
         raise RecipeError(f"{out} holds a run of another recipe or other data; choose another folder")

@@ -97,7 +97,8 @@ def _interpolated(sites: np.ndarray, corners: bool) -> np.ndarray:
     up, down = padded[:-2, 1:-1], padded[2:, 1:-1]
     left, right = padded[1:-1, :-2], padded[1:-1, 2:]
     if not corners:
-        return sites + (up + down + left + right) / 4
+        crossed: np.ndarray = sites + (up + down + left + right) / 4
+        return crossed
     diagonal = padded[:-2, :-2] + padded[:-2, 2:] + padded[2:, :-2] + padded[2:, 2:]
     found: np.ndarray = sites + (up + down + left + right) / 2 + diagonal / 4
     return found

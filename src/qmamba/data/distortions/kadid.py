@@ -154,7 +154,7 @@ def kadid_quality(name: str, level: float) -> KadidQuality:
 
 @functools.cache
 def _table() -> dict[str, tuple[_Row, ...]]:
-    """The rows of levels 1 to 5 of each kind."""
+    """Return the rows of levels 1 to 5 of each kind."""
     text = resources.files("qmamba.data.distortions").joinpath("kadid.csv").read_text(encoding="utf-8")
     rows = sorted(csv.DictReader(text.splitlines()), key=lambda row: int(row["level"]))
     return {
@@ -168,7 +168,7 @@ def _table() -> dict[str, tuple[_Row, ...]]:
 
 
 def _between(name: str, level: float) -> tuple[_Row, _Row, float]:
-    """The rows of the levels below and above, and the share of the way from one to the other."""
+    """Return the rows of the levels below and above, and the share of the way from one to the other."""
     if name not in _table():
         reason = "it needs a learned denoiser" if name == "denoise" else f"names: {', '.join(KADID_KINDS)}"
         raise DistortionError(f"the scale 'kadid' has no {name!r}; {reason}")

@@ -1,4 +1,4 @@
-"""LoDa (CVPR 2024): a frozen vision transformer that is told of local distortions by a frozen CNN."""
+"""LoDa (CVPR 2024): a frozen vision transformer, with local distortion features of a frozen CNN injected."""
 
 from __future__ import annotations
 

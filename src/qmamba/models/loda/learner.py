@@ -59,7 +59,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(latent, latent)
 
     def forward(self, queries: Tensor, distortion: Tensor) -> Tensor:
-        """(b, l, r), (b, P, r) → (b, l, r)."""
+        """Map (b, l, r), (b, P, r) → (b, l, r)."""
         q = rearrange(self.q(queries), "b l (heads c) -> b heads l c", heads=self.heads)
         kv = rearrange(self.kv(distortion), "b p (two heads c) -> two b heads p c", two=2, heads=self.heads)
         k, v = kv.unbind()  # (b, heads, P, c) each

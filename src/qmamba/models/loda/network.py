@@ -78,7 +78,7 @@ class LoDa(nn.Module):
         return out
 
     def _walk(self, images: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """The class feature (B, width), and the tokens (B, 1 + patches, width) after the blocks to keep."""
+        """Return the class feature (B, width), and tokens (B, 1 + patches, width) after blocks to keep."""
         self._check_images(images)
         distortion = self.distortion_tokens(images)
         z = self.vit.embed(images)  # (B, 1 + patches, width)
@@ -102,7 +102,7 @@ class LoDa(nn.Module):
         return out
 
     def class_feature(self, images: Tensor) -> Tensor:
-        """The class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
+        """Return the class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
         return self._walk(images)[0]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,12 +110,11 @@ class LoDa(nn.Module):
         out: Tensor = self.head(self.dropout(self.class_feature(images)))
         return out
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """The ViT's patch tokens after each quarter of its blocks: (B, width, S/patch, S/patch) each."""
-        return self.forward_with_features(images)[1]
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1), and the ViT's patch tokens after each quarter of its blocks.
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Raw quality (B, 1), and what :meth:`forward_features` gives, in one pass."""
+        They are (B, width, S/patch, S/patch) each, for normalised images (B, 3, S, S).
+        """
         feature, kept = self._walk(images, keep=self._last_blocks)
         side = self.sizes.image_size // self.sizes.patch_size
         maps = [rearrange(z[:, 1:], "b (h w) c -> b c h w", h=side) for z in kept]
@@ -147,9 +146,9 @@ class LoDa(nn.Module):
 
 
 def is_stored(name: str) -> bool:
-    """Whether a checkpoint stores this tensor: all that is trained, and the CNN's batch-norm statistics.
+    """Return whether a checkpoint stores this tensor.
 
-    The rest is in the base models.
+    It stores all that is trained, and the CNN's batch-norm statistics. The rest is in the base models.
     """
     if name.startswith("cnn."):
         return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))

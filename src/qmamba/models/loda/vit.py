@@ -22,7 +22,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, N, C) → (B, N, C)."""
+        """Map (B, N, C) → (B, N, C)."""
         qkv = rearrange(self.qkv(z), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
         q, k, v = qkv.unbind()  # (B, heads, N, d) each
         mixed = F.scaled_dot_product_attention(q, k, v)

@@ -34,7 +34,7 @@ KINDS = frozenset(
 
 
 def bounded(x: Tensor) -> bool:
-    """Return whether x may be worked on in parts: on a CPU, without gradients, with nobody watching."""
+    """Return whether x may be worked on in parts: on a CPU, without gradients and tracers."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not watched()
 
 
@@ -91,7 +91,7 @@ def run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _stem(stem: Stem, image: Tensor) -> Tensor:
-    """Some rows at a time: what is made on the way is eight times as large as the image."""
+    """Compute some rows at a time: what is made on the way is eight times as large as the image."""
     parts = round(image.numel() * stem.conv1.out_channels / 12 / ELEMENTS)
     if parts <= 1:
         return stem(image)  # type: ignore[no-any-return]
@@ -112,7 +112,7 @@ def _stem(stem: Stem, image: Tensor) -> Tensor:
 
 
 def _block(block: Block, x: Tensor) -> Tensor:
-    """Without gradients: all but convolution and scan act on every position by itself."""
+    """Compute a block without gradients: all but convolution and scan act on every position by itself."""
 
     def before(x: Tensor) -> Tensor:
         y: Tensor = block.ss2d.in_proj(block.norm1(x))
@@ -127,7 +127,7 @@ def _block(block: Block, x: Tensor) -> Tensor:
 
 
 def _block_with_gradients(block: Block, x: Tensor) -> Tensor:
-    """With an MLP that keeps half as much for its backward."""
+    """Compute a block with an MLP that keeps half as much for its backward."""
     x = x + block.drop_path(block.ss2d(block.norm1(x)))
     fc1, fc2 = block.mlp.fc1, block.mlp.fc2
     branch = mlp(block.norm2(x), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
@@ -136,7 +136,7 @@ def _block_with_gradients(block: Block, x: Tensor) -> Tensor:
 
 
 def _downsample(downsample: Downsample, x: Tensor) -> Tensor:
-    """As a matrix product over patches where that is quicker.
+    """Compute it as a matrix product over patches where that is quicker.
 
     A convolution rearranges its weights in every call on a CPU. That costs more than to rearrange the
     features, where these are the fewer.
@@ -152,7 +152,7 @@ def _downsample(downsample: Downsample, x: Tensor) -> Tensor:
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """As :func:`statistics`, with sums over some rows at a time, as many for any batch."""
+    """Compute :func:`statistics` with sums over some rows at a time, as many for any batch."""
     rows = max(1, ELEMENTS // (x.shape[2] * x.shape[3]))
     if rows >= x.shape[1]:
         return statistics(x)
@@ -219,7 +219,7 @@ def _by_positions(function: Callable[..., Tensor], *features: Tensor, scratch: s
 def _rows_behind(first: int, last: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return which rows of ``height`` a 3 × 3 convolution with stride 2 makes rows first … last - 1 from.
 
-    And how many rows of zeros are to be put above and below them.
+    Also return how many rows of zeros pad them above and below.
     """
     top, bottom = 2 * first - 1, 2 * last
     start, stop = max(top, 0), min(bottom, height)
@@ -227,7 +227,7 @@ def _rows_behind(first: int, last: int, height: int) -> tuple[tuple[int, int], t
 
 
 def _conv_rows(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3 × 3 convolution with stride 2 of (B, C, H, W) that has all the rows it needs."""
+    """Apply a 3 × 3 convolution with stride 2 of (B, C, H, W) that has all the rows it needs."""
     return F.conv2d(x, conv.weight, conv.bias, stride=2, padding=(0, 1))
 
 
@@ -237,7 +237,7 @@ def _gelu_(x: Tensor) -> Tensor:
 
 
 def _plus(branch: Tensor, x: Tensor) -> Tensor:
-    """A residual sum in the memory of its branch, unless autocast has made that narrower."""
+    """Return a residual sum in the memory of its branch, unless autocast has made that narrower."""
     return branch.add_(x) if branch.dtype == x.dtype else branch + x
 
 

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import Route
-from .ss2d import SS2D, Linear, conv_nhwc
-
-__all__ = ["MLP", "Block", "Downsample", "DropPath", "Stem", "conv_nhwc"]
+from ..channels_last import conv_nhwc
+from .ss2d import SS2D, Linear
 
 
 class Stem(nn.Module):
@@ -27,7 +26,7 @@ class Stem(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
+        """Map (B, 3, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
         # Contiguous with channels last; torch.func's vmap takes no memory_format.
         x = conv_nhwc(self.conv1, image.permute(0, 2, 3, 1).contiguous())
         x = F.gelu(self.norm1(x))  # (B, ⌈H/2⌉, ⌈W/2⌉, C/2)
@@ -44,7 +43,7 @@ class Downsample(nn.Module):
         self.norm = nn.LayerNorm(out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
+        """Map (B, H, W, C) → (B, ⌈H/2⌉, ⌈W/2⌉, C')."""
         out: Tensor = self.norm(conv_nhwc(self.conv, x))
         return out
 
@@ -58,7 +57,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, C)."""
+        """Map (…, C) → (…, C)."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
@@ -71,7 +70,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, …) → (B, …), the same in expectation."""
+        """Map (B, …) → (B, …), the same in expectation."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
@@ -96,7 +95,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         x = x + self.drop_path(self.ss2d(self.norm1(x)))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out

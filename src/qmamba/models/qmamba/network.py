@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,38 +104,54 @@ class QMamba(nn.Module):
         self.apply(_init_linear)
 
     def forward(
-        self, images: Tensor, prompts: Prompts | None = None, head: nn.Module | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        prompts: Prompts | None = None,
+        head: nn.Module | None = None,
+        *,
+        start: int | None = None,
     ) -> Tensor:
         """Return the raw quality (B, 1) of normalised images (B, 3, H, W).
 
         Args:
-            images: as above.
+            images: as above; with ``start``, what :meth:`forward_until` returned for that stage.
             prompts: one function a stage, applied to its output (B, H, W, C') after the downsample, which
                 returns features of the same shape; C' are :attr:`out_widths`. See :mod:`qmamba.adapters`.
             head: in place of the network's own: (B, H, W, C) → (B, 1), or a :class:`StatisticsHead`.
+            start: zero-based index of the stage whose prompt comes first. ``network(x, p, h)`` and
+                ``network(network.forward_until(x, s), p, h, start=s)`` are the same where p does nothing
+                before stage s.
 
         Raises:
             ValueError: images of another shape, or smaller than 32×32.
         """
-        _check_images(images)
         head = self.head if head is None else head
+        if start is not None:
+            x, *found = images
+            with cpu.working(x):
+                x = x if prompts is None else prompts[start](x)
+                return self._finish(x, start + 1, found, prompts, head)
+        assert isinstance(images, Tensor)
+        _check_images(images)
 
         def raw(images: Tensor) -> tuple[Tensor]:
             return (self._finish(self._run(self.stem, images), 0, (), prompts, head),)
 
         return cpu.in_batches(raw, images, self, prompts, head)[0]
 
-    def forward_features(self, images: Tensor) -> list[Tensor]:
-        """Return each stage's features before its downsample: (B, C, ⌈H/r⌉, ⌈W/r⌉), r = 4, 8, 16, 32."""
-        return self.forward_with_features(images)[1]
+    def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return raw quality (B, 1), and each stage's features before its downsample.
 
-    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return raw quality (B, 1), and what :meth:`forward_features` returns, in one pass."""
+        They are (B, C, ⌈H/r⌉, ⌈W/r⌉), r = 4, 8, 16, 32, for images (B, 3, H, W).
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
         _check_images(images)
         with cpu.working(images):
             features = self._features(images, None)
             raw: Tensor = self.head(self._input_of(self.head, features))
-        return raw, [x.permute(0, 3, 1, 2) for x in features]
+        return raw, [rearrange(x, "b h w c -> b c h w") for x in features]
 
     def forward_positions(
         self, images: Tensor, prompts: Prompts | None = None, head: nn.Module | None = None
@@ -163,7 +180,7 @@ class QMamba(nn.Module):
         return raw, positions
 
     def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
-        """Compute what lies before the prompt of a stage (zero-based index), for :meth:`forward_after`.
+        """Compute what lies before the prompt of a stage (zero-based index), for :meth:`forward`.
 
         Returns:
             The output (B, H, W, C') of that stage after its downsample. With ``head="statistics"`` also what
@@ -178,23 +195,6 @@ class QMamba(nn.Module):
                 if self._reads(self.head, s):
                     found.append(self._run(statistics, features))
         return (x, *found)
-
-    def forward_after(
-        self,
-        kept: Sequence[Tensor],
-        stage: int,
-        prompts: Prompts | None = None,
-        head: nn.Module | None = None,
-    ) -> Tensor:
-        """Return raw quality (B, 1) from the result of :meth:`forward_until`; the stage's prompt comes first.
-
-        ``forward(x, p, h)`` and ``forward_after(forward_until(x, s), s, p, h)`` are the same where p does
-        nothing before stage s: what lies before can then be computed once and kept.
-        """
-        x, *found = kept
-        with cpu.working(x):
-            x = x if prompts is None else prompts[stage](x)
-            return self._finish(x, stage + 1, found, prompts, self.head if head is None else head)
 
     def read_statistics(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: float) -> None:
         """Write a linear function of the stages' statistics into the head, see :class:`StatisticsHead`.
@@ -237,7 +237,7 @@ class QMamba(nn.Module):
         return raw
 
     def _reads(self, head: nn.Module, s: int) -> bool:
-        """Whether a head reads a stage before its downsample; the last is read after its prompt."""
+        """Return whether a head reads a stage before its downsample; the last is read after its prompt."""
         return isinstance(head, StatisticsHead) and s < len(self.stages) - 1
 
     def _features(self, images: Tensor, prompts: Prompts | None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...ops import GateWeights, Route, gated_scan, linear, selective_scan
 from ...ops.route_gate.reference import EPS
+from ..channels_last import conv_nhwc
 from ..hooks import hooked
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -24,14 +25,8 @@ class Linear(nn.Linear):
     """``nn.Linear``, computed by :func:`qmamba.ops.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, I) → (…, O)."""
+        """Map (…, I) → (…, O)."""
         return linear(x, self.weight, self.bias)
-
-
-def conv_nhwc(conv: nn.Module, x: Tensor) -> Tensor:
-    """Return a convolution of (B, H, W, C). The permutations are views: channels stay last in memory."""
-    y: Tensor = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return y
 
 
 class RouteGate(nn.Module):
@@ -126,7 +121,7 @@ class SS2D(nn.Module):
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, H, W, C)."""
+        """Map (B, H, W, C) → (B, H, W, C)."""
         x = F.silu(conv_nhwc(self.conv, self.in_proj(x)))  # (B, H, W, D)
         out: Tensor = self.out_proj(self.norm(self.scan(x)))
         return out

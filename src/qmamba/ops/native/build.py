@@ -128,7 +128,7 @@ def compiler() -> list[str] | None:
 
 
 def _zig(*zig: str, target: str = "native") -> tuple[str, ...]:
-    """zig's C compiler; by default it would take all instructions of this CPU for the baseline."""
+    """Return the command of zig's C compiler for the baseline; its default is this CPU's instructions."""
     return (*zig, "cc", "-target", target, "-mcpu=baseline")
 
 

@@ -29,16 +29,16 @@ INLINE int64_t lanes_at(const tile *t, int64_t d) { return t->whole || t->D - d 
 /* v with 0 in the lanes beyond the last channel. */
 INLINE vf existing(const tile *t, int64_t d, vf v) {
     if (lanes_at(t, d) == VL) return v;
-    vf some = {0};
-    memcpy(&some, &v, (size_t)lanes_at(t, d) * sizeof(float));
-    return some;
+    vf part = {0};
+    memcpy(&part, &v, (size_t)lanes_at(t, d) * sizeof(float));
+    return part;
 }
 
 INLINE vf load(const tile *t, const float *p, int64_t d) {
     if (lanes_at(t, d) == VL) return v_load(p + d);
-    vf some = {0};
-    memcpy(&some, p + d, (size_t)lanes_at(t, d) * sizeof(float));
-    return some;
+    vf part = {0};
+    memcpy(&part, p + d, (size_t)lanes_at(t, d) * sizeof(float));
+    return part;
 }
 
 INLINE void store(const tile *t, float *p, int64_t d, vf v) {

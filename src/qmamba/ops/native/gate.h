@@ -1,4 +1,4 @@
-/* The arguments of the route gate, the same for all its passes. All arrays are float32; native/gate.py has
+/* The arguments of the route gate, the same for all its passes. All arrays are float32; route_gate/native.py has
  * the same structure, field by field. */
 #ifndef QMAMBA_GATE_H
 #define QMAMBA_GATE_H

@@ -1,4 +1,4 @@
-"""The route gate over the outputs of a scan's routes. Its C passes are in ``ops/native/gate.py``."""
+"""The route gate over the outputs of a scan's routes: one public function with several implementations."""
 
 from __future__ import annotations
 

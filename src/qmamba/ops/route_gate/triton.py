@@ -1,6 +1,6 @@
 """The route gate's passes over all routes on a GPU, in Triton; the small network between them is torch's.
 
-``native/gate.py`` has the same for CPUs. Sums over positions are computed in chunks of a fixed size and added
+``native.py`` has the same for CPUs. Sums over positions are computed in chunks of a fixed size and added
 in a fixed order: same input, same bits.
 """
 

@@ -12,6 +12,7 @@ from ..routes import Route
 from .composed import selective_scan_composed
 from .native import selective_scan_native
 from .reference import selective_scan_reference
+from .tensors import ScanTensors
 from .torch import selective_scan_torch
 from .triton import selective_scan_triton
 
@@ -79,23 +80,20 @@ def selective_scan(
     >>> [round(v, 3) for v in y.flatten().tolist()]  # 1, 1 + 1/e, 1 + 1/e + 1/e²
     [1.0, 1.368, 1.503]
     """
-    _check_shapes(x, dt, B, C, dt_weight, dt_bias, A, D, routes)
-    name = choose((x, dt, B, C, dt_weight, dt_bias, A, D), backend)
+    tensors = ScanTensors(x, dt, B, C, dt_weight, dt_bias, A, D)
+    _check_shapes(tensors, routes)
+    name = choose(tensors, backend)
     if compiling() and name != "reference":
-        return traced_scan((x, dt, B, C, dt_weight, dt_bias, A, D), routes, merge, backend)
+        return traced_scan(tensors, routes, merge, backend)
     if x.is_meta:  # shapes only, for counting
         return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
     # Transforms of torch.func take none of the hand-written backwards.
     scan = selective_scan_composed if name != "reference" and transformed() else _BACKENDS[name]
-    return scan(
-        x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=tuple(routes), merge=merge
-    )
+    return scan(tensors, tuple(routes), merge)
 
 
-def _check_shapes(
-    x: Tensor, dt: Tensor, B: Tensor, C: Tensor,
-    dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, routes: Sequence[Route],
-) -> None:  # fmt: skip
+def _check_shapes(tensors: ScanTensors, routes: Sequence[Route]) -> None:
+    x, dt, B, A = tensors.x, tensors.dt, tensors.B, tensors.A
     if x.ndim != 4 or dt.ndim != 5 or B.ndim != 5 or A.ndim != 3:
         raise ValueError(
             "selective_scan needs x (B,H,W,D), dt (B,H,W,K,R), B and C (B,H,W,K,N), A (K,D,N); "
@@ -103,10 +101,10 @@ def _check_shapes(
         )
     grid, D_, K, R, N = x.shape[:3], x.shape[3], len(routes), dt.shape[-1], B.shape[-1]
     expected = {
-        "dt": (dt, (*grid, K, R)), "B": (B, (*grid, K, N)), "C": (C, (*grid, K, N)),
-        "dt_weight": (dt_weight, (K, D_, R)), "dt_bias": (dt_bias, (K, D_)),
-        "A": (A, (K, D_, N)), "D": (D, (K, D_)),
+        "dt": (*grid, K, R), "B": (*grid, K, N), "C": (*grid, K, N),
+        "dt_weight": (K, D_, R), "dt_bias": (K, D_), "A": (K, D_, N), "D": (K, D_),
     }  # fmt: skip
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+    for name, shape in expected.items():
+        found = tuple(getattr(tensors, name).shape)
+        if found != shape:
+            raise ValueError(f"selective_scan: {name} must have shape {shape}, got {found}")

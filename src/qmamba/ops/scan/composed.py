@@ -7,7 +7,6 @@ derivative. Nothing here is in place, and the recurrence takes log₂ L steps in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,24 +19,14 @@ from torch.autograd import forward_ad
 from ..precision import without_autocast
 from ..routes import Route
 from ..second_order import recomputed
+from .tensors import ScanTensors
 
 
-def selective_scan_composed(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[Route],
-    merge: bool = True,
-) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`."""
+def selective_scan_composed(tensors: ScanTensors, routes: tuple[Route, ...], merge: bool) -> Tensor:
+    """Compute :func:`qmamba.ops.selective_scan`."""
+    x = tensors.x
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x_, dt_, B_, C_, weight, bias, A_, D_ = (t.to(dtype) for t in (x, dt, B, C, dt_weight, dt_bias, A, D))
+    x_, dt_, B_, C_, weight, bias, A_, D_ = (t.to(dtype) for t in tensors)
     per_route = []
     with without_autocast(x.device):
         for k, route in enumerate(routes):

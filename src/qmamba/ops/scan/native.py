@@ -21,6 +21,7 @@ from .. import native
 from ..backend import usable
 from ..native import pool
 from ..routes import Route
+from .tensors import ScanTensors
 from .torch import LOG2E, second_order_gradients, selective_scan_torch
 
 BLOCK = 64  # channels; QM_BLOCK in scan.h
@@ -43,27 +44,12 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-def selective_scan_native(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[Route],
-    merge: bool = True,
-) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`; float64 and other than plain CPU tensors run in torch."""
-    tensors = (x, dt, B, C, dt_weight, dt_bias, A, D)
+def selective_scan_native(tensors: ScanTensors, routes: tuple[Route, ...], merge: bool) -> Tensor:
+    """Compute :func:`qmamba.ops.selective_scan`; float64 and other than plain CPU tensors run in torch."""
     native.load()
-    if not x.numel() or not usable(tensors):
-        return selective_scan_torch(
-            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=routes, merge=merge
-        )
-    y: Tensor = NativeScan.apply(*tensors, tuple(routes), merge)  # type: ignore[no-untyped-call]
+    if not tensors.x.numel() or not usable(tensors):
+        return selective_scan_torch(tensors, routes, merge)
+    y: Tensor = NativeScan.apply(*tensors, routes, merge)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..routes import Route
@@ -122,8 +123,8 @@ def _recur_flat(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
 
     def lay(v: Tensor) -> Tensor:  # (G, L, D) → (G, T, S, D)
         v = F.pad(v, (0, 0, 0, spare))  # after the last: nothing reads it
-        return v.view(v.shape[0], slots.segments, slots.steps, -1).transpose(1, 2).contiguous()
+        return rearrange(v, "g (s t) d -> g t s d", s=slots.segments).contiguous()
 
     a_laid, h_laid = lay(a), lay(b)
     recur_(a_laid, h_laid, slots, reverse)
-    return h_laid.transpose(1, 2).flatten(1, 2)[:, :length]
+    return rearrange(h_laid, "g t s d -> g (s t) d")[:, :length]

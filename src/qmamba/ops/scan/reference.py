@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..routes import Route
+from .tensors import ScanTensors
 
 
-def selective_scan_reference(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[Route],
-    merge: bool = True,
-) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`; gradients come from autograd through the loop."""
+def selective_scan_reference(tensors: ScanTensors, routes: tuple[Route, ...], merge: bool) -> Tensor:
+    """Compute :func:`qmamba.ops.selective_scan`; gradients come from autograd through the loop."""
+    x, dt, B, C, dt_weight, dt_bias, A, D = tensors
     batch, height, width, channels = x.shape
     per_route = []
     for k, route in enumerate(routes):

@@ -22,28 +22,16 @@ from ..scratch import Scratch
 from ..second_order import differentiable_gradients
 from .composed import selective_scan_composed
 from .recurrence import Slots, recur_, slot_index, slots_of
+from .tensors import ScanTensors
 
 LOG2E = math.log2(math.e)
 EXP2_LIMIT = 80.0  # exp of anything up to this is finite in float32
 TILE = 2**19  # elements (images · positions · channels) of a tile: 2 MB of float32
 
 
-def selective_scan_torch(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[Route],
-    merge: bool = True,
-) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`."""
-    args = (x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)
-    y: Tensor = TorchScan.apply(*args)  # type: ignore[no-untyped-call]
+def selective_scan_torch(tensors: ScanTensors, routes: tuple[Route, ...], merge: bool) -> Tensor:
+    """Compute :func:`qmamba.ops.selective_scan`."""
+    y: Tensor = TorchScan.apply(*tensors, routes, merge)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -235,10 +223,7 @@ def second_order_gradients(ctx: Any, tensors: Sequence[Tensor], gy: Tensor) -> t
     """Return what a scan's backward does, in a way that can be differentiated again."""
 
     def scan(*tensors: Tensor) -> Tensor:
-        x, dt, B, C, dt_weight, dt_bias, A, D = tensors
-        return selective_scan_composed(
-            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D, routes=ctx.routes, merge=ctx.merge
-        )
+        return selective_scan_composed(ScanTensors(*tensors), ctx.routes, ctx.merge)
 
     return (*differentiable_gradients(scan, tensors, gy, ctx.needs_input_grad[:8]), None, None)
 

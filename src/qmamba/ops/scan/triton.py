@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..routes import Route
 from .native import rows
+from .tensors import ScanTensors
 from .torch import LOG2E, second_order_gradients
 
 TILE = 16  # steps that a thread computes together, the minimum of tensor cores
@@ -70,21 +71,9 @@ Pair(forward=1, reverse=-1, route=Route(axis='column', window=None, reverse=Fals
     ]
 
 
-def selective_scan_triton(
-    x: Tensor,
-    dt: Tensor,
-    B: Tensor,
-    C: Tensor,
-    *,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[Route],
-    merge: bool = True,
-) -> Tensor:
-    """See :func:`qmamba.ops.selective_scan`."""
-    y: Tensor = TritonScan.apply(x, dt, B, C, dt_weight, dt_bias, A, D, tuple(routes), merge)  # type: ignore[no-untyped-call]
+def selective_scan_triton(tensors: ScanTensors, routes: tuple[Route, ...], merge: bool) -> Tensor:
+    """Compute :func:`qmamba.ops.selective_scan`."""
+    y: Tensor = TritonScan.apply(*tensors, routes, merge)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -219,7 +208,7 @@ class Problem:
 
     def _carries(self, gy: Tensor | None) -> Tensor:
         """Return the state that enters each chunk, (B, K, chunks, D, N); with ``gy`` the adjoint's."""
-        from . import triton_kernels as kernels
+        from . import triton_chunks as kernels
 
         batch, height, width, D, K, _, N = self.sizes
         grid = self._grid(self.kind.channels())

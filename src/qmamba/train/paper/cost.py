@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters import create
+from ...checkpoints import default_config
 from ...data import Rated
 from ...models import create_model
-from ..networks import Interface, interface_of
+from ...scoring import Scorer
+from ...scoring.pipeline import quality
+from ..networks import Interface
 from ..optimisers import make_optimisers
+from ..processes import Processes
 from .recipe import NO_TUNING, PaperRecipe
 from .runs import Run, Workshop, folder_of, runs_of
 from .sets import Crops, RatedSet, missing, read_set, split_set
 from .task import RESULTS, VAL_IMAGES, losses_of
-from .testing import protocol_of, windows_of
+from .testing import protocol_of, rate_images
 
 MEASURED = 3  # steps, and images; the first of each is not counted
 
@@ -151,14 +155,13 @@ class _Rater:
             self.trained: nn.Module = (
                 create(recipe.adapter, self.base, **recipe.adapter_options) if is_adapted else self.base
             )
-        self.interface: Interface = interface_of(recipe.arch)
-        self.device = device
+        self.config = default_config(self.base, recipe.name, protocol=protocol_of(recipe))
+        self.interface, self.device = Interface.of(self.config), device
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if self.trained is self.base:
-            return self.interface.see(self.base, pixels).raw
-        raw: Tensor = self.trained(self.base, self.interface.images(pixels, self.device))
-        return raw[:, 0].float()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return raw quality (B,) of normalised images (B, 3, S, S)."""
+        outputs = self.trained(images) if self.trained is self.base else self.trained(self.base, images)
+        return quality(outputs, self.config.output)
 
 
 def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.device) -> Seconds:
@@ -173,7 +176,7 @@ def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.dev
             pixels, mos = zip(*(crops[i] for i in range(start, start + part)), strict=True)
             half = getattr(torch, recipe.precision)
             with torch.autocast(device.type, dtype=half, enabled=recipe.precision != "float32"):
-                raw = rater(torch.stack(list(pixels)))
+                raw = rater(rater.interface.images(torch.stack(list(pixels)), device))
             torch.autograd.backward(losses_of(raw, torch.tensor(mos, device=device), recipe)["loss"])
         for optimiser in optimisers:
             optimiser.step()
@@ -186,10 +189,11 @@ def _image_seconds(each: RatedSet, run: Run, recipe: PaperRecipe, device: torch.
     """Return the time of an image in testing."""
     rater, images = _Rater(run, recipe, device), list(each.folds["test"])
     rater.trained.eval()
+    scorer = Scorer(rater.base, rater.config)
 
     def rate(place: int) -> None:
         with torch.inference_mode():
-            rater(windows_of(each, images[place % len(images)], protocol_of(recipe)))
+            rate_images(scorer, rater, [images[place % len(images)]], each, Processes(device))
 
     return _mean_time(rate, MEASURED, device)
 

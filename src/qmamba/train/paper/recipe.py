@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...data.splitting import CONVENTIONS
 from ...errors import RecipeError
-from ..recipe import Optimisation, check_values, one_of
+from ..recipe import Optimisation, one_of
 from ..schedule import step_decay
 
 TASKS = ("single", "universal", "transfer")
@@ -37,9 +36,15 @@ Printed = dict[str, tuple[float, float]]
 class Transfer:
     """Transfer from some sets to others: the base learns all ``sources``, an adapter each of ``targets``."""
 
-    sources: tuple[str, ...]
-    targets: tuple[str, ...]
+    sources: tuple[str, ...] = field(metadata={"key": "from"})
+    targets: tuple[str, ...] = field(metadata={"key": "to"})
     paper: Printed = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_names(self.sources, "from")
+        _check_names(self.targets, "to")
+        if not self.sources or not self.targets:
+            raise RecipeError(f"a transfer must have a set at both ends, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class PaperRecipe(Optimisation):
         weights: how often a set's images are seen, 1 unless given: 2 is twice in each epoch.
         sizes: size that images of a set are resized to before they are cropped, in place of the common one:
             the shorter side, or height and width; 0 for their own size.
-        init_from: weights to start from, see :func:`qmamba.train.start.start`; "" for random ones.
+        init_from: weights to start from, see :func:`qmamba.checkpoints.start.start`; "" for random ones.
         convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with a set, and
             as by "deiqt" for sets without folds.
         split_by: what is divided by set: "image", or "reference", such as the prompt of generated images; by
@@ -145,6 +150,7 @@ class PaperRecipe(Optimisation):
             raise RecipeError("losses must have at least one with a weight above 0")
 
     def _check_sets(self) -> None:
+        _check_names(self.data, "data")
         if self.task == "transfer":
             if not self.transfers or self.data or not self.adapter:
                 raise RecipeError(
@@ -197,6 +203,11 @@ class PaperRecipe(Optimisation):
         return step_decay(step, peak, warmup, decay_steps)
 
 
+def _check_names(names: tuple[str, ...], key: str) -> None:
+    if "" in names or len(set(names)) != len(names):
+        raise RecipeError(f"{key} must have names of sets, each once, got {list(names)}")
+
+
 def _folder() -> Path:
     return Path(str(resources.files("qmamba.train") / "recipes" / "paper"))
 
@@ -217,59 +228,6 @@ def _row_number(row: str) -> int:
     return _ORDER.index(row) if row in _ORDER else len(_ORDER)
 
 
-def shipped_text(name: str) -> str | None:
-    """Return the TOML of a recipe of :func:`list_paper_recipes`, None for another name."""
-    if name not in list_paper_recipes():
-        return None
+def paper_recipe_text(name: str) -> str:
+    """Return the TOML of a recipe of :func:`list_paper_recipes`."""
     return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def parse_paper_recipe(values: Mapping[str, Any], where: str) -> PaperRecipe:
-    """Return a recipe from the values of its TOML; unknown keys and wrong types are refused.
-
-    Raises:
-        RecipeError: one line that says what is wrong.
-    """
-    check_values(PaperRecipe, values, where, {"name", "arch"})
-    values = dict(values)
-    values["data"] = _names(values.get("data", []), f"{where}: data")
-    values["paper"] = _printed(values.get("paper", {}), where)
-    values["rates"] = _rates(values.get("rates", []), where)
-    values["transfers"] = tuple(_transfer(entry, where) for entry in values.get("transfers", []))
-    for key in ("weights", "losses"):
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values.get(key, {}).values()):
-            raise RecipeError(f"{where}: {key} must have numbers by name, got {values[key]!r}")
-    return PaperRecipe(**values)
-
-
-def _rates(value: list[Any], where: str) -> tuple[float, ...]:
-    if any(isinstance(rate, bool) or not isinstance(rate, (int, float)) for rate in value):
-        raise RecipeError(f"{where}: rates must be a list of numbers, got {value!r}")
-    return tuple(float(rate) for rate in value)
-
-
-def _names(value: Any, what: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or any(not isinstance(name, str) or not name for name in value):
-        raise RecipeError(f"{what} must be a list of names of sets, got {value!r}")
-    if len(set(value)) != len(value):
-        raise RecipeError(f"{what} names a set twice: {value}")
-    return tuple(value)
-
-
-def _transfer(entry: Any, where: str) -> Transfer:
-    if not isinstance(entry, dict) or not {"from", "to"} <= entry.keys() <= {"from", "to", "paper"}:
-        raise RecipeError(
-            f"{where}: each of [[transfers]] must have from and to, and may have paper, got {entry!r}"
-        )
-    sources, targets = (_names(entry[key], f"{where}: {key} of a transfer") for key in ("from", "to"))
-    if not sources or not targets:
-        raise RecipeError(f"{where}: a transfer must have a set at both ends, got {entry!r}")
-    return Transfer(sources, targets, _printed(entry.get("paper", {}), where))
-
-
-def _printed(value: Any, where: str) -> Printed:
-    pairs = value.items() if isinstance(value, dict) else [("", value)]
-    for name, pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or any(not isinstance(v, float) for v in pair):
-            raise RecipeError(f"{where}: paper must have [PLCC, SRCC] by set, got {name!r} = {pair!r}")
-    return {name: (pair[0], pair[1]) for name, pair in pairs}

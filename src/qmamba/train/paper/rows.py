@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.safetensors_file import replace_file
+from ...checkpoints.start import no_start
 from ..processes import is_first
-from ..start import no_start
 from .recipe import PaperRecipe, Printed
 from .runs import Run, Workshop, folder_of, identity, runs_of
 from .sets import missing

@@ -22,6 +22,7 @@ from ...errors import DataSetError, RecipeError
 from ...images import as_bytes, decode
 from ...protocol import resize
 from ..batches import random_crop
+from ..folds import by_fold
 from ..sampling import mixed_epoch
 from .recipe import OWN, PaperRecipe
 
@@ -149,7 +150,7 @@ def split_set(
         label, rated = split.name + (f"-by-{chosen}" if chosen else ""), split.of(ratings)
         if held_out:
             rated = hold_out(rated, held_out, split.by == "reference", index)
-    folds = {fold: [r for r in rated if r.fold == fold] for fold in ("train", "val", "test")}
+    folds = by_fold(rated)
     for fold in ("train", "test"):
         if len(folds[fold]) < 2:
             raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,20 @@ from torch.utils.data import DataLoader
 
 from ...adapters import Adapter, AdapterConfig, create, save_adapter
 from ...calibration import Calibration
-from ...checkpoints import ModelConfig
+from ...checkpoints import default_config
 from ...checkpoints.safetensors_file import replace_file, serialise
+from ...checkpoints.start import Start, no_start
 from ...data import Rated
 from ...errors import DataSetError
 from ...metrics import plcc, srcc
-from ...models import create_model
 from ...scoring import Scorer, load
+from ...scoring.pipeline import quality
 from ...version import __version__
 from ..calibrating import fit_calibration
 from ..engine import Report, Run, fit
 from ..losses import pairwise_ranking, plcc_loss, smooth_l1
-from ..networks import Interface, interface_of
+from ..networks import Interface, make_network
 from ..processes import Processes, is_first
-from ..start import Start, no_start, start
 from ..state import forget_state
 from ..task import Task
 from ..tracking import Tracker
@@ -118,15 +119,16 @@ class PaperTask(Task[Batch]):
         sets: all sets of the run, in its split.
 
     Attributes:
-        began: what the network started from, after :meth:`setup`.
-        base: the base of an adapter, after :meth:`setup`.
+        began, began_sha256: what the network started from and its digest, after :meth:`setup`.
+        config: of the checkpoint, after :meth:`setup`; for an adapter that of its base.
+        base, base_sha256: the base of an adapter and its digest, after :meth:`setup`.
     """
+
+    base: nn.Module
 
     def __init__(self, run: PaperRun, recipe: PaperRecipe, shop: Workshop, sets: dict[str, RatedSet]) -> None:
         self.run, self.recipe, self.shop, self.sets = run, recipe, shop, sets
         self.steps, self.shared, self.resumable = 0, {}, not shop.dry
-        self.base: Scorer | None = None
-        self.rated: Any = None
         if run.train:
             self.crops = Crops(self._learnt, recipe, recipe.seed + run.split)
             self.steps = min(2, self.crops.steps) if shop.dry else self.crops.steps
@@ -134,26 +136,26 @@ class PaperTask(Task[Batch]):
         self.peak = recipe.lr
 
     def setup(self, processes: Processes) -> None:
-        recipe, run, self.heads = self.recipe, self.run, nn.ModuleList()
+        recipe, run, shop, self.heads = self.recipe, self.run, self.shop, nn.ModuleList()
         if run.base is None:
-            absent = self.shop.dry and no_start(recipe.init_from, self.shop.root) is not None
-            self.rated, self.interface = (
-                create_model(recipe.arch, **recipe.overrides),
-                interface_of(recipe.arch),
-            )
-            self.began = start(self.rated, "" if absent else recipe.init_from, self.shop.root)
-            self.rated.to(processes.device)
+            lacking = shop.dry and no_start(recipe.init_from, shop.root) is not None
+            init = "" if lacking else recipe.init_from
+            self.network, self.began = make_network(recipe, processes.device, init, shop.root)
+            self.config = default_config(
+                self.network, recipe.name, trained_on=run.train, licence=recipe.licence,
+                protocol=protocol_of(recipe),
+            )  # fmt: skip
         else:
-            folder = self.shop.out / folder_of(run.base, recipe)
-            self.base = load(folder / "checkpoint", device=processes.device)
-            self.rated, self.interface = self.base.base(), Interface(self.base.config.preprocessing)
-            self.began = Start("the base", tuple(self.rated.state_dict()))
-        self.began_sha256 = hashlib.sha256(serialise(self.rated.state_dict(), torch.float32)).hexdigest()
-        self.network, self.device = self.rated, processes.device
+            base = load(shop.out / folder_of(run.base, recipe) / "checkpoint", device=processes.device)
+            self.network, self.config = base.base(), base.config.replace(protocol=protocol_of(recipe))
+            self.base, self.base_sha256 = self.network, base.base_sha256()
+            self.began = Start("the base", tuple(self.network.state_dict()))
+        self.began_sha256 = hashlib.sha256(serialise(self.network.state_dict(), torch.float32)).hexdigest()
         if run.base is not None and recipe.adapter != NO_TUNING:
-            adapter = create(recipe.adapter, self.rated, **recipe.adapter_options)
+            adapter = create(recipe.adapter, self.network, **recipe.adapter_options)
             self.network = adapter.to(processes.device)
-            self.peak = self.run.rate or recipe.adapter_lr or adapter.lr
+            self.peak = run.rate or recipe.adapter_lr or adapter.lr
+        self.device, self.interface = processes.device, Interface.of(self.config)
 
     def fingerprint(self) -> dict[str, Any]:
         return identity(self.run, self.recipe)
@@ -182,27 +184,25 @@ class PaperTask(Task[Batch]):
             )
         )
 
-    def rate(self, trained: nn.Module, pixels: Tensor) -> Tensor:
-        """Return raw quality (B,) of pixels (B, 3, S, S) by a network, or by an adapter of the base."""
-        if not isinstance(trained, Adapter):
-            return self.interface.see(trained, pixels).raw
-        raw = trained(self.rated, self.interface.images(pixels, self.device))
-        return raw[:, 0].float()  # type: ignore[no-any-return]
+    def rate(self, trained: nn.Module, images: Tensor) -> Tensor:
+        """Return raw quality (B,) of normalised images (B, 3, S, S), by a network or by an adapter."""
+        outputs = trained(self.base, images) if isinstance(trained, Adapter) else trained(images)
+        return quality(outputs, self.config.output)
 
     def losses(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         pixels, mos = batch
+        images = self.interface.images(pixels, self.device)
         with run.processes.autocast():
-            raw = self.rate(self.network, pixels)
+            raw = self.rate(self.network, images)
         return losses_of(raw, mos.to(raw.device).float(), self.recipe)
 
-    def rate_set(self, run: Run, images: Sequence[Rated], of: RatedSet, done: Report | None = None) -> Tensor:
+    def rate_set(
+        self, run: Run, images: Sequence[Rated], of: RatedSet, report: Report | None = None
+    ) -> Tensor:
         """Return raw quality (n, crops) of images of a set by the weights to keep."""
-        trained, protocol = run.averaged, protocol_of(self.recipe)
-
-        def rate(pixels: Tensor) -> Tensor:
-            return self.rate(trained, pixels)
-
-        return rate_images(rate, images, of, protocol, run.processes, done)
+        trained = run.averaged
+        scorer = Scorer(self.base if isinstance(trained, Adapter) else trained, self.config)
+        return rate_images(scorer, partial(self.rate, trained), images, of, run.processes, report)
 
     def validate(self, run: Run) -> dict[str, Any] | None:
         """Return mean SRCC and PLCC on some images of the folds "val", after each epoch."""
@@ -270,26 +270,21 @@ class PaperTask(Task[Batch]):
     def _save_weights(self, run: Run, calibration: Calibration, results: dict[str, Any]) -> None:
         """Save the checkpoint, or the adapter, with what it was trained on and how it was measured."""
         recipe, trained = self.recipe, run.averaged
-        measured = {f"{name}, test": found for name, found in results["sets"].items()}
-        about = {
-            "name": results["name"], "run": results["run"], "steps": results["steps"],
-            "start": results["start"]["source"], "hashes": results["hashes"],
-        }  # fmt: skip
+        about: dict[str, Any] = {
+            "calibration": calibration,
+            "results": {f"{name}, test": found for name, found in results["sets"].items()},
+            "training": {key: results[key] for key in ("name", "run", "steps", "hashes")}
+            | {"start": self.began.source},
+        }
         if not isinstance(trained, Adapter):
-            config = ModelConfig(
-                name=results["name"], arch=recipe.arch, overrides=recipe.overrides, trained_on=self.run.train,
-                licence=recipe.licence, calibration=calibration, protocol=protocol_of(recipe),
-                preprocessing=self.interface.preprocessing, results=measured, training=about,
-            )  # fmt: skip
-            Scorer(trained, config).save_pretrained(run.out / "checkpoint")
+            checkpoint = self.config.replace(name=results["name"], **about)
+            Scorer(trained, checkpoint).save_pretrained(run.out / "checkpoint")
             return
-        assert self.base is not None
-        adapter_config = AdapterConfig(
-            recipe.adapter, self.base.config.name, self.base.base_sha256(), options=recipe.adapter_options,
-            calibration=calibration, trained_on=self.run.train, training=about, results=measured,
-            licence=recipe.licence,
+        config = AdapterConfig(
+            recipe.adapter, self.config.name, self.base_sha256, options=recipe.adapter_options,
+            trained_on=self.run.train, licence=recipe.licence, **about,
         )  # fmt: skip
-        save_adapter(run.out / "adapter", trained, adapter_config)
+        save_adapter(run.out / "adapter", trained, config)
 
 
 def losses_of(raw: Tensor, mos: Tensor, recipe: PaperRecipe) -> dict[str, Tensor]:

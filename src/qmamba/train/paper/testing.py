@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...data import Rated
-from ...images import as_bytes
+from ...images import label
 from ...metrics import MetricError, plcc, plcc_fitted, srcc
-from ...protocol import Protocol, fit_side, windows
+from ...protocol import Protocol
+from ...scoring import Scorer
 from ..engine import Report
 from ..prefetch import batch_workers, made_ahead
 from ..processes import Processes
@@ -26,44 +27,38 @@ def protocol_of(recipe: PaperRecipe) -> Protocol:
 
 
 def rate_images(
+    scorer: Scorer,
     rate: Callable[[Tensor], Tensor],
     images: Sequence[Rated],
     of: RatedSet,
-    protocol: Protocol,
     processes: Processes,
-    done: Report | None = None,
+    report: Report | None = None,
 ) -> Tensor:
     """Return raw quality (n, crops) of images, float64; the processes share them, in float32.
 
     Args:
-        rate: crops (B, 3, S, S) uint8 to raw quality (B,). All crops of an image go together.
-        of: the set that the images are from.
-        done: called with ``{"image", "images"}`` after each image of this process.
+        scorer: its protocol and preprocessing are those of the crops. All crops of an image go together.
+        rate: normalised crops (n, 3, S, S) to raw quality (n,).
+        images: of the set.
+        of: the set, in the size that its images are cropped at.
+        processes: all of them get the result.
+        report: called with ``{"image", "images"}`` after each image of this process.
 
     Raises:
         ImageError: an image cannot be decoded.
     """
-    mine = list(range(processes.rank, len(images), processes.size))
 
-    def crops(i: int) -> Tensor:
-        return windows_of(of, images[mine[i]], protocol)
-
-    rows = []
-    with torch.inference_mode(), torch.autocast(processes.device.type, enabled=False):
-        ahead = made_ahead(crops, 0, len(mine), batch_workers(processes.device))
+    def rated(mine: Sequence[Rated]) -> list[list[float]]:
+        rows = []
+        ahead = made_ahead(lambda i: of.pixels(mine[i]), 0, len(mine), batch_workers(processes.device))
         for i, pixels in enumerate(ahead):
-            rows.append((mine[i], rate(pixels).float().tolist()))
-            if done is not None:
-                done({"image": i + 1, "images": len(mine)})
-    together = [row for part in processes.collect(rows) for row in part]
-    return torch.tensor([raw for _, raw in sorted(together)], dtype=torch.float64)
+            look = scorer.look(rate, pixels, label(mine[i].path), batch_size=scorer.protocol.n_crops)
+            rows.append([value for _, raw in look for value in raw.tolist()])
+            if report is not None:
+                report({"image": i + 1, "images": len(mine)})
+        return rows
 
-
-def windows_of(of: RatedSet, rated: Rated, protocol: Protocol) -> Tensor:
-    """Return the crops of an image that are rated in testing, (n, 3, S, S) uint8."""
-    pixels = as_bytes(fit_side(of.pixels(rated), protocol.crop))
-    boxes = windows(pixels.shape[1], pixels.shape[2], protocol)
-    return torch.stack([pixels[:, t : t + h, left : left + w] for t, left, h, w in boxes])
+    return torch.tensor(processes.share(images, rated), dtype=torch.float64)
 
 
 def measure(scores: Tensor, mos: Sequence[float]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The route gate's passes over all routes, in C; the small network between them is torch's.
 
-Sums over positions are made in chunks of a fixed size and added up in a fixed order, so that results have the
-same bits in every run and for any number of threads.
+Sums over positions are made in chunks of a fixed size and added in a fixed order: same input, same
+bits, for any number of threads.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from . import load, pool
+from ..native import load, pool
 
 CHUNK = 256  # positions
-ALONE = 2**17  # numbers of all routes that are not worth a second thread
+ALONE = 2**17  # elements of all routes that are not worth a second thread
 
 MOMENTS, OUT, G_GATES, ADD_UP, G_Y = range(5)  # the passes, as gate.h has them
 
@@ -32,8 +32,10 @@ class _Arguments(ctypes.Structure):
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and 1/σ over the channels (B, K, L) of routes (B, K, L, D), and the mean over positions of the
-    routes so normalised (B, K, D)."""
+    """Return LayerNorm's statistics of routes (B, K, L, D), float32.
+
+    Mean and 1/σ over the channels, (B, K, L) each, and the normalised routes' mean over positions (B, K, D).
+    """
     B, K, L, D = y.shape
     mean, sums = y.new_empty(B, K, L), y.new_empty(B, -(-L // CHUNK), K, D)
     rstd = torch.empty_like(mean)
@@ -42,12 +44,12 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gated_sum(y: Tensor, gates: Tensor, out: Tensor, *, onto: bool = False) -> None:
-    """Routes (B, K, L, D) times their gates (B, K, D), summed: written to out (B, L, D), or added to it."""
+    """Write the sum of routes (B, K, L, D) times their gates (B, K, D) to out (B, L, D), or add to it."""
     _run((OUT,), y, onto=onto, gates=gates, out=out)
 
 
 def gates_gradient(y: Tensor, g_out: Tensor) -> Tensor:
-    """(B, K, D): the products of routes (B, K, L, D) and cotangent (B, L, D), summed over positions."""
+    """Return routes (B, K, L, D) times cotangent (B, L, D), summed over positions: (B, K, D)."""
     B, K, L, D = y.shape
     sums = y.new_empty(B, -(-L // CHUNK), K, D)
     _run((G_GATES, ADD_UP), y, g_out=g_out, sums=sums)
@@ -63,8 +65,10 @@ def routes_gradient(
     g_norm: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of the routes (B, K, L, D), where the normalised row of every position of a route has the
-    same cotangent ``g_norm`` (B, K, D). ``out`` may be ``y`` itself."""
+    """Return the gradient of the routes (B, K, L, D); ``out`` may be ``y`` itself.
+
+    The normalised rows of all positions of a route have the same cotangent ``g_norm`` (B, K, D).
+    """
     g_y = torch.empty_like(y) if out is None else out
     # A constant in the cotangent has no effect on a normalised row.
     g_norm = g_norm - g_norm.mean(-1, keepdim=True)

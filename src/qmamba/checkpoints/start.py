@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint
-from ..checkpoints.hub import fetch_file, is_repo_id
-from ..checkpoints.locate import embedded_models, resolve
-from ..errors import CheckpointError
-from ..models import get_architecture
-from ..models.converted import ConvertedState
+from qmamba.checkpoints.folder import load_checkpoint
+from qmamba.checkpoints.hub import fetch_file, is_repo_id
+from qmamba.checkpoints.locate import embedded_models, resolve
+from qmamba.errors import CheckpointError
+from qmamba.models import get_architecture
+from qmamba.models.converted import ConvertedState
 
 WEIGHTS = "model.safetensors"  # of a Hub repository whose id names no file
 MIDDLE = 0.5  # of the scale of labels, where a new head starts
