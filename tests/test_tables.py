@@ -149,7 +149,9 @@ def test_a_stream_with_a_broken_image(
     assert in_memory.features["photo"] == datasets.Image()
     given = {"image": "photo", "model": model}
     for function, fn_kwargs in ((add_scores, given), (partial(add_scores, **given), None)):
-        mapped = rows.to_iterable_dataset().map(function, fn_kwargs=fn_kwargs, remove_columns=["id"], **options)
+        mapped = rows.to_iterable_dataset().map(
+            function, fn_kwargs=fn_kwargs, remove_columns=["id"], **options
+        )
         mapped_rows = list(mapped)
         check({name: [row[name] for row in mapped_rows] for name in ("score", "score_error")}, want)
         assert set(mapped_rows[0]) == {"photo", "score", "score_error"} == set(mapped.features)

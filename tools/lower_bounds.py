@@ -16,7 +16,7 @@ REQUIREMENT = re.compile(r'"([A-Za-z-]+)(?:\[[a-z,]+\])?>=([0-9.]+)(; [^"]*)?"')
 
 
 def bounds(text: str, extras: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return the lower bounds of dependencies in the text of a pyproject.toml; the highest, if it has several.
+    """Return the lower bounds of dependencies in the text of a pyproject.toml; of several, the highest.
 
     Requirements of other Python versions or platforms (with a marker) are left to pip.
 

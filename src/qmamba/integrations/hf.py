@@ -54,7 +54,9 @@ def with_scores(
     if raw != given:
         dataset = dataset.cast_column(image, raw)
     if not hasattr(dataset, "num_rows") and "features" not in options:  # a stream infers no types
-        options["features"] = _with_columns(dataset.features, raw, score, error, options.get("remove_columns"))
+        options["features"] = _with_columns(
+            dataset.features, raw, score, error, options.get("remove_columns")
+        )
         return dataset.map(function, **options)
     scored = dataset.map(function, **options)
     return scored.cast_column(image, given) if raw != given and image in scored.column_names else scored
