@@ -90,7 +90,7 @@ def test_bad_options(scorer: Scorer) -> None:
             function(image, batch_size=-1)
     with pytest.raises(ArgumentError, match="kind must be one of grid, random, whole, scales, got 'best'"):
         load("lqmamba-n", protocol="best")  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="list"):
+    with pytest.raises(ImageError, match="row"):
         scorer.score({"a": image})
 
 
