@@ -145,7 +145,7 @@ def test_records_of_datasets(tmp_path: Path) -> None:
     assert label({"bytes": PNG, "path": "x.png"}) == "x.png" and label({"bytes": PNG}) == "dict"
     assert "are None" in message({"bytes": None, "path": None})
     assert "row['image']" in message({"image": PNG, "label": 1})
-    with pytest.raises(ImageError, match="pass a list"):
+    with pytest.raises(ImageError, match="pass the image in it"):
         as_list({"image": PNG})
 
 
