@@ -145,7 +145,7 @@ def test_records_of_datasets(tmp_path: Path) -> None:
     assert label({"bytes": PNG, "path": "x.png"}) == "x.png" and label({"bytes": PNG}) == "dict"
     assert "are None" in message({"bytes": None, "path": None})
     assert "row['image']" in message({"image": PNG, "label": 1})
-    with pytest.raises(ImageError, match="pass a list"):
+    with pytest.raises(ImageError, match="pass the image in it"):
         as_list({"image": PNG})
 
 
@@ -177,6 +177,20 @@ def test_paths_into_archives(tmp_path: Path) -> None:
         decode(root / "none.png")
     with zipfile.ZipFile(archive) as file, file.open("sub/a.png") as member:
         assert decode(member).equal(planes(PIXELS))
+    in_memory = zipfile.Path(zipfile.ZipFile(io.BytesIO(archive.read_bytes())))  # its str() is an error
+    assert as_list(in_memory / "sub/a.png")[1] and decode(in_memory / "sub/a.png").equal(planes(PIXELS))
+    assert message(in_memory / "none.png").startswith("Path: no such file")
+
+
+def test_a_view_of_an_array_is_no_file() -> None:
+    assert decode(memoryview(PIXELS)).equal(planes(PIXELS))
+    assert "not an image" in message(memoryview(b"just words"))
+
+
+def test_rows_say_which_image_to_pass() -> None:
+    for row in ({"image": PNG, "label": 3}, {"path": "a.png", "score": 1.0}):
+        with pytest.raises(ImageError, match=r"a row \(.*\); pass the image in it"):
+            as_list(row)
 
 
 def test_an_archive_cannot_ask_for_memory(tmp_path: Path) -> None:

@@ -145,3 +145,13 @@ def test_a_blurred_half_is_the_worse_half() -> None:
         # It is the damaged half that loses most, whatever the two showed before.
         lost = before - after
         assert lost[:, half].mean() > 2 * abs(np.delete(lost, half, axis=1).mean())
+
+
+@pytest.mark.parametrize("name", ["astronaut.jpg", "cameraman.jpg", "cat.jpg", "coffee.jpg", "rocket.jpg"])
+def test_an_undamaged_photograph_does_not_look_damaged(name: str) -> None:
+    """On the default colour scale of 0 to 1 it stays clear of both ends, and most of it near the middle."""
+    found = qmamba.load().quality_map(EXAMPLES / name)
+    low, high = found.limits()
+    places = (found.coarse() - low) / (high - low)
+    assert places.min() > 0.15 and places.max() < 0.85
+    assert np.quantile(places, 0.1) > 0.3 and np.quantile(places, 0.9) < 0.7

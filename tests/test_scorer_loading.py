@@ -90,7 +90,7 @@ def test_bad_options(scorer: Scorer) -> None:
             function(image, batch_size=-1)
     with pytest.raises(ArgumentError, match="kind must be one of grid, random, whole, scales, got 'best'"):
         load("lqmamba-n", protocol="best")  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="list"):
+    with pytest.raises(ImageError, match="row"):
         scorer.score({"a": image})
 
 
@@ -298,3 +298,12 @@ def test_batches_of_any_layout_and_precision(scorer: Scorer) -> None:
     assert "\n" not in str(caught.value)
     assert Scorer(tiny_network().double(), tiny_config())(batch).dtype == torch.float32
     assert scorer.score(photo(64, 64), batch_size=np.int64(2)) == scorer.score(photo(64, 64), batch_size=2)
+
+
+def test_a_scorer_loaded_in_inference_mode_has_gradients(folder: Path) -> None:
+    with torch.inference_mode():
+        scorer = load(folder)
+        assert torch.is_inference_mode_enabled()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    scorer(images).sum().backward()
+    assert images.grad is not None and images.grad.abs().max() > 0

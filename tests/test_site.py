@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from browsing import keep
+from qmamba.version import __version__
 
 SITE = Path(os.environ.get("QMAMBA_SITE", Path(__file__).parents[1] / "site"))
 PAGES = sorted(path.name for path in SITE.glob("*.html"))
@@ -108,6 +109,47 @@ def test_pages_fit_and_are_whole(visit: Any, address: str, width: int, scheme: s
         )
         if seen["wide"] > 0 or seen["absent"] or seen["cut"]:
             wrong.append((name, seen))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("scheme", "shown"), [("light", "only-light"), ("dark", "only-dark")])
+def test_figures_are_of_the_readers_colours(visit: Any, address: str, scheme: str, shown: str) -> None:
+    page, seen = visit(1280, scheme), set()
+    for name in ("index.html", "seeing.html", "distortions.html", "loss.html", "speed.html"):
+        page.goto(address + name)
+        figures = page.evaluate(
+            """() => [...document.querySelectorAll("article img[src*='#only-']")]
+                .filter(i => i.getBoundingClientRect().width).map(i => i.src)"""
+        )
+        assert figures and all(source.endswith(f"#{shown}") for source in figures)
+        seen |= {source.split("/")[-1].split(".")[0].removesuffix("-dark") for source in figures}
+    assert seen == {"strip", "map", "distortions", "ascent", "speed"}
+
+
+def test_every_page_has_the_version() -> None:
+    for name in PAGES:
+        assert f"qmamba {__version__}" in (SITE / name).read_text(encoding="utf-8"), name
+
+
+def test_tables_can_be_read_on_a_telephone(visit: Any, address: str) -> None:
+    """A table fits the page or scrolls by itself; lines hold words, and letters are not shrunk."""
+    page, wrong = visit(390, "light"), []
+    for name in PAGES:
+        page.goto(address + name)
+        wrong += page.evaluate(
+            """name => [...document.querySelectorAll("article table:not([class])")].flatMap(table => {
+                const box = table.getBoundingClientRect(), outer = table.parentElement;
+                const scrolls = ["auto", "scroll"].some(
+                    o => getComputedStyle(outer).overflowX === o
+                        || getComputedStyle(outer.parentElement).overflowX === o);
+                const narrow = [...table.querySelectorAll("td")].filter(
+                    cell => cell.textContent.trim().length > 40 && cell.clientWidth < 80).length;
+                const small = parseFloat(getComputedStyle(table).fontSize) < 11;
+                return (box.right > innerWidth && !scrolls) || narrow || small
+                    ? [[name, table.rows[0].textContent.trim().slice(0, 60), narrow, small]] : [];
+            })""",
+            name,
+        )
     assert wrong == []
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,24 @@ def test_a_stream_with_a_broken_image(
     rows = datasets.Dataset.from_dict({"photo": paths, "id": list(range(4))})
     rows = rows.cast_column("photo", datasets.Image())
     stream = with_scores(rows.to_iterable_dataset(), image="photo", model=model, **options)
-    assert stream.features["photo"] == datasets.Image() and "score" in stream.features
-    names = stream.cast_column("photo", datasets.Image(decode=False))
-    assert [Path(row["photo"]["path"]).name for row in names] == ["0.png", "1.png", "2.png", "3.png"]
-    found = {name: [row[name] for row in names] for name in ("score", "score_error", "id")}
+    assert stream.features["photo"] == datasets.Image(decode=False) and "score" in stream.features
+    assert [Path(row["photo"]["path"]).name for row in stream] == ["0.png", "1.png", "2.png", "3.png"]
+    found = {name: [row[name] for row in stream] for name in ("score", "score_error", "id")}
     check(found, want)
     assert found["id"] == [0, 1, 2, 3]
     in_memory = with_scores(rows, image="photo", model=model, **options)
     check(in_memory, want)
     assert in_memory.features["photo"] == datasets.Image()
+    given = {"image": "photo", "model": model}
+    for function, fn_kwargs in ((add_scores, given), (partial(add_scores, **given), None)):
+        mapped = rows.to_iterable_dataset().map(
+            function, fn_kwargs=fn_kwargs, remove_columns=["id"], **options
+        )
+        mapped_rows = list(mapped)
+        check({name: [row[name] for row in mapped_rows] for name in ("score", "score_error")}, want)
+        assert set(mapped_rows[0]) == {"photo", "score", "score_error"} == set(mapped.features)
+    with pytest.raises(OSError):  # maps of other functions are as they were
+        list(rows.to_iterable_dataset().map(lambda row: row))
     several = with_scores(nested(datasets, paths).to_iterable_dataset(), model=model, **options)
     scores = [score for row in several.remove_columns("image") for score in row["score"]]
     np.testing.assert_array_equal(scores, [*want, want[1]])

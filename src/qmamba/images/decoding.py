@@ -46,6 +46,8 @@ def iterate(images: Any) -> tuple[Iterator[Any], bool]:
         return _iterate_array(images)
     if isinstance(images, _SINGLE) or hasattr(images, "read") or _is_record(images):
         return iter([images]), True
+    if isinstance(images, Mapping) and images and all(isinstance(key, str) for key in images):
+        raise _is_row(images)
     if isinstance(images, (Mapping, Set)) or hasattr(images, "columns"):
         raise ImageError(
             f"a {type(images).__name__} has no order of images; pass a list, or one column of a table"
@@ -157,6 +159,8 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
 
 def _from_file(image: Any, max_pixels: int) -> torch.Tensor:
     """Decode what holds an image file, or an array of another library."""
+    if isinstance(image, memoryview) and image.ndim > 1:
+        return from_array(np.asarray(image), max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(image), "bytes", max_pixels)
     if isinstance(image, (str, os.PathLike)):
@@ -195,7 +199,10 @@ def thumbnail(pixels: torch.Tensor, longest: int) -> Image.Image:
 
 def printable(name: object) -> str:
     """Return the name of an input on one line, whatever characters it has."""
-    text = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    try:
+        text = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    except Exception:  # of any class; a `zipfile.Path` into an archive in memory has no text
+        text = type(name).__name__
     return text if text.isprintable() else ascii(text)
 
 
@@ -266,9 +273,13 @@ def _unwrapped(image: Any) -> Any:
             raise ImageError("dict: its bytes and its path are None; give one of them")
         return held
     if isinstance(image, Mapping):
-        keys = ", ".join(map(str, list(image)[:5]))
-        raise ImageError(f"dict: not an image but a row ({keys}); pass the image in it, such as row['image']")
+        raise _is_row(image)
     return image
+
+
+def _is_row(row: Mapping[Any, Any]) -> ImageError:
+    keys = ", ".join(map(str, list(row)[:5]))
+    return ImageError(f"dict: not an image but a row ({keys}); pass the image in it, such as row['image']")
 
 
 def _as_numpy(image: Any) -> np.ndarray:

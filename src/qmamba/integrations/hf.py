@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from ..errors import ImageError
@@ -27,9 +27,10 @@ def with_scores(
 ) -> Any:
     """Return a dataset with the scores of its images as a new column.
 
-    This is ``dataset.map(add_scores)`` for streams and for numpy and torch formats too: there `datasets`
-    decodes images before any function sees them, so that one damaged image stops the map. Decoding is
-    disabled while images are scored, and restored in the result.
+    This is ``dataset.map(add_scores)`` for numpy and torch formats too: there `datasets` decodes images
+    before any function sees them, so that one damaged image stops the map. Decoding is disabled while images
+    are scored, and restored in the result, except in a stream: its rows are not decoded again, since a
+    damaged image would stop whoever reads them. ``stream.cast_column("image", datasets.Image())`` does it.
 
     Args:
         dataset: a `datasets.Dataset` or `datasets.IterableDataset`.
@@ -53,10 +54,12 @@ def with_scores(
     if raw != given:
         dataset = dataset.cast_column(image, raw)
     if not hasattr(dataset, "num_rows") and "features" not in options:  # a stream infers no types
-        options["features"] = _with_columns(dataset.features, raw, score, error)
+        options["features"] = _with_columns(
+            dataset.features, raw, score, error, options.get("remove_columns")
+        )
+        return dataset.map(function, **options)
     scored = dataset.map(function, **options)
-    names = scored.column_names
-    return scored.cast_column(image, given) if raw != given and (names is None or image in names) else scored
+    return scored.cast_column(image, given) if raw != given and image in scored.column_names else scored
 
 
 def add_scores(
@@ -75,9 +78,9 @@ def add_scores(
     holds a list of images gets a list of scores.
 
     An image that cannot be scored neither stops the map nor affects the rest of its batch: its score is NaN,
-    and the reason is in the column ``error``. A stream (`datasets.IterableDataset`), and a dataset in numpy
-    or torch format, decode their images before this function is called, and stop at a damaged one: use
-    `with_scores` there.
+    and the reason is in the column ``error``. In a stream (`datasets.IterableDataset`) too: there, ``map`` of
+    this function is `with_scores`. A dataset in numpy or torch format decodes its images before this function
+    is called, and stops at a damaged one: use `with_scores` there.
 
     Args:
         rows: one row, or the columns of a batch.
@@ -158,8 +161,10 @@ def _undecoded(feature: Any) -> Any:
     return changed
 
 
-def _with_columns(features: Any, image: Any, score: str, error: str | None) -> Any:
-    """Return the features of a data set with those of the new columns."""
+def _with_columns(
+    features: Any, image: Any, score: str, error: str | None, removed: str | list[str] | None
+) -> Any:
+    """Return the features of a data set with those of the new columns, and without the removed ones."""
     from datasets import Value
 
     def like(feature: Any, kind: str) -> Any:
@@ -172,7 +177,39 @@ def _with_columns(features: Any, image: Any, score: str, error: str | None) -> A
         return changed
 
     new = features.copy()
+    for name in [removed] if isinstance(removed, str) else removed or []:
+        del new[name]
     new[score] = like(image, "float64")
     if error is not None:
         new[error] = like(image, "string")
     return new
+
+
+def _map_streams_undecoded() -> None:
+    """Make ``IterableDataset.map(add_scores)`` score images as they are stored; other maps are unchanged.
+
+    A stream decodes its images before a mapped function sees them, and `datasets` has no option of `map` that
+    stops it, nor a way for a function to ask: one damaged image would end the stream.
+    """
+    try:
+        from datasets import IterableDataset
+    except ImportError:
+        return
+    plain = IterableDataset.map
+
+    @wraps(plain)
+    def map(stream: Any, function: Any = None, *args: Any, **options: Any) -> Any:
+        called = function.func if isinstance(function, partial) else function
+        if called is not add_scores or args or stream.features is None:
+            return plain(stream, function, *args, **options)
+        given = {} if called is function else function.keywords
+        given = {**given, **(options.get("fn_kwargs") or {})}
+        feature = stream.features.get(given.get("image", "image"))
+        if feature is None or feature == _undecoded(feature):
+            return plain(stream, function, **options)
+        return with_scores(stream, **{**options, "fn_kwargs": None}, **given)
+
+    IterableDataset.map = map
+
+
+_map_streams_undecoded()

@@ -59,5 +59,10 @@ def _within(module: nn.Module) -> Iterator[nn.Module]:
 
 def _global_hooks() -> bool:
     """Return whether hooks of all modules are registered; a compiler that traces cares for them itself."""
-    compiling = torch.compiler.is_compiling()
-    return not compiling and bool(torch_module._has_any_global_hook())  # type: ignore[no-untyped-call]
+    hooks = (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+    )  # `_has_any_global_hook`, which says the same, is not in torch 2.5
+    return not torch.compiler.is_compiling() and any(hooks)

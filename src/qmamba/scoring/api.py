@@ -27,6 +27,7 @@ __all__ = ["DEFAULT_MODEL", "Scorer", "load", "score"]
 DEFAULT_MODEL = "lqmamba-n"
 
 
+@torch.inference_mode(False)  # weights that are made in inference mode never take part in a gradient
 def load(
     name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,

@@ -18,7 +18,9 @@ from qmamba.protocol import View, Window
 from qmamba.scoring.pipeline import Crops, CropScores, windows_and_weights
 
 COARSE = 48  # values along the longer side of a small map
-LEAST_REACH = 0.1  # minimum half width of a colour scale, as a share of the range of scores
+# Minimum half width of a colour scale, as a share of the range of scores. Positions of the undamaged
+# photographs in examples/ are up to 0.26 from the score, and should not have the colours of damage.
+LEAST_REACH = 0.4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class QualityMap:
         """Return the ends of a colour scale, in scores.
 
         The scale is centred on the score and reaches to the value of the smooth map that is farthest from it,
-        and at least `LEAST_REACH` of the range: with less, noise would look like damage.
+        and at least `LEAST_REACH` of the range: with less, undamaged photographs would look damaged.
         """
         reach = max(LEAST_REACH * self.span, float(np.nanmax(np.abs(self.coarse() - self.score))))
         return self.score - reach, self.score + reach

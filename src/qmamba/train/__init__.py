@@ -10,7 +10,7 @@ from .engine import fit
 from .linear_head import fit_head
 from .pretraining import pretrain
 from .ratings import train
-from .recipe import AdaptRecipe, HeadRecipe, Phase, PretrainRecipe, QUICK, Recipe
+from .recipe import QUICK, AdaptRecipe, HeadRecipe, Phase, PretrainRecipe, Recipe
 from .recipe_files import list_recipes, load_recipe
 from .task import Task
 

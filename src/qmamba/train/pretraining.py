@@ -6,7 +6,7 @@ with weight zero is not computed:
 
     maps         the teacher's features at seven of its stages, from the network's nearest stage
     statistics   their means and deviations, from those of all the network's stages
-    kind         which of the 25 distortions a crop has, or none
+    kind         which of the distortions a crop has, or none
     quality      how people rate it on KADID-10k's scale, 1 to 5
     orders       that a copy that can only be worse has less quality than its original
     ratings      opinion scores of several sets, each with its own scale and zero to the same quality

@@ -1,9 +1,9 @@
 """KADID-10k's levels as a second scale, with the mean human rating of each kind and level.
 
-The table kadid.csv holds, for 24 of the 25 kinds at five levels, the parameter that the data set's generator
-uses and the mean and standard deviation over its 81 photographs of the published ratings (H. Lin, V. Hosu and
-D. Saupe, "KADID-10k: A Large-scale Artificially Distorted IQA Database", QoMEX 2019). `denoise` is not
-there: it needs the learned denoiser. Levels are not always ordered by severity.
+The table kadid.csv holds, for each kind but `denoise` at five levels, the parameter that the data set's
+generator uses and the mean and standard deviation over its 81 photographs of the published ratings (H. Lin,
+V. Hosu and D. Saupe, "KADID-10k: A Large-scale Artificially Distorted IQA Database", QoMEX 2019). It has no
+`denoise`, which needs the learned denoiser. Levels are not always ordered by severity.
 """
 
 from __future__ import annotations
