@@ -28,6 +28,8 @@ MOST_CROPS, MOST_SIDES = 10_000, 16
 LEAST = 64  # minimum of the shorter side, in pixels, of an image that is seen whole at one of `sides`
 MAX_ASPECT = 50
 """Maximum ratio of an image's longer side to its shorter side; it bounds the cost of a score."""
+MARGIN = 2
+"""Times as high and wide as its largest view an image is at least decoded, before it is resized."""
 _BAND = 64  # rows of an image that are converted to floats at a time
 
 
@@ -180,6 +182,22 @@ def views(height: int, width: int, protocol: Protocol) -> list[View]:
         cut = windows(h, w, protocol) if is_cut else [(0, 0, h, w)]
         found.append(View(h, w, tuple(cut)))
     return found
+
+
+def least_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
+    """Return the least height and width to which an image may be reduced before it is resized to its views.
+
+    That is `MARGIN` times the largest view for `scales`, whose views are resized, and the image's own size
+    for other kinds.
+
+    Examples:
+        >>> least_size(3000, 4000, Protocol("scales", max_crops=0, sides=(448, 480)))
+        (832, 1108)
+    """
+    if protocol.kind != "scales":
+        return height, width
+    seen = views(height, width, protocol)
+    return MARGIN * max(view.height for view in seen), MARGIN * max(view.width for view in seen)
 
 
 def windows(height: int, width: int, protocol: Protocol) -> list[Window]:

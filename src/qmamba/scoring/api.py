@@ -39,6 +39,7 @@ def load(
     token: str | bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
     checkpointing: bool = False,
+    draft: bool = False,
 ) -> Scorer:
     """Load a scorer from a checkpoint.
 
@@ -95,6 +96,7 @@ def load(
         ) from error
     cast(Any, network).checkpointing = checkpointing
     scorer = Scorer(network, config)
+    scorer.draft = draft
     if adapter is not None:
         scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
         scorer.set_adapter(DEFAULT_NAME)
