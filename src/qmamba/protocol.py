@@ -334,14 +334,13 @@ def resize(
         planes = _narrowed(image.reshape(-1, *given), width)[None]
     else:
         planes = unit(image).reshape(1, -1, *given)
-    resized = _interpolated(planes, height, width, antialias=shrinks)
-    return resized.reshape(*image.shape[:-2], height, width)
+    return _interpolated(planes, height, width).reshape(*image.shape[:-2], height, width)
 
 
-def _interpolated(planes: torch.Tensor, height: int, width: int, *, antialias: bool) -> torch.Tensor:
-    return F.interpolate(
-        planes, size=(height, width), mode="bilinear", align_corners=False, antialias=antialias
-    )
+def _interpolated(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    # The filter of antialiasing is bilinear interpolation where an image grows. Without it torch has two ways
+    # to compute that on a CPU, and takes one of them according to its number of threads.
+    return F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
@@ -354,5 +353,5 @@ def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
     narrow = torch.empty(channels, height, width, dtype=torch.float32, device="cpu")
     for top in range(0, height, _BAND):
         rows = unit(pixels[:, top : top + _BAND])[None]
-        narrow[:, top : top + _BAND] = _interpolated(rows, rows.shape[-2], width, antialias=True)[0]
+        narrow[:, top : top + _BAND] = _interpolated(rows, rows.shape[-2], width)[0]
     return narrow
