@@ -59,8 +59,9 @@ def selective_scan_mamba_ssm(
     )  # (B, K·D, L)
     back = orders.argsort(dim=1)[None, :, :, None]  # (1, K, L, 1)
     y = rearrange(y, "b (k d) l -> b k l d", k=len(routes))
-    y = y.gather(2, back.expand(y.shape)).unflatten(2, (height, width)).to(x.dtype)  # (B, K, H, W, D)
-    return y.sum(dim=1) if merge else y
+    y = y.gather(2, back.expand(y.shape))  # (B, K, L, D), positions in row-major order
+    out: Tensor = y.unflatten(2, (height, width)).to(x.dtype)
+    return out.sum(dim=1) if merge else out
 
 
 def _in_order(values: Tensor, orders: Tensor) -> Tensor:
