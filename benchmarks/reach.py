@@ -38,17 +38,16 @@ STARTS = {
 
 
 def rounds(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Return the seconds of each call in each round; a first round is not counted."""
+    """Return the seconds of each call in each of at least three rounds; a first round is not counted."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    began = time.perf_counter()
-    counted = False
-    while not counted or time.perf_counter() - began < seconds:
+    began, done = time.perf_counter(), -1
+    while done < 3 or time.perf_counter() - began < seconds:
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if counted:
+            if done >= 0:
                 spent[name].append(time.perf_counter() - start)
-        counted = True
+        done += 1
     return spent
 
 
