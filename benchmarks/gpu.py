@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import qmamba
 from qmamba.ops import cross_scan_routes, local_scan_routes, selective_scan
+from qmamba.ops.backend import no_mamba_ssm
 
 ROUNDS = 20
 STAGES = {"stage 1": (56, 192, 6), "stage 2": (28, 384, 12)}  # of lqmamba-t at 224: side, channels, rank
@@ -95,9 +97,12 @@ def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
                 leaves = {name: t.detach().requires_grad_() for name, t in args.items()}
 
                 def forward(
-                    args: dict[str, Tensor] = args, routes: Any = routes, merge: bool = merge
+                    args: dict[str, Tensor] = args,
+                    routes: Any = routes,
+                    merge: bool = merge,
+                    backend: str = "triton",
                 ) -> Tensor:
-                    return selective_scan(**args, routes=routes, merge=merge, backend="triton")
+                    return selective_scan(**args, routes=routes, merge=merge, backend=backend)
 
                 y = forward()
                 cotangent = torch.randn_like(y)
@@ -110,6 +115,13 @@ def scan_rows(copied: float) -> Iterator[dict[str, Any]]:
                     calls["baseline"] = lambda args=args, routes=routes: scan_of_copies(args, routes)
                     difference = (y - scan_of_copies(args, routes)).abs().max() / y.abs().max()
                     assert difference < 2e-2, f"scan and baseline differ by {difference:.1e}"
+                if no_mamba_ssm() is None:
+                    calls |= {
+                        "mamba-ssm": partial(forward, args, routes, merge, "mamba-ssm"),
+                        "mamba-ssm, forward + backward": partial(
+                            both, run=partial(forward, routes=routes, merge=merge, backend="mamba-ssm")
+                        ),
+                    }
                 took = milliseconds(calls)
                 read = sum(args[name].numel() * args[name].element_size() for name in ("x", "dt", "B", "C"))
                 once = read + y.numel() * y.element_size()

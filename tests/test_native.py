@@ -171,8 +171,9 @@ def test_a_library_that_is_not_loaded_has_no_team(tmp_path):
 def test_torchs_threads_are_found_beside_those_of_scikit_learn():
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     code = (
-        "from qmamba.ops.native.team import torch_team; alone = bytes(torch_team()); "
-        "torch_team.cache_clear(); import sklearn.cluster; assert bytes(torch_team()) == alone"
+        "from qmamba.ops.native.team import torch_openmp, torch_team; alone = bytes(torch_team()); "
+        "torch_team.cache_clear(), torch_openmp.cache_clear(); import sklearn.cluster; "
+        "assert bytes(torch_team()) == alone"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,17 @@ def test_workers_change_nothing(quick: Path, photos: Path) -> None:
     assert run(*arguments).stdout == run(*arguments, "--workers", "3").stdout
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With several threads each decodes its own image, see test_parallel.py."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
-def test_images_are_decoded_while_others_are_scored(workers: int) -> None:
+def test_images_are_decoded_while_others_are_scored(workers: int, one_thread: None) -> None:
     count = 6
     being_read = [threading.Event() for _ in range(count)]
 

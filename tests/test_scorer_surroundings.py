@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qmamba.adapters import create
 from qmamba.errors import ImageError
+from qmamba.images import Decoded
 from qmamba.ops import GateWeights, cross_scan_routes, gate_routes, local_scan_routes, selective_scan
 from qmamba.ops.fused_scan import gated_scan
 from qmamba.ops.scan.composed import selective_scan_composed
@@ -84,12 +85,12 @@ def test_another_failure_of_the_network_is_not_hidden() -> None:
 def test_no_memory_to_decode(monkeypatch: pytest.MonkeyPatch, scorer: Scorer) -> None:
     from qmamba.scoring import stream
 
-    def decode(image: Any, max_pixels: int) -> Tensor:
+    def decode_for(image: Any, least: Any, *, max_pixels: int) -> Decoded:
         if image == "large":
             raise FAILURES["cpu"]
-        return torch.zeros(3, 64, 64, dtype=torch.uint8)
+        return Decoded(torch.zeros(3, 64, 64, dtype=torch.uint8), image, 64, 64)
 
-    monkeypatch.setattr(stream, "decode", decode)
+    monkeypatch.setattr(stream, "decode_for", decode_for)
     results = [result for _, result in scorer.iter_scores(["large", "small"])]
     assert "not enough memory to decode" in str(results[0]) and isinstance(results[1], float)
 

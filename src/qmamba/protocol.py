@@ -28,6 +28,8 @@ MOST_CROPS, MOST_SIDES = 10_000, 16
 LEAST = 64  # minimum of the shorter side, in pixels, of an image that is seen whole at one of `sides`
 MAX_ASPECT = 50
 """Maximum ratio of an image's longer side to its shorter side; it bounds the cost of a score."""
+MARGIN = 2
+"""Times as high and wide as its largest view an image is at least decoded, before it is resized."""
 _BAND = 64  # rows of an image that are converted to floats at a time
 
 
@@ -182,6 +184,22 @@ def views(height: int, width: int, protocol: Protocol) -> list[View]:
     return found
 
 
+def least_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
+    """Return the least height and width to which an image may be reduced before it is resized to its views.
+
+    That is `MARGIN` times the largest view for `scales`, whose views are resized, and the image's own size
+    for other kinds.
+
+    Examples:
+        >>> least_size(3000, 4000, Protocol("scales", max_crops=0, sides=(448, 480)))
+        (832, 1108)
+    """
+    if protocol.kind != "scales":
+        return height, width
+    seen = views(height, width, protocol)
+    return MARGIN * max(view.height for view in seen), MARGIN * max(view.width for view in seen)
+
+
 def windows(height: int, width: int, protocol: Protocol) -> list[Window]:
     """Return the crops of an image of this size, in a fixed order; for `scales` those of its first size.
 
@@ -316,14 +334,13 @@ def resize(
         planes = _narrowed(image.reshape(-1, *given), width)[None]
     else:
         planes = unit(image).reshape(1, -1, *given)
-    resized = _interpolated(planes, height, width, antialias=shrinks)
-    return resized.reshape(*image.shape[:-2], height, width)
+    return _interpolated(planes, height, width).reshape(*image.shape[:-2], height, width)
 
 
-def _interpolated(planes: torch.Tensor, height: int, width: int, *, antialias: bool) -> torch.Tensor:
-    return F.interpolate(
-        planes, size=(height, width), mode="bilinear", align_corners=False, antialias=antialias
-    )
+def _interpolated(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    # The filter of antialiasing is bilinear interpolation where an image grows. Without it torch has two ways
+    # to compute that on a CPU, and takes one of them according to its number of threads.
+    return F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
@@ -336,5 +353,5 @@ def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
     narrow = torch.empty(channels, height, width, dtype=torch.float32, device="cpu")
     for top in range(0, height, _BAND):
         rows = unit(pixels[:, top : top + _BAND])[None]
-        narrow[:, top : top + _BAND] = _interpolated(rows, rows.shape[-2], width, antialias=True)[0]
+        narrow[:, top : top + _BAND] = _interpolated(rows, rows.shape[-2], width)[0]
     return narrow

@@ -220,7 +220,13 @@ class AdapterVerbs(nn.Module):
             raise AdapterError(f"adapters must be a list with a name or None per image, got {adapters!r}")
         if images is not None and len(adapters) != images:
             raise AdapterError(f"adapters must have a name for each of {images} images, got {len(adapters)}")
-        return iter([self._named(name) for name in adapters])
+        return _enough([self._named(name) for name in adapters])
+
+
+def _enough(chosen: Sequence[Loaded | None]) -> Iterator[Loaded | None]:
+    """Yield them; asking for more is an error."""
+    yield from chosen
+    raise AdapterError(f"adapters must have a name for each image, got {len(chosen)} names")
 
 
 def _check_name(name: str) -> None:

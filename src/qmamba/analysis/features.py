@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 
 from ..checkpoints.safetensors_file import replace_file
 from ..errors import FeaturesError, ImageError
-from ..images import decode, label
+from ..images import Decoded
 from ..models.capabilities import StageFeatures, require
 from ..scoring import Scorer
 
@@ -57,12 +58,17 @@ def features_of(scorer: Scorer, image: Any) -> list[torch.Tensor]:
         ImageError: the image cannot be decoded.
         CapabilityError: the network does not give features of its stages.
     """
+    return _pooled(scorer, scorer.decoded(image))
+
+
+def _pooled(scorer: Scorer, image: Decoded) -> list[torch.Tensor]:
     network = require(scorer.network, StageFeatures, "features of stages")
 
     def pooled(images: torch.Tensor) -> list[torch.Tensor]:
         return [stage.float().mean(dim=(2, 3)).cpu() for stage in network.forward_features(images)[1]]
 
-    parts, stages = zip(*scorer.look(pooled, decode(image), label(image)), strict=True)
+    looked = scorer.look(pooled, image.pixels, image.name, size=(image.height, image.width))
+    parts, stages = zip(*looked, strict=True)
     weights = torch.tensor([part.weight for part in parts for _ in part.windows], device="cpu")
     return [weights @ torch.cat(crops) for crops in zip(*stages, strict=True)]
 
@@ -89,14 +95,15 @@ def extract(
         CapabilityError: the network does not give features of its stages.
     """
     kept, rows = [], []
-    for rated in ratings:
-        try:
-            rows.append(features_of(scorer, rated.path))
+    found = scorer.each([rated.path for rated in ratings], partial(_pooled, scorer))
+    for rated, row in zip(ratings, found, strict=True):
+        if not isinstance(row, ImageError):
+            rows.append(row)
             kept.append(rated)
-        except ImageError as error:
-            if failed is None:
-                raise
-            failed(error)
+        elif failed is None:
+            raise row
+        else:
+            failed(row)
         if done is not None:
             done()
     if not kept:

@@ -33,6 +33,7 @@ class DtypeName(str, Enum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+    auto = "auto"
 
 
 class Format(str, Enum):
@@ -143,12 +144,19 @@ class ScorerOptions(ModelOptions):
     ] = None
     device: Device = None
     dtype: Annotated[
-        DtypeName | None, typer.Option(help="Floating type to compute in. Default: float32.")
+        DtypeName | None,
+        typer.Option(help="Floating type; auto: bfloat16 where quick. Default: float32."),
     ] = None
     protocol: Annotated[
         ProtocolName | None,
         typer.Option(help="How images are cut into crops. Default: the model's protocol."),
     ] = None
+    draft: Annotated[
+        bool,
+        typer.Option(
+            "--draft", help="Decode large JPEG files at a fraction of their size: faster, and a little off."
+        ),
+    ] = False
 
     def load_options(self) -> dict[str, Any]:
         import torch
@@ -157,8 +165,9 @@ class ScorerOptions(ModelOptions):
             **super().load_options(),
             "adapter": self.adapter,
             "device": self.device,
-            "dtype": None if self.dtype is None else getattr(torch, self.dtype.value),
+            "dtype": None if self.dtype is None else getattr(torch, self.dtype.value, self.dtype.value),
             "protocol": None if self.protocol is None else self.protocol.value,
+            "draft": self.draft,
         }
 
 

@@ -140,13 +140,11 @@ def _compare_folders(
 
 
 def _rows(scorer: Scorer, files: list[Path], bar: Any, **options: Any) -> Iterator[Comparison]:
-    for path in files:
-        try:
-            parts = scorer.crop_scores(path, **options)
-            if not math.isfinite(parts.mean):
-                raise senseless(parts.mean)
-        except ImageError as error:
-            yield Comparison(str(path), error=str(error))
+    for path, parts in zip(files, scorer.iter_crop_scores(files, **options), strict=True):
+        if isinstance(parts, ImageError):
+            yield Comparison(str(path), error=str(parts))
+        elif not math.isfinite(parts.mean):
+            yield Comparison(str(path), error=str(senseless(parts.mean)))
         else:
             yield Comparison(str(path), parts.mean, std=parts.std)
         bar.update()

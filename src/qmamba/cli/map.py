@@ -52,7 +52,8 @@ def draw_map(
         limits = None if ends is None else _limits(ends)
         check_picture_name(out)
         pixels = decode(image, max_pixels=max_pixels or MAX_PIXELS)
-        found = scorer.load().quality_map(pixels, max_pixels=max_pixels)
+        loaded = scorer.load()
+        found = loaded.quality_map(image if loaded.draft else pixels, max_pixels=max_pixels)
         save_map(out, pixels, found, name=label(image.name), limits=limits)
         typer.echo(str(out))
 

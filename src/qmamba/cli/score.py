@@ -80,7 +80,7 @@ def score(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Threads that decode images. Default: 1. With Ray, actors; default: one per core."
+            min=1, help="Threads that decode for a GPU. Default: 1. With Ray, actors; default: one per core."
         ),
     ] = None,
     progress: Progress = None,

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from .decoding import MAX_PIXELS, ImageInput, as_bytes, as_list, decode, iterate, label, printable, thumbnail
+from .decoding import (
+    MAX_PIXELS,
+    Decoded,
+    ImageInput,
+    as_bytes,
+    as_list,
+    decode,
+    decode_for,
+    iterate,
+    label,
+    printable,
+    thumbnail,
+)
 from .preprocessing import Preprocessing
 
 __all__ = [
     "MAX_PIXELS",
+    "Decoded",
     "ImageInput",
     "Preprocessing",
     "as_bytes",
     "as_list",
     "decode",
+    "decode_for",
     "iterate",
     "label",
     "printable",

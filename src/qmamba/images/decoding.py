@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from PIL import Image
 
 from qmamba.errors import ImageError, MissingImageError
 from qmamba.images.arrays import from_array, from_tensor, unit_range
+from qmamba.images.file_objects import content, unreadable
 from qmamba.images.find import IMAGE_SUFFIXES
-from qmamba.images.pillow import check_bytes, max_bytes, read_image, read_stream
+from qmamba.images.pillow import Least, Picture, check_bytes, read_image, read_stream
 
 ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor | Mapping[str, Any]
@@ -31,8 +32,23 @@ ImageInput: TypeAlias = (
 MAX_PIXELS = 50_000_000
 """Images with more pixels than this are refused unless `max_pixels` says otherwise."""
 
-_SINGLE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-_PIECE = 1 << 22  # bytes read from a file object at a time
+_FILES = (str, bytes, bytearray, memoryview, os.PathLike)
+_SINGLE = (*_FILES, Image.Image)
+
+
+class Decoded(NamedTuple):
+    """An image, decoded.
+
+    Attributes:
+        pixels: (3, H, W), as `decode` returns them.
+        name: of the image in messages, as `label` returns it.
+        height, width: of the image decoded whole; pixels that were reduced while decoding are fewer.
+    """
+
+    pixels: torch.Tensor
+    name: str
+    height: int
+    width: int
 
 
 def iterate(images: Any) -> tuple[Iterator[Any], bool]:
@@ -146,34 +162,63 @@ def decode(image: Any, *, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         Traceback (most recent call last):
         qmamba.errors.ImageError: tensor: values from 200 to 200; float images lie in [0, 1], so divide by 255
     """
-    image = _unwrapped(image)
+    return decode_for(image, max_pixels=max_pixels).pixels
+
+
+def decode_for(image: Any, least: Least | None = None, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode one image for a use that needs no more than some size of it.
+
+    Args:
+        image: as for `decode`.
+        least: returns the least height and width that are of use, from those of the image. A JPEG file is
+            then decoded at 1/2, 1/4 or 1/8 of its size if that is no smaller, which takes less time. Nothing
+            else is reduced.
+        max_pixels: as for `decode`.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    found = _unwrapped(image)
+    if isinstance(found, memoryview) and found.ndim > 1:
+        found = np.asarray(found)
+    if isinstance(found, _FILES) or hasattr(found, "read") or _is_opener(found):
+        file, picture = _from_file(found, max_pixels, least)
+        return Decoded(_planes(picture.pixels, file), label(image), picture.height, picture.width)
+    pixels = _from_memory(found, max_pixels)
+    return Decoded(pixels, label(image), int(pixels.shape[-2]), int(pixels.shape[-1]))
+
+
+def _from_memory(image: Any, max_pixels: int) -> torch.Tensor:
+    """Return the pixels (3, H, W) of an object that has them."""
     if isinstance(image, torch.Tensor):
         return from_tensor(image.detach(), max_pixels)
     if isinstance(image, np.ndarray):
         return from_array(image, max_pixels)
     if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "") or f"Pillow image ({image.mode})"
-        return _planes(read_image(image, printable(name), max_pixels), printable(name))
-    return _from_file(image, max_pixels)
-
-
-def _from_file(image: Any, max_pixels: int) -> torch.Tensor:
-    """Decode what holds an image file, or an array of another library."""
-    if isinstance(image, memoryview) and image.ndim > 1:
-        return from_array(np.asarray(image), max_pixels)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(image), "bytes", max_pixels)
-    if isinstance(image, (str, os.PathLike)):
-        return _from_path(os.fsdecode(image), max_pixels)
-    if hasattr(image, "read"):
-        return _from_bytes(_content(image, label(image), max_pixels), label(image), max_pixels)
-    if hasattr(image, "read_bytes") and hasattr(image, "open"):
-        return _from_opener(image, max_pixels)
+        name = printable(getattr(image, "filename", "") or f"Pillow image ({image.mode})")
+        return _planes(read_image(image, name, max_pixels), name)
     if hasattr(image, "__array__"):
         return from_array(_as_numpy(image), max_pixels)
     raise ImageError(
         f"{type(image).__name__}: not an image; pass a path, bytes, a file, or a Pillow, NumPy or torch image"
     )
+
+
+def _is_opener(image: Any) -> bool:
+    return hasattr(image, "read_bytes") and hasattr(image, "open")
+
+
+def _from_file(image: Any, max_pixels: int, least: Least | None) -> tuple[str, Picture]:
+    """Decode what holds an image file; return its name, too."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return "bytes", _from_bytes(bytes(image), "bytes", max_pixels, least)
+    if isinstance(image, (str, os.PathLike)):
+        text = os.fsdecode(image)
+        return printable(text), _from_path(text, max_pixels, least)
+    if hasattr(image, "read"):
+        name = label(image)
+        return name, _from_bytes(content(image, name, max_pixels), name, max_pixels, least)
+    return printable(image), _from_opener(image, max_pixels, least)
 
 
 def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
@@ -220,7 +265,7 @@ def label(image: Any) -> str:
     return printable(name) if isinstance(name, (str, bytes)) and name else type(image).__name__
 
 
-def _from_path(text: str, max_pixels: int) -> torch.Tensor:
+def _from_path(text: str, max_pixels: int, least: Least | None) -> Picture:
     name = printable(text)
     if text.startswith("data:"):
         raise ImageError(f"{name[:40]}…: a data URL; pass the bytes that base64.b64decode makes of it")
@@ -241,7 +286,7 @@ def _from_path(text: str, max_pixels: int) -> torch.Tensor:
             raise ImageError(f"{name}: the file is empty (zero bytes); save or download it again")
         check_bytes(info.st_size, max_pixels, name)
         with path.open("rb") as stream:
-            return _planes(read_stream(stream, name, max_pixels), name)
+            return read_stream(stream, name, max_pixels, least)
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -291,85 +336,30 @@ def _as_numpy(image: Any) -> np.ndarray:
         raise ImageError(f"{name}: no NumPy array can be made of it ({reason}); pass one") from error
 
 
-def _from_bytes(data: bytes, name: str, max_pixels: int) -> torch.Tensor:
+def _from_bytes(data: bytes, name: str, max_pixels: int, least: Least | None) -> Picture:
     if not data:
         raise ImageError(f"{name}: nothing to decode (zero bytes); save or download the image again")
     if len(data) < 1024 and Path(data.decode("latin-1")).suffix.lower() in IMAGE_SUFFIXES:
         raise ImageError(f"{name}: a path, not the contents of a file; pass os.fsdecode(path)")
     check_bytes(len(data), max_pixels, name)
-    return _planes(read_stream(io.BytesIO(data), name, max_pixels), name)
+    return read_stream(io.BytesIO(data), name, max_pixels, least)
 
 
-def _from_opener(path: Any, max_pixels: int) -> torch.Tensor:
+def _from_opener(path: Any, max_pixels: int, least: Least | None) -> Picture:
     """Decode a path-like object outside the file system, such as `zipfile.Path`."""
     name = printable(path)
     try:
         if hasattr(path, "is_dir") and path.is_dir():
             raise ImageError(f"{name}: a folder, not an image; list the files in it")
         with path.open("rb") as file:
-            data = _content(file, name, max_pixels)
+            data = content(file, name, max_pixels)
     except (ImageError, MemoryError):
         raise
     except (FileNotFoundError, KeyError) as error:  # KeyError: of an archive
         raise MissingImageError(f"{name}: no such file; check the path") from error
     except Exception as error:
-        raise _unreadable(name, error) from error
-    return _from_bytes(data, name, max_pixels)
-
-
-def _content(file: Any, name: str, max_pixels: int) -> bytes:
-    """Return all bytes of a file object, which is left where it was if it can seek."""
-    try:
-        position = _rewound(file)
-        try:
-            pieces = _pieces(file, max_bytes(max_pixels))
-        finally:
-            if position is not None:
-                file.seek(position)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Objects that read from archives, sockets and clouds fail with errors of their own.
-        raise _unreadable(name, error) from error
-    for piece in pieces:
-        if not isinstance(piece, (bytes, bytearray, memoryview)):
-            advice = "open it in mode 'rb'" + (", or pass its .buffer" if hasattr(file, "buffer") else "")
-            raise ImageError(f"{name}: the file object gives {type(piece).__name__}, not bytes; {advice}")
-    return b"".join(pieces)
-
-
-def _rewound(file: Any) -> int | None:
-    """Go to the start of a file object that can seek; return where it was.
-
-    So a buffer just written to works, and a second call gives the same score. Not all that can seek have a
-    `seekable` (mmap before Python 3.13).
-    """
-    can_seek = hasattr(file, "seek") and hasattr(file, "tell")
-    if not (file.seekable() if hasattr(file, "seekable") else can_seek):
-        return None
-    position: int = file.tell()
-    file.seek(0)
-    return position
-
-
-def _pieces(file: Any, limit: int) -> list[Any]:
-    """Read a file object to its end, or until it has more bytes than the limit."""
-    try:
-        piece = file.read(_PIECE)
-    except TypeError:  # its `read` takes no size
-        return [file.read()]
-    pieces, size = [piece], 0
-    while piece and size <= limit:
-        size += len(piece)
-        piece = file.read(_PIECE)
-        if piece:
-            pieces.append(piece)
-    return pieces
-
-
-def _unreadable(name: str, error: Exception) -> ImageError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"{name}: the file object cannot be read ({reason})")
+        raise unreadable(name, error) from error
+    return _from_bytes(data, name, max_pixels, least)
 
 
 def _planes(pixels: np.ndarray, name: str) -> torch.Tensor:

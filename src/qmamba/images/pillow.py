@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Callable
-from typing import IO
+from typing import IO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from qmamba.errors import ImageError
@@ -48,6 +49,20 @@ _UPRIGHT = {
 }
 
 
+_TURNED = (5, 6, 7, 8)  # orientations in which height and width are exchanged
+
+Least: TypeAlias = Callable[[int, int], tuple[int, int]]
+"""From height and width of an image to the least height and width that are of use."""
+
+
+class Picture(NamedTuple):
+    """Pixels of an image, and height and width that it has when it is decoded whole."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
 # Pillow loads an open image lazily: one thread at a time.
 _LOADING = tuple(threading.Lock() for _ in range(64))
 
@@ -77,16 +92,17 @@ def check_bytes(size: int, max_pixels: int, name: str) -> None:
         )
 
 
-def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
+def read_stream(stream: IO[bytes], name: str, max_pixels: int, least: Least | None = None) -> Picture:
     """Decode an open binary stream.
 
     Args:
         stream: seekable, with an image file from its start to its end.
         name: name of the image in errors.
         max_pixels: maximum height × width, checked before decoding.
+        least: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, but no smaller than this.
 
     Returns:
-        (H, W, 3): uint8, or float32 in [0, 1] for deeper grey and for deeper colours of TIFF.
+        Pixels (H, W, 3): uint8, or float32 in [0, 1] for deeper grey and for deeper colours of TIFF.
 
     Raises:
         ImageError: no image that can be read, or a larger one.
@@ -98,12 +114,23 @@ def read_stream(stream: IO[bytes], name: str, max_pixels: int) -> np.ndarray:
     if tiff.is_tiff(head):
         layout, is_read_by_pillow = tiff.find_layout(stream, name)
         if not is_read_by_pillow:
-            return _read_layout(stream, layout, name, max_pixels)
+            return _whole(_read_layout(stream, layout, name, max_pixels))
     image = _open_or_refuse(stream, head, name, max_pixels)
     check_size(image.height, image.width, max_pixels, name)
     if image.info.get("progressive"):
         _check_scans(stream, image.height * image.width, name)
-    return read_image(image, name, max_pixels)
+    if least is None or not isinstance(image, JpegImageFile):
+        return _whole(read_image(image, name, max_pixels))
+    height, width = image.height, image.width
+    if _orientation(image) in _TURNED:
+        height, width = width, height
+    least_height, least_width = least(image.height, image.width)
+    image.draft(None, (least_width, least_height))
+    return Picture(read_image(image, name, max_pixels), height, width)
+
+
+def _whole(pixels: np.ndarray) -> Picture:
+    return Picture(pixels, pixels.shape[0], pixels.shape[1])
 
 
 def _open_or_refuse(stream: IO[bytes], head: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -247,12 +274,18 @@ def _read_opened_tiff(image: TiffImageFile, name: str, max_pixels: int) -> np.nd
     return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation of EXIF, 1 to 8; 1 where there is none."""
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
         # A damaged EXIF block does not affect the pixels: they are kept as stored, as in viewers.
-        return image
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from ..errors import BackendError
 from . import native
 
-BACKENDS = ("torch", "native", "triton", "reference")
+BACKENDS = ("torch", "native", "triton", "reference", "mamba-ssm")
 HALVES_AND_FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -30,11 +31,12 @@ class Backend(NamedTuple):
 def backends() -> list[Backend]:
     """Return the implementations of the scan, in order of preference.
 
-    The variable ``QMAMBA_BACKEND`` selects one; the default is the first that takes the tensors at hand.
+    The variable ``QMAMBA_BACKEND`` selects one; the default is the first that takes the tensors at hand. The
+    last two are never a default.
 
     >>> import qmamba
     >>> [backend.name for backend in qmamba.backends()]
-    ['triton', 'native', 'torch', 'reference']
+    ['triton', 'native', 'torch', 'reference', 'mamba-ssm']
     """
     try:
         variants = native.load().variants
@@ -42,12 +44,13 @@ def backends() -> list[Backend]:
         kernel = Backend("native", True, f"C for CPUs, {variant}; eager and compiled")
     except BackendError as error:
         kernel = Backend("native", False, str(error))
-    reason = no_triton()
+    reason, none_of_mamba = no_triton(), no_mamba_ssm()
     return [
         Backend("triton", reason is None, reason or "Triton, for tensors on a GPU"),
         kernel,
         Backend("torch", True, "torch operations, on any device"),
         Backend("reference", True, "a plain loop, slow; the others are tested against it"),
+        Backend("mamba-ssm", none_of_mamba is None, none_of_mamba or "mamba-ssm's kernel, only if named"),
     ]
 
 
@@ -58,7 +61,7 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
     native on a CPU where they can be used, else torch. On a GPU, falling back to torch warns once.
 
     Raises:
-        BackendError: an unknown name, or triton for tensors that it cannot take.
+        BackendError: an unknown name, or triton or mamba-ssm for tensors that they cannot take.
     """
     name = os.environ.get("QMAMBA_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
@@ -69,6 +72,8 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
         raise BackendError(f"unknown scan backend {name!r}; choose one of {', '.join(['auto', *BACKENDS])}")
     if name == "triton" and (reason := no_triton(tensors)) is not None:
         raise BackendError(f"the triton backend cannot be used: {reason}; set QMAMBA_BACKEND=auto")
+    if name == "mamba-ssm" and (reason := no_mamba_ssm(tensors)) is not None:
+        raise BackendError(f"the mamba-ssm backend cannot be used: {reason}; set QMAMBA_BACKEND=auto")
     return name
 
 
@@ -96,6 +101,27 @@ def no_triton(tensors: Sequence[Tensor] = ()) -> str | None:
         return "not all tensors are on a GPU"
     if tensors and tensors[0].dtype not in HALVES_AND_FLOAT:
         return f"it does not support {str(tensors[0].dtype).removeprefix('torch.')}"
+    return None
+
+
+def no_mamba_ssm(tensors: Sequence[Tensor] = ()) -> str | None:
+    """Return why mamba-ssm's scan cannot be used here, or for these tensors; None if it can."""
+    if _mamba_ssm_missing() is not None:
+        return _mamba_ssm_missing()
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if not all(t.is_cuda for t in tensors):
+        return "not all tensors are on a GPU"
+    if tensors and tensors[0].dtype not in HALVES_AND_FLOAT:
+        return f"it does not support {str(tensors[0].dtype).removeprefix('torch.')}"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _mamba_ssm_missing() -> str | None:
+    # Not imported: that compiles or loads its kernels, which takes seconds.
+    if find_spec("mamba_ssm") is None:
+        return 'mamba-ssm is not installed; pip install "qmamba[mamba-ssm]", which needs CUDA'
     return None
 
 

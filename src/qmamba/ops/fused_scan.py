@@ -66,9 +66,14 @@ def gated_scan(
     if backend == "native":
         native.load()
     if backend == "native" and usable(tensors):
-        if out is not None and out.dtype == torch.float32:
-            _forward(tensors, tuple(routes), out.flatten(1, 2))
-            return out
+        if out is not None:
+            wide = (
+                out
+                if out.dtype == torch.float32
+                else Scratch(out.new_empty(0, dtype=torch.float32))("wide", out.shape)
+            )
+            _forward(tensors, tuple(routes), wide.flatten(1, 2))
+            return out if wide is out else out.copy_(wide)
         y: Tensor = NativeGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]
     elif backend == "triton":
         y = TritonGatedScan.apply(*tensors, tuple(routes))  # type: ignore[no-untyped-call]

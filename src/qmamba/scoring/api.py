@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from qmamba.adapters.host import DEFAULT_NAME
 from qmamba.errors import BackendError
 from qmamba.ops.fork import use_one_thread_in_forked_child
+from qmamba.ops.precision import fastest_dtype
 from qmamba.protocol import Kind, Protocol
 from qmamba.scoring.scorer import Scorer
 from qmamba.scoring.stream import Column, ScoreOptions
@@ -33,13 +34,14 @@ def load(
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     local_files_only: bool = False,
     protocol: Kind | Protocol | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     adapter: str | os.PathLike[str] | None = None,
     checkpointing: bool = False,
+    draft: bool = False,
 ) -> Scorer:
     """Load a scorer from a checkpoint.
 
@@ -49,7 +51,8 @@ def load(
             can cause a download; docs/checkpoints.md describes indexes.
         revision: branch, tag or commit of a Hub id.
         device: where to put the weights; the CPU by default.
-        dtype: floating type of the weights, float32 by default. Scores are float32 in any case.
+        dtype: floating type of the weights, float32 by default. "auto" takes bfloat16 where the CPU or GPU
+            has instructions for it. Scores are float32 in any case.
         local_files_only: take files of the Hub from the cache, and never use the network.
         protocol: "grid", "random", "whole", "scales", or a `Protocol`, in place of the checkpoint's own. A
             word keeps the checkpoint's other numbers. Measured results hold for its own protocol only.
@@ -85,8 +88,11 @@ def load(
         config = config.replace(protocol=protocol)
     elif protocol is not None:
         config = config.replace(protocol=config.protocol.as_kind(protocol))
+    if dtype == "auto":
+        dtype = fastest_dtype(torch.device(device or "cpu"))
     if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise BackendError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype!r}")
+        known = 'torch.float32, torch.float16, torch.bfloat16 or "auto"'
+        raise BackendError(f"dtype must be {known}, got {dtype!r}")
     try:
         network = network.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
@@ -97,6 +103,7 @@ def load(
         ) from error
     cast(Any, network).checkpointing = checkpointing
     scorer = Scorer(network, config)
+    scorer.draft = draft
     if adapter is not None:
         scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
         scorer.set_adapter(DEFAULT_NAME)

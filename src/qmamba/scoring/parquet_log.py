@@ -60,6 +60,7 @@ def settings_of(scorer: Scorer, max_pixels: int | None) -> dict[str, Any]:
         "protocol": scorer.protocol.to_dict(),
         "dtype": str(next(scorer.parameters()).dtype).removeprefix("torch."),
         "max_pixels": MAX_PIXELS if max_pixels is None else max_pixels,
+        **({"draft": True} if scorer.draft else {}),  # folders of earlier versions have no such entry
     }
 
 

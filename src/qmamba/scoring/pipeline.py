@@ -100,6 +100,7 @@ def crops(
     batch_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     name: str = "image",
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Crops, Tensor]]:
     """Yield crops of an image and their pixels (..., n, 3, h, w), float32 in [0, 1].
 
@@ -112,12 +113,15 @@ def crops(
         batch_size: crops at a time; by default all of a view.
         max_pixels: the maximum height × width of an enlarged image.
         name: what an error calls the image.
+        size: height and width of the image of which these pixels are a reduced copy, which decide the views;
+            by default those of the pixels.
 
     Raises:
         ImageError: the image is too thin, or would exceed `max_pixels` when enlarged.
     """
-    check_aspect(int(pixels.shape[-2]), int(pixels.shape[-1]), name)
-    seen = views(int(pixels.shape[-2]), int(pixels.shape[-1]), protocol)
+    height, width = (int(pixels.shape[-2]), int(pixels.shape[-1])) if size is None else size
+    check_aspect(height, width, name)
+    seen = views(height, width, protocol)
     for view in seen:
         whole = resize(pixels, view.height, view.width, max_pixels=max_pixels, name=name)
         weight = 1 / (len(seen) * len(view.windows))
@@ -141,6 +145,7 @@ def raw_parts(
     batch_size: int = 32,
     max_pixels: int = MAX_PIXELS,
     name: str = "image",
+    size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Crops, T]]:
     """Yield the crops of one image, and what a network returns for them; no gradients.
 
@@ -155,15 +160,16 @@ def raw_parts(
         preprocessing: applied to each crop.
         weight: any parameter of the network.
         batch_size: crops per forward pass.
-        max_pixels, name: as for `crops`.
+        max_pixels, name, size: as for `crops`.
 
     Raises:
         ImageError: the enlarged image would exceed `max_pixels`, or memory does not suffice.
     """
     use_one_thread_in_forked_child()
     cut = crops(
-        pixels, protocol, device=weight.device, batch_size=batch_size, max_pixels=max_pixels, name=name
-    )
+        pixels, protocol, device=weight.device, batch_size=batch_size, max_pixels=max_pixels, name=name,
+        size=size,
+    )  # fmt: skip
     no_memory = False
     while True:
         try:

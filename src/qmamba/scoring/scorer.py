@@ -19,10 +19,11 @@ from qmamba.adapters.host import AdapterVerbs, Loaded
 from qmamba.calibration import Scale
 from qmamba.checkpoints import ModelConfig
 from qmamba.checkpoints.host import CheckpointVerbs
-from qmamba.errors import AdapterError, ArgumentError, BackendError, ImageError
-from qmamba.images import iterate
+from qmamba.errors import AdapterError, ArgumentError, ImageError
+from qmamba.images import Decoded, iterate
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import Protocol, Window
+from qmamba.scoring.image_verbs import ImageVerbs
 from qmamba.scoring.own_type import OwnType
 from qmamba.scoring.pickling import reduce_to_one_buffer
 from qmamba.scoring.pipeline import (
@@ -38,14 +39,10 @@ from qmamba.scoring.pipeline import (
 from qmamba.scoring.quality_map import QualityMap, assembled, local_values, mappable
 from qmamba.scoring.stream import (
     Column,
-    Decoded,
     ScoreOptions,
     as_given,
     as_tensor,
     check_batch,
-    decode_ahead,
-    decoded,
-    is_held,
     located,
     with_bar,
 )
@@ -56,7 +53,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
+class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
     """A trained network with all that turns images into scores: crops, normalisation, calibration.
 
     Get one from `load`. The parameters are frozen, and the module stays in evaluation mode, whatever an outer
@@ -145,12 +142,6 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         run = self.network if chosen is None else partial(chosen.adapter, self.network)
         return lambda images: quality(run(images), self.config.output)
 
-    def _weight(self) -> Tensor:
-        weight = next(self.network.parameters())
-        if weight.device.type == "meta":
-            raise BackendError("a scorer on the device 'meta' has no weights: load it on another")
-        return weight
-
     # Images to parts of scores
 
     def raw_parts(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> RawParts:
@@ -160,7 +151,7 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         """
         limit = pixel_limit(batch_size, max_pixels)
         rate = self._rater(self._chosen())
-        return RawParts(*self._parts(rate, *decoded(image, limit), batch_size, limit))
+        return RawParts(*self._parts(rate, self.decoded(image, limit), batch_size, limit))
 
     def crop_scores(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> CropScores:
         """Return the parts of an image's score, which is Σ weight · score.
@@ -178,26 +169,22 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
             ArgumentError: an option of a wrong type or out of range.
         """
         limit = pixel_limit(batch_size, max_pixels)
-        return self._crop_scores(decoded(image, limit), self._chosen(), batch_size, limit)
+        return self._crop_scores(self.decoded(image, limit), self._chosen(), batch_size, limit)
 
     def _crop_scores(
         self, image: Decoded, chosen: Loaded | None, batch_size: int, max_pixels: int
     ) -> CropScores:
         rate, scale = self._rater(chosen), self._scale_of(chosen)
-        return CropScores(*self._parts(lambda images: scale(rate(images)), *image, batch_size, max_pixels))
+        return CropScores(*self._parts(lambda images: scale(rate(images)), image, batch_size, max_pixels))
 
     def _parts(
-        self,
-        rate: Callable[[Tensor], Tensor],
-        pixels: Tensor,
-        name: str,
-        batch_size: int,
-        max_pixels: int,
+        self, rate: Callable[[Tensor], Tensor], image: Decoded, batch_size: int, max_pixels: int
     ) -> tuple[list[Window], Tensor, Tensor]:
         """Return the windows of an image's crops, what `rate` returns for them, and their weights."""
-        look = self.look(rate, pixels, name, batch_size=batch_size, max_pixels=max_pixels)
+        pixels, name, size = image.pixels, image.name, (image.height, image.width)
+        look = self.look(rate, pixels, name, size=size, batch_size=batch_size, max_pixels=max_pixels)
         parts, rated = zip(*look, strict=True)
-        windows, weights = windows_and_weights(parts, int(pixels.shape[-2]), int(pixels.shape[-1]))
+        windows, weights = windows_and_weights(parts, image.height, image.width)
         return windows, torch.cat(rated).cpu(), weights
 
     def look(
@@ -206,6 +193,7 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         pixels: Tensor,
         name: str,
         *,
+        size: tuple[int, int] | None = None,
         batch_size: int = 32,
         max_pixels: int | None = None,
     ) -> Iterator[tuple[Crops, T]]:
@@ -215,11 +203,12 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
             network: takes normalised images (n, 3, h, w); see `qmamba.scoring.pipeline.raw_parts`.
             pixels: (3, H, W), as `qmamba.images.decode` returns them.
             name: what an error calls the image.
+            size: height and width of the image of which these pixels are a reduced copy.
             batch_size, max_pixels: as for `score`.
         """
         return raw_parts(
             network, pixels, self.protocol, self.config.preprocessing, weight=self._weight(),
-            batch_size=batch_size, max_pixels=pixel_limit(batch_size, max_pixels), name=name,
+            batch_size=batch_size, max_pixels=pixel_limit(batch_size, max_pixels), name=name, size=size,
         )  # fmt: skip
 
     def quality_map(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> QualityMap:
@@ -229,7 +218,7 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         rating of its window by itself: the network mixes all positions before its head, see `QualityMap`.
 
         Args:
-            image: one image of any kind that `qmamba.images.decode` takes.
+            image: one image of any kind that `qmamba.images.decode` takes, or what `decoded` returned for it.
             batch_size: crops per forward pass.
             max_pixels: as for `score`.
 
@@ -252,12 +241,13 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         limit, chosen = pixel_limit(batch_size, max_pixels), self._chosen()
         network, scale = mappable(self.network, self.config), self._scale_of(chosen)
         run = network.forward_positions if chosen is None else partial(chosen.adapter.positions, self.base())
-        (pixels, name), (low, high) = decoded(image, limit), self.score_range
+        pixels, name, height, width = image if isinstance(image, Decoded) else self.decoded(image, limit)
         looked = self.look(
             lambda images: local_values(*run(images), scale),
-            pixels, name, batch_size=batch_size, max_pixels=limit,
+            pixels, name, size=(height, width), batch_size=batch_size, max_pixels=limit,
         )  # fmt: skip
-        return assembled(int(pixels.shape[-2]), int(pixels.shape[-1]), list(looked), high - low)
+        low, high = self.score_range
+        return assembled(height, width, list(looked), high - low)
 
     # Images to scores
 
@@ -315,13 +305,13 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         if on_error not in ("raise", "nan"):
             raise ArgumentError(f'on_error must be "raise" or "nan", got {on_error!r}')
         limit = pixel_limit(batch_size, max_pixels)
-        iterator, single = iterate(images)
+        single = iterate(images)[1]
         count = 1 if single else len(images) if isinstance(images, Sized) else None
-        chosen = self._chosen_for(count, adapters)
-        results = self._stream(decode_ahead(iterator, limit, held=is_held(images)), chosen, batch_size, limit)
+        work = partial(self._crop_scores, batch_size=batch_size, max_pixels=limit)
+        results = self._each(images, self._chosen_for(count, adapters), work, limit)
         means: list[float] = []
         deviations: list[float] = []
-        for index, result in with_bar(results, count) if progress else results:
+        for index, result in enumerate(with_bar(results, count) if progress else results):
             if not isinstance(result, ImageError):
                 means.append(result.mean)
                 deviations.append(result.std)
@@ -343,16 +333,17 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
     def iter_scores(
         self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None, workers: int = 1
     ) -> Iterator[tuple[int, float | ImageError]]:
-        """Score images one by one, in order, and yield each result as soon as it is there.
+        """Score images in order, and yield each result as soon as it is there.
 
-        The next images are decoded in other threads meanwhile. An iterator is read no more than `workers`
-        images ahead, so it may be endless.
+        On a CPU as many images are scored at once as torch has threads, with one thread each; elsewhere the
+        next images are decoded meanwhile. An iterator may be endless: no more images are read ahead than
+        there are threads, and `workers` more.
 
         Args:
             images: as for `score`; a single image counts as a sequence of one.
             batch_size: as for `score`.
             max_pixels: as for `score`.
-            workers: threads that decode; as many images are held decoded.
+            workers: threads that decode while one thread or a GPU scores; as many images are held decoded.
 
         Yields:
             (index, score), with an ImageError in place of the score of an image that cannot be scored.
@@ -360,28 +351,16 @@ class Scorer(OwnType, AdapterVerbs, CheckpointVerbs):
         Raises:
             ArgumentError: an option of a wrong type or out of range.
         """
-        limit = pixel_limit(batch_size, max_pixels, workers)
-        ahead = decode_ahead(iterate(images)[0], limit, workers, held=is_held(images))
-        results = self._stream(ahead, repeat(self._chosen()), batch_size, limit)
-        return ((i, parts if isinstance(parts, ImageError) else parts.mean) for i, parts in results)
+        results = self.iter_crop_scores(images, batch_size=batch_size, max_pixels=max_pixels, workers=workers)
+        return ((i, r if isinstance(r, ImageError) else r.mean) for i, r in enumerate(results))
 
-    def _stream(
-        self, images: Iterator[Decoded | ImageError], chosen: Iterator[Loaded | None], batch: int, limit: int
-    ) -> Iterator[tuple[int, CropScores | ImageError]]:
-        for index, image in enumerate(images):
-            try:
-                adapter = next(chosen)
-            except StopIteration:
-                raise AdapterError(f"adapters must have a name for each image, got {index} names") from None
-            if isinstance(image, ImageError):
-                yield index, image
-                continue
-            try:
-                result: CropScores | ImageError = self._crop_scores(image, adapter, batch, limit)
-            except ImageError as error:
-                # Without the frames of the traceback, which hold the image's pixels.
-                result = error.with_traceback(None)
-            yield index, result
+    def iter_crop_scores(
+        self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None, workers: int = 1
+    ) -> Iterator[CropScores | ImageError]:
+        """Yield what `crop_scores` returns for each of a sequence; arguments as for `iter_scores`."""
+        limit = pixel_limit(batch_size, max_pixels, workers)
+        work = partial(self._crop_scores, batch_size=batch_size, max_pixels=limit)
+        return self._each(images, repeat(self._chosen()), work, limit, workers)
 
 
 ForkingPickler.register(Scorer, reduce_to_one_buffer)

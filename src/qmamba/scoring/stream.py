@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from qmamba.errors import ImageError
-from qmamba.images import decode, label
+from qmamba.images import Decoded, decode_for, label
+from qmamba.images.pillow import Least
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import check_aspect
-
-Decoded: TypeAlias = tuple[Tensor, str]
-"""The pixels of an image, and its name in messages."""
 
 
 class Column(Protocol):
@@ -89,17 +87,17 @@ if hasattr(os, "register_at_fork"):  # another thread of the parent may hold one
     os.register_at_fork(after_in_child=_new_locks)
 
 
-def decoded(image: Any, max_pixels: int) -> Decoded:
-    """Return the pixels of an image, and its name in messages; safe for one Pillow image in several threads.
+def decoded(image: Any, max_pixels: int, least: Least | None = None) -> Decoded:
+    """Decode an image, as `qmamba.images.decode_for`; safe for one Pillow image in several threads.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
     if not isinstance(image, Image.Image):
-        return decode(image, max_pixels=max_pixels), label(image)
+        return decode_for(image, least, max_pixels=max_pixels)
     # Pillow reads the pixels of an opened file at their first use, and not in two threads at the same time.
     with _loading[id(image) // 16 % len(_loading)]:
-        return decode(image, max_pixels=max_pixels), label(image)
+        return decode_for(image, max_pixels=max_pixels)
 
 
 def is_held(images: Any) -> bool:
@@ -108,7 +106,12 @@ def is_held(images: Any) -> bool:
 
 
 def decode_ahead(
-    images: Iterator[Any], max_pixels: int, workers: int = 1, *, held: bool = False
+    images: Iterator[Any],
+    max_pixels: int,
+    workers: int = 1,
+    *,
+    held: bool = False,
+    least: Least | None = None,
 ) -> Iterator[Decoded | ImageError]:
     """Decode images in order in other threads; errors come as values.
 
@@ -121,6 +124,7 @@ def decode_ahead(
         max_pixels: as for `qmamba.images.decode`.
         workers: number of threads.
         held: as `is_held` tells.
+        least: as for `qmamba.images.decode_for`.
     """
     use_one_thread_in_forked_child()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode")
@@ -128,8 +132,8 @@ def decode_ahead(
     def submit() -> Future[Decoded | ImageError] | None:
         try:
             image = next(images)
-            future = pool.submit(_decode, image, max_pixels, held)
-            if not (held or isinstance(image, (str, bytes, os.PathLike))):
+            future = pool.submit(decoded_or_error, image, max_pixels, least, held=held)
+            if not (held or never_changes(image)):
                 wait([future])
             return future
         except StopIteration:
@@ -145,27 +149,33 @@ def decode_ahead(
         # Not the pool's map, which would read an endless iterator to its end.
         ahead: deque[Future[Decoded | ImageError] | None] = deque(submit() for _ in range(workers))
         while (first := ahead.popleft()) is not None:
-            decoded = first.result()
+            image = first.result()
             ahead.append(submit())
-            yield decoded
+            yield image
     finally:
         # Do not wait: the garbage collector may close this generator in any thread, even in one that is just
         # starting and holds the lock that joining another thread needs.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(image: Any, max_pixels: int, held: bool) -> Decoded | ImageError:
+def never_changes(image: Any) -> bool:
+    """Return whether an image is a path or bytes, which nobody can change before they are decoded."""
+    return isinstance(image, (str, bytes, os.PathLike))
+
+
+def decoded_or_error(image: Any, max_pixels: int, least: Least | None, *, held: bool) -> Decoded | ImageError:
+    """Decode an image; an error is returned. Unless it is held, its pixels share no memory with it."""
     try:
-        pixels, name = decoded(image, max_pixels)
-        if not (held or isinstance(image, (str, bytes, os.PathLike, Image.Image))):
-            pixels = pixels.clone()  # they may share memory with a tensor or an array
+        found = decoded(image, max_pixels, least)
+        if held or never_changes(image) or isinstance(image, Image.Image):
+            return found
+        return found._replace(pixels=found.pixels.clone())
     except ImageError as error:
         return error
     except (MemoryError, RuntimeError) as error:  # the next image may be smaller
         if not is_out_of_memory(error):
             raise
         return ImageError(f"{label(image)}: not enough memory to decode it; shrink it or lower max_pixels")
-    return pixels, name
 
 
 def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

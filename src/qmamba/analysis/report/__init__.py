@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
+from PIL import Image
 
 from qmamba.errors import ImageError
-from qmamba.images import label, thumbnail
+from qmamba.images import Decoded, label, thumbnail
 from qmamba.scoring import QualityMap, Scorer
-from qmamba.scoring.pipeline import decode_ahead, pixel_limit, senseless
+from qmamba.scoring.pipeline import pixel_limit, senseless
 from qmamba.scoring.quality_map import mappable
 
 THUMBNAIL = 360  # pixels of the longer side
@@ -83,22 +83,23 @@ def write_report(
     """
     limit, edges = pixel_limit(batch_size, max_pixels), np.linspace(*scorer.score_range, BINS + 1)
     mappable(scorer.network, scorer.config)  # before images are read
+
+    def look(image: Decoded) -> tuple[QualityMap, Image.Image]:
+        found = scorer.quality_map(image, batch_size=batch_size, max_pixels=limit)
+        if not math.isfinite(found.score):
+            raise senseless(found.score)
+        return found, thumbnail(image.pixels, THUMBNAIL)
+
     scored: list[_Scored] = []
     errors: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as cards:
-        for place, decoded in enumerate(decode_ahead(iter(images), limit, held=True)):
-            name = label(images[place])
-            try:
-                if isinstance(decoded, ImageError):
-                    raise decoded
-                found = scorer.quality_map(decoded[0], batch_size=batch_size, max_pixels=limit)
-                if not math.isfinite(found.score):
-                    raise senseless(found.score)
-            except ImageError as error:
-                errors.append(_error(name, str(error)))
+        for place, result in enumerate(scorer.each(images, look, max_pixels=limit)):
+            if isinstance(result, ImageError):
+                errors.append(_error(label(images[place]), str(result)))
             else:
-                cards.write(_card(place, images[place], decoded[0], found, _bin(found.score, edges)))
-                scored.append(_Scored(place, name, found.score))
+                found, small = result
+                cards.write(_card(place, images[place], small, found, _bin(found.score, edges)))
+                scored.append(_Scored(place, label(images[place]), found.score))
             done()
         cards.seek(0)
         slots = _slots(title, scorer, scored, errors)
@@ -135,10 +136,9 @@ def _bin(score: float, edges: np.ndarray) -> int:
 
 
 def _card(
-    place: int, path: str | os.PathLike[str], pixels: torch.Tensor, found: QualityMap, bin_index: int
+    place: int, path: str | os.PathLike[str], small: Image.Image, found: QualityMap, bin_index: int
 ) -> str:
     buffer = io.BytesIO()
-    small = thumbnail(pixels, THUMBNAIL)
     small.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text, short = html.escape(label(path)), html.escape(label(Path(path).name))

@@ -34,16 +34,23 @@ class Team(ctypes.Structure):
 @lru_cache(maxsize=1)
 def torch_team() -> Team | None:
     """Return the functions that start torch's team; None where its OpenMP library is not found."""
+    path = torch_openmp()
+    if path is None:
+        return None
+    return kmpc_team(path) if sys.platform == "win32" else gomp_team(path)
+
+
+@lru_cache(maxsize=1)
+def torch_openmp() -> str | None:
+    """Return the path, or on Windows the name, of the OpenMP library that torch uses; None if not found."""
+    if sys.platform == "win32":
+        # Windows resolves what torch imports by name, to the first library of that name.
+        return "libiomp5md.dll"
     try:
-        if sys.platform == "win32":
-            # Windows resolves what torch imports by name, to the first library of that name.
-            return kmpc_team("libiomp5md.dll")
         loaded = _loaded_on_macos() if sys.platform == "darwin" else _loaded_on_linux()
     except (OSError, AttributeError):
         return None
-    found = {path: team for path in loaded if (team := gomp_team(path)) is not None}
-    chosen = of_torch(found)
-    return None if chosen is None else found[chosen]
+    return of_torch([path for path in loaded if gomp_team(path) is not None])
 
 
 def of_torch(libraries: Iterable[str]) -> str | None:
@@ -62,7 +69,7 @@ def of_torch(libraries: Iterable[str]) -> str | None:
 def gomp_team(path: str) -> Team | None:
     """Return the team of a loaded library; None where it is not loaded or has no ``GOMP_parallel``."""
     try:
-        return Team(_address(_opened(path), "GOMP_parallel"))
+        return Team(_address(opened(path), "GOMP_parallel"))
     except (OSError, AttributeError):
         return None
 
@@ -71,13 +78,13 @@ def kmpc_team(path: str) -> Team | None:
     """Return the team of a loaded library of LLVM's or Intel's; None where it is not loaded, or another's."""
     names = ("__kmpc_global_thread_num", "__kmpc_push_num_threads", "__kmpc_fork_call")
     try:
-        library = _opened(path)
+        library = opened(path)
         return Team(None, *(_address(library, name) for name in names))
     except (OSError, AttributeError):
         return None
 
 
-def _opened(path: str) -> ctypes.CDLL:
+def opened(path: str) -> ctypes.CDLL:
     """Open a library that is loaded already; OSError where it is not."""
     if sys.platform == "win32":
         handle_of = ctypes.WinDLL("kernel32").GetModuleHandleW

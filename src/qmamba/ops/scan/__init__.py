@@ -10,6 +10,7 @@ from ..backend import choose, transformed
 from ..compile import compiling, traced_scan
 from ..routes import Route
 from .composed import selective_scan_composed
+from .mamba_ssm import selective_scan_mamba_ssm
 from .native import selective_scan_native
 from .reference import selective_scan_reference
 from .tensors import ScanTensors
@@ -21,6 +22,7 @@ _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "torch": selective_scan_torch,
     "native": selective_scan_native,
     "triton": selective_scan_triton,
+    "mamba-ssm": selective_scan_mamba_ssm,
 }
 
 
@@ -60,8 +62,9 @@ def selective_scan(
         merge: sum the routes' outputs; otherwise they are stacked.
         backend: ``"torch"`` (any device; a backward that recomputes the states), ``"native"`` (the same in
             C, the fastest on a CPU; float64 runs in torch), ``"triton"`` (the same on a GPU),
-            ``"reference"`` (a plain loop) or ``"auto"``: the one that the variable ``QMAMBA_BACKEND`` names,
-            else triton or native where they take these tensors, else torch.
+            ``"reference"`` (a plain loop), ``"mamba-ssm"`` (that package's, on CUDA) or ``"auto"``: the one
+            that the variable ``QMAMBA_BACKEND`` names, else triton or native where they take these tensors,
+            else torch.
 
     Returns:
         (B, H, W, D), or (B, K, H, W, D) without ``merge``, in the dtype of ``x``. State and accumulation
@@ -83,7 +86,7 @@ def selective_scan(
     tensors = ScanTensors(x, dt, B, C, dt_weight, dt_bias, A, D)
     _check_shapes(tensors, routes)
     name = choose(tensors, backend)
-    if compiling() and name != "reference":
+    if compiling() and name not in ("reference", "mamba-ssm"):
         return traced_scan(tensors, routes, merge, backend)
     if x.is_meta:  # shapes only, for counting
         return x.new_empty(x.shape if merge else (x.shape[0], len(routes), *x.shape[1:]))
