@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from qmamba.quantization import DLS, LSQ, RFA, Grid, LSQPlus
+from qmamba.quantization.calibration import sample
 from qmamba.quantization.grid import fit_range, fit_weights
 from qmamba.quantization.rounding import check_bits
 
@@ -28,8 +29,8 @@ CASES = [
 
 def made(kind, bits):
     if kind in ("RFA", "DLS"):
-        return {"RFA": RFA, "DLS": DLS}[kind](bits, public=True)
-    return {"LSQ_W": LSQ, "LSQ_A": LSQPlus}[kind](bits)
+        return (RFA if kind == "RFA" else DLS)(bits, public=True)
+    return LSQ(bits) if kind == "LSQ_W" else LSQPlus(bits, public=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,26 +134,28 @@ def test_dls_stays_signed_where_nothing_is_negative():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_search_fits_dls_better_than_its_start(bits):
     rows = torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
-    rows[:, 0] = 25.0  # an outlier, as scan inputs have
+    rows[:, 7] = 25.0  # an outlier, as scan inputs have
+    rows = sample(rows)
     start, full, searched = DLS(bits), DLS(bits), DLS(bits)
     full.fit(rows, search=False)
     searched.fit(rows, search=True)
-    errors = [float((q(rows) - rows).square().mean()) for q in (start, full, searched)]
+    errors = [float((q(rows) - rows)[:, 2:].detach().square().mean()) for q in (start, full, searched)]
     assert errors[2] <= errors[1]
     assert errors[2] < errors[0]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_ranges_are_spanned_or_searched(bits):
-    x = torch.randn(4000, generator=torch.Generator().manual_seed(4))
-    x[0] = 30.0
+    x = torch.randn(2, 2000, generator=torch.Generator().manual_seed(4))
+    x[0, 9] = 30.0
+    x = sample(x)
     whole, searched = fit_range(x, bits, search=False), fit_range(x, bits, search=True)
-    assert abs(float(whole.rounded(x)[0]) - 30.0) < 1e-4
+    assert abs(float(whole.rounded(x)[0, 1]) - 30.0) < 1e-4
     assert abs(float(whole.rounded(x.min())) - float(x.min())) < 1e-4
-    error = [float((grid.rounded(x) - x).square().mean()) for grid in (whole, searched)]
+    error = [float((grid.rounded(x) - x)[:, 2:].square().mean()) for grid in (whole, searched)]
     assert error[1] <= error[0]
-    constant = fit_range(torch.full((5,), 3.0), bits, search=True)
-    assert torch.isfinite(constant.rounded(torch.full((5,), 3.0))).all()
+    constant = torch.full((1, 5), 3.0)
+    assert float((fit_range(constant, bits, search=True).rounded(constant) - 3.0).abs().max()) < 0.2
 
 
 def test_weights_have_a_step_for_each_channel():
@@ -188,6 +191,6 @@ def test_a_grid_holds_signed_codes():
 
 def test_lsq_plus_returns_the_type_it_is_given():
     quantizer = LSQPlus(8)
-    quantizer.fit(torch.linspace(-1, 3, 100).view(1, -1), search=False)
+    quantizer.fit(sample(torch.linspace(-1, 3, 100).view(1, -1)), search=False)
     x = torch.linspace(-1, 3, 7, dtype=torch.bfloat16)
     assert quantizer(x).dtype == torch.bfloat16

@@ -23,7 +23,7 @@ from qmamba.checkpoints.bases import stored_state
 from qmamba.checkpoints.safetensors_file import serialise
 from qmamba.errors import AdapterError
 from qmamba.models.capabilities import TakesPrompts, require
-from qmamba.quantization.packing import exact_names
+from qmamba.quantization.packing import own_types
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")
@@ -179,7 +179,7 @@ class AdapterVerbs(nn.Module):
             return self.config.weights_sha256
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         state = stored_state(self.network, self.config)
-        data = serialise(state, dtype, exact_names(self.network, state))
+        data = serialise(state, dtype, own_types(self.network, state))
         return hashlib.sha256(data).hexdigest()
 
     def base(self) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from qmamba.errors import CheckpointError, QMambaError
 from qmamba.models import create_model, get_architecture
 from qmamba.quantization.grid import Grid
 from qmamba.quantization.network import activation_quantizers, grids_of, prepare, set_grids
-from qmamba.quantization.packing import exact_names, layout, unpacked
+from qmamba.quantization.packing import layout, own_types, unpacked
 from qmamba.quantization.plan import Plan, plan
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -116,7 +116,7 @@ def load_checkpoint(
     stored, own = is_stored(config), network.state_dict()
     held = {name: v for name, v in own.items() if stored(name)}
     held = held if made is None else layout(held, made)
-    _check_fit(folder, config, held, shapes_in(path, data), exact_names(network, held))
+    _check_fit(folder, config, held, shapes_in(path, data), own_types(network, held))
     state = read_tensors(path, data)
     if made is not None:
         state, grids = _unpacked(path, state, own, made)
@@ -168,7 +168,7 @@ def save_checkpoint(
     check_unchanged(network, config)
     _check_quantized(network, config)
     state = stored_state(network, config)
-    data = serialise(state, getattr(torch, name), exact_names(network, state))
+    data = serialise(state, getattr(torch, name), own_types(network, state))
     config = config.replace(
         weights_sha256=hashlib.sha256(data).hexdigest(),
         weights_bytes=len(data),
@@ -261,11 +261,11 @@ def _check_fit(
     config: ModelConfig,
     own: Mapping[str, torch.Tensor],
     found: Shapes,
-    exact: Collection[str] = frozenset(),
+    types: Mapping[str, torch.dtype],
 ) -> None:
     """Refuse a file whose tensors are not exactly these, with the first names that differ.
 
-    Floating tensors must be of the config's type, or float32 if they are among `exact`.
+    Floating tensors must be of the config's type, except for those in `types`.
     """
     expected = {key: tuple(value.shape) for key, value in own.items()}
     problems = []
@@ -287,8 +287,8 @@ def _check_fit(
         )
     for name, (dtype, _) in found.items():
         stored = _FLOATS.get(dtype, dtype)
-        expected_type = "float32" if name in exact else config.dtype
-        expected_type = _INTEGERS.get(own[name].dtype, expected_type)
+        kept = str(types[name]).removeprefix("torch.") if name in types else config.dtype
+        expected_type = _INTEGERS.get(own[name].dtype, kept)
         if stored != expected_type:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE}: {name!r} must be {expected_type}, got {stored}: "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def serialise(
-    state: Mapping[str, torch.Tensor], dtype: torch.dtype, exact: Collection[str] = frozenset()
+    state: Mapping[str, torch.Tensor], dtype: torch.dtype, types: Mapping[str, torch.dtype] | None = None
 ) -> bytes:
     """Return the bytes of a safetensors file with these tensors, floating ones in this type.
 
     Args:
         state: tensors by name.
         dtype: of the floating ones.
-        exact: names of those that are float32 whatever the type of the others.
+        types: of those by name that keep another type.
 
     Raises:
         CheckpointError: a value is NaN, infinite, or too large for the type.
@@ -39,7 +39,7 @@ def serialise(
 
     stored: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        target = torch.float32 if key in exact else dtype
+        target = (types or {}).get(key, dtype)
         cast = value.detach().to("cpu", target if value.is_floating_point() else None)
         if value.is_floating_point() and not bool(torch.isfinite(cast).all()):
             why = (

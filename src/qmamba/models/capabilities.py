@@ -108,8 +108,8 @@ class DecayGroups(Protocol):
 class QuantizableTensors(Protocol):
     """A module with tensors that can be quantized though they are no layer's input or weight.
 
-    It has another attribute, ``quantizers``: a ``nn.ModuleDict`` of what these tensors pass through, by name, or
-    None in a float network.
+    It has another attribute, ``quantizers``: a ``nn.ModuleDict`` of what these tensors pass through, by name,
+    or None in a float network.
 
     Attributes:
         quantizable: kinds by name: an input of an operation (B, …), a weight (a parameter of that name), or

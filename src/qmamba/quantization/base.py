@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .grid import Grid
+from .rounding import check_bits
 
 
 class Quantizer(nn.Module):
     """A quantizer of b bits, which moves with its network and keeps float32 whatever the network's type."""
 
     bits: int
+    public: bool = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def moved(tensor: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ class Quantizer(nn.Module):
         return super()._apply(moved, recurse)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        return f"bits={self.bits}" + (", public=True" if self.public else "")
 
 
 class WeightQuantizer(Quantizer):
@@ -48,15 +50,21 @@ class WeightQuantizer(Quantizer):
 class ActivationQuantizer(Quantizer):
     """A quantizer of activations (B, …).
 
+    Args:
+        bits: 2, 4 or 8.
+        public: choose the sign of the codes by the first batch, as the authors' public version does; they are
+            signed otherwise.
+
     Attributes:
-        signed: (1,) buffer, 1 where codes are signed.
+        signed: (1,) buffer, 1 where codes are signed; in files with `public` only.
     """
 
     signed: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int, public: bool) -> None:
         super().__init__()
-        self.register_buffer("signed", torch.ones(1))
+        self.bits, self.public = check_bits(bits), public
+        self.register_buffer("signed", torch.ones(1), persistent=public)
 
     @abstractmethod
     def initialise(self, x: Tensor) -> None:
@@ -67,7 +75,7 @@ class ActivationQuantizer(Quantizer):
         """Set the learnables by activations (n, m), one row for each image.
 
         Args:
-            rows: float32.
+            rows: float32, the least and the greatest value of each image in front.
             search: choose the least squared error; otherwise the range of all values (minmax).
         """
 

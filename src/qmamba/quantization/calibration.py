@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .network import activation_quantizers
 
-ELEMENTS = 4096  # of each image's activations that a quantizer is fitted to
+ELEMENTS = 2048  # of each image's activations that a quantizer is fitted to
 
 
 @torch.no_grad()
@@ -20,8 +20,8 @@ def calibrate(
     """Fit all quantizers of activations in a network to what they are given, in one pass in float.
 
     Args:
-        network: with quantizers, see :func:`~qmamba.quantization.network.prepare`. Quantizers that get nothing
-            stay as they are.
+        network: with quantizers, see :func:`~qmamba.quantization.network.prepare`. Quantizers that get
+            nothing stay as they are.
         batches: normalised images, each (B, 3, H, W), of any sizes.
         search: choose ranges by the least squared error; otherwise they span all values (minmax).
         public: start as the authors' public version does on its first batch.
@@ -64,7 +64,7 @@ def _record(seen: list[Tensor], quantizer: nn.Module, given: tuple[Tensor, ...],
 
 
 def sample(x: Tensor) -> Tensor:
-    """Return evenly spaced values of each image, (B, …) to (B, m): first the least and the greatest of all."""
+    """Return spaced values of each image, (B, …) to (B, m), behind the least and the greatest of all."""
     flat = x.detach().flatten(1) if x.ndim > 1 else x.detach().view(1, -1)
     step = -(-flat.shape[1] // ELEMENTS)
     ends = [flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)]
@@ -78,6 +78,8 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float:
 
 
 @torch.no_grad()
-def weights_sqnr(before: Callable[[str], Tensor], network: nn.Module, names: Iterable[str]) -> dict[str, float]:
+def weights_sqnr(
+    before: Callable[[str], Tensor], network: nn.Module, names: Iterable[str]
+) -> dict[str, float]:
     """Return the signal-to-quantization-noise ratio of weights by name, against those of a float network."""
     return {name: sqnr(before(name).float(), network.get_parameter(name).float()) for name in names}

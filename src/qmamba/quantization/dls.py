@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .base import ActivationQuantizer
 from .rounding import (
     SIGNED_BELOW,
-    check_bits,
     code_range,
     images_of,
     round_through,
@@ -61,8 +60,7 @@ class DLS(ActivationQuantizer):
     """
 
     def __init__(self, bits: int, *, public: bool = False) -> None:
-        super().__init__()
-        self.bits, self.public = check_bits(bits), public
+        super().__init__(bits, public)
         self.w = nn.Parameter(torch.tensor([1.0, 3.0, 0.0, 0.0]) / code_range(bits)[1])
         self.v = nn.Parameter(torch.tensor([-1.0, 0.0, 0.0, 0.0]))
 
@@ -78,6 +76,10 @@ class DLS(ActivationQuantizer):
         The range is all of each image's, α = (max x' - min x') / (2^b - 1) with its middle at zero; with
         `search` it is the one of least squared error among this and ranges of some deviations around the
         mean.
+
+        Args:
+            rows: of each image first the least and the greatest value, which do not count for the error.
+            search: as above.
         """
         high = code_range(self.bits)[1]
         widest = 1 / (2**self.bits - 1)
@@ -88,7 +90,7 @@ class DLS(ActivationQuantizer):
         for w, v in choices:
             self.w.copy_(torch.tensor(w))
             self.v.copy_(torch.tensor(v))
-            errors.append((self(rows) - rows).square().mean())
+            errors.append((self(rows) - rows)[:, 2:].square().mean())
         w, v = choices[int(torch.stack(errors).argmin())]
         self.w.copy_(torch.tensor(w))
         self.v.copy_(torch.tensor(v))
@@ -122,6 +124,3 @@ class DLS(ActivationQuantizer):
     ) -> Tensor:
         code = round_through(torch.clamp(centred / step, low, high))
         return torch.clamp(code * step - beta, of_x.low, of_x.high)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", public=True" if self.public else "")

@@ -11,6 +11,7 @@ from .rounding import affine, check_bits, code_range
 
 SHRUNK = torch.linspace(1.0, 0.2, 33)
 """Parts of a range, from all of it, whose squared error is compared."""
+COMPARED = 2**17  # values of activations, at most
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Grid:
 def fit_weights(w: Tensor, bits: int, *, search: bool, per_channel: bool = True) -> Grid:
     """Choose a symmetric grid for weights, one for each index of their first dimension.
 
+    Steps have no more digits than bfloat16, which files store them in; weights are rounded to these steps.
+
     Args:
         w: (O, …).
         bits: 2, 4 or 8.
@@ -53,19 +56,24 @@ def fit_weights(w: Tensor, bits: int, *, search: bool, per_channel: bool = True)
     high = code_range(check_bits(bits))[1]
     rows = (w.flatten(1) if per_channel and w.ndim > 1 else w.reshape(1, -1)).float()
     largest = rows.abs().amax(dim=1, keepdim=True)
-    scale = torch.where(largest > 0, largest / high, torch.ones_like(largest))
+    scale = _short(torch.where(largest > 0, largest / high, torch.ones_like(largest)))
     zero = torch.zeros((), device=w.device)
     if search:
         best = torch.full_like(scale, float("inf"))
         chosen = scale
         low = code_range(bits)[0]
         for part in SHRUNK.tolist():
-            error = (affine(rows, scale * part, zero, low, high) - rows).square().sum(1, keepdim=True)
-            chosen = torch.where(error < best, scale * part, chosen)
+            step = _short(scale * part)
+            error = (affine(rows, step, zero, low, high) - rows).square().sum(1, keepdim=True)
+            chosen = torch.where(error < best, step, chosen)
             best = torch.minimum(error, best)
         scale = chosen
     shape = (-1,) + (1,) * (w.ndim - 1) if per_channel and w.ndim > 1 else ()
     return Grid(bits, scale.reshape(shape).clone(), zero)
+
+
+def _short(step: Tensor) -> Tensor:
+    return step.bfloat16().float()
 
 
 @torch.no_grad()
@@ -75,11 +83,14 @@ def fit_range(x: Tensor, bits: int, search: bool) -> Grid:
     The two ends of the range are moved in turn.
 
     Args:
-        x: values of any shape, float32.
+        x: values (n, m) of n images, float32; the first two of an image are its least and its greatest, which
+            are too rare for their share of the error to be counted.
         bits: 2, 4 or 8.
         search: move the ends; otherwise the grid spans all values (minmax).
     """
     low, high = float(x.min()), float(x.max())
+    x = x[:, 2:].flatten()
+    x = x[:: -(-len(x) // COMPARED)] if len(x) > COMPARED else x
     if not high - low > 1e-12:
         low, high = low - 0.5, high + 0.5
     best = _spanning(low, high, bits, x.device)

@@ -1,8 +1,6 @@
-"""Linear and convolution layers whose input and weight pass through quantizers, and whose modules they fit."""
+"""Linear and convolution layers whose input and weight pass through quantizers."""
 
 from __future__ import annotations
-
-
 
 from torch import Tensor, nn
 
@@ -75,8 +73,8 @@ def quantized_weight(layer: QuantLinear | QuantConv2d) -> Tensor:
 def quantized_class(module: nn.Module) -> type[QuantLinear] | type[QuantConv2d] | None:
     """Return the class that can stand for a module; None where none computes the same.
 
-    That is for the very classes ``nn.Linear`` and ``nn.Conv2d``, and for a subclass of ``nn.Linear`` that says
-    ``computes_linear = True`` itself: other subclasses may compute anything.
+    That is for the very classes ``nn.Linear`` and ``nn.Conv2d``, and for a subclass of ``nn.Linear`` that
+    says ``computes_linear = True`` itself: other subclasses may compute anything.
     """
     kind = type(module)
     if kind is nn.Linear or (issubclass(kind, nn.Linear) and vars(kind).get("computes_linear") is True):
@@ -91,5 +89,3 @@ def why_not(module: nn.Module) -> str | None:
     if hooked(module):
         return "it has hooks or a forward of its own"
     return None
-
-

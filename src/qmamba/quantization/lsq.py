@@ -58,20 +58,23 @@ class LSQPlus(ActivationQuantizer):
     x̂ = round(clip((x + β) / α, Qn, Qp)) · α - β; both are constants after training, so that the result for an
     image depends on nothing but the image.
 
+    Args:
+        bits: 2, 4 or 8.
+        public: codes are unsigned where the first batch has no negative value.
+
     Attributes:
         alpha, beta: (1,), step and offset.
-        signed: (1,) buffer, 1 where codes are signed; chosen once, by :meth:`initialise` or :meth:`fit`.
+        signed: (1,) buffer, 1 where codes are signed.
     """
 
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = check_bits(bits)
+    def __init__(self, bits: int, *, public: bool = False) -> None:
+        super().__init__(bits, public)
         self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         """Choose the sign, set the step to 2 · mean|x| / √Qp and the offset to zero."""
-        signed = bool(x.min() < SIGNED_BELOW)
+        signed = not self.public or bool(x.min() < SIGNED_BELOW)
         self.signed.fill_(float(signed))
         self.alpha.copy_(initial_step(x, code_range(self.bits, signed)[1]).view(1))
         self.beta.zero_()

@@ -20,7 +20,7 @@ GRIDS = "grids"  # attribute of a network whose weights lie on grids: Grid by na
 
 
 def grids_of(network: nn.Module) -> dict[str, Grid]:
-    """Return the grids that a network's weights lie on, by name of the parameter; empty for a float network."""
+    """Return the grids that a network's weights lie on, by name of the parameter; none for a float one."""
     found: dict[str, Grid] = getattr(network, GRIDS, {})
     return found
 
@@ -80,7 +80,9 @@ def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _activation_quantizer(given: InputPlan, config: Quantization) -> ActivationQuantizer:
-    return DLS(given.bits, public=config.public) if given.dynamic else LSQPlus(given.bits)
+    return (
+        DLS(given.bits, public=config.public) if given.dynamic else LSQPlus(given.bits, public=config.public)
+    )
 
 
 def _weight_quantizer(config: Quantization, w: Any) -> WeightQuantizer:

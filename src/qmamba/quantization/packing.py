@@ -1,7 +1,8 @@
 """Quantized weights in files: b-bit codes packed into bytes, with their scales and offsets.
 
-A weight ``NAME`` becomes ``NAME.codes`` (uint8, ⌈elements · b / 8⌉), ``NAME.scale`` and ``NAME.offset``
-(float32). A code is stored without its sign, as code + 2^(b-1); the first code lies in the lowest bits.
+A weight ``NAME`` becomes ``NAME.codes`` (uint8, ⌈elements · b / 8⌉), ``NAME.scale`` (one for each channel in
+bfloat16, or one for all in float32) and ``NAME.offset`` (float32). A code is stored without its sign, as
+code + 2^(b-1); the first code lies in the lowest bits.
 """
 
 from __future__ import annotations
@@ -75,22 +76,27 @@ def packed_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
                 f"weight {name!r} was changed since it was quantized: quantize the changed model instead"
             )
         packed[name + CODES] = pack(codes, grid.bits)
-        packed[name + SCALE], packed[name + OFFSET] = grid.scale, grid.offset
+        packed[name + SCALE] = grid.scale.bfloat16() if grid.scale.ndim else grid.scale
+        packed[name + OFFSET] = grid.offset
     return packed
 
 
-def exact_names(network: nn.Module, names: Mapping[str, object]) -> frozenset[str]:
-    """Return which of the names in a file are float32 whatever the type of the other weights.
+def own_types(network: nn.Module, held: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return the types of those tensors in a file that keep theirs whatever the type of the other weights.
 
     These are scales, offsets and the learnables of quantizers.
+
+    Args:
+        network: with its quantizers.
+        held: what the file holds, by name: of :func:`packed_state` or :func:`layout`.
     """
     within = {name for name, module in network.named_modules() if isinstance(module, Quantizer)}
-    return frozenset(
-        name
-        for name in names
+    return {
+        name: tensor.dtype
+        for name, tensor in held.items()
         if name.rpartition(".")[0] in within
-        or any(name.endswith(end) and name.removesuffix(end) + CODES in names for end in (SCALE, OFFSET))
-    )
+        or any(name.endswith(end) and name.removesuffix(end) + CODES in held for end in (SCALE, OFFSET))
+    }
 
 
 def layout(own: Mapping[str, Tensor], made: Plan) -> dict[str, Tensor]:
@@ -104,7 +110,8 @@ def layout(own: Mapping[str, Tensor], made: Plan) -> dict[str, Tensor]:
         bytes_ = -(-tensor.numel() * entry.bits // 8)
         shape = (tensor.shape[0],) + (1,) * (tensor.ndim - 1) if entry.per_channel else ()
         found[name + CODES] = torch.empty(bytes_, dtype=torch.uint8, device="meta")
-        found[name + SCALE] = torch.empty(shape, device="meta")
+        of_scale = torch.bfloat16 if entry.per_channel else torch.float32
+        found[name + SCALE] = torch.empty(shape, dtype=of_scale, device="meta")
         found[name + OFFSET] = torch.empty((), device="meta")
     return found
 

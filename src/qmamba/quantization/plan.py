@@ -13,7 +13,7 @@ from .layers import why_not
 
 
 class WeightPlan(NamedTuple):
-    """How a weight is quantized: bits, and whether each index of its first dimension has a step of its own."""
+    """How a weight is quantized: bits, and whether each index of its first dimension has its own step."""
 
     bits: int
     per_channel: bool

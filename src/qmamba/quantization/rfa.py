@@ -108,6 +108,3 @@ class RFA(WeightQuantizer):
     def grid(self) -> Grid:
         """Return what is kept of the quantizer after training: the values that its codes stand for."""
         return Grid(self.bits, self.alpha[0].clone(), self.beta[0].clone())
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", public=True" if self.public else "")

@@ -36,8 +36,8 @@ class QuantizationReport:
         method: of the `Quantization`.
         weights: bits of each quantized weight, by name.
         in_float: names of modules whose weights stay in float, and why.
-        sqnr: signal-to-quantization-noise ratio in decibels: of weights by name, of activations by the name of
-            their quantizer.
+        sqnr: signal-to-quantization-noise ratio in decibels: of weights by name, of activations by the name
+            of their quantizer.
         images: number of photographs that activations were calibrated on.
         unreadable: errors of photographs that were left out.
     """
@@ -77,8 +77,8 @@ def quantize(
         done: called after each photograph.
 
     Returns:
-        A scorer on the same device, without adapters, and a report. Adapters for the float model were made for
-        other weights: train them for the quantized one.
+        A scorer on the same device, without adapters, and a report. Adapters for the float model were made
+        for other weights: train them for the quantized one.
 
     Raises:
         ArgumentError: the method trains (see `qmamba.train.quantize`), or there are no photographs to
@@ -95,7 +95,9 @@ def quantize(
     if config.is_trained:
         raise ArgumentError(f"method {config.method!r} trains; use qmamba.train.quantize, or 'ptq-mse'")
     if config.activations is not None and not len(photographs):
-        raise ArgumentError("photographs must be given to quantize activations, got none; or quantize weights only")
+        raise ArgumentError(
+            "photographs must be given to quantize activations, got none; or quantize weights only"
+        )
     network, report = prepared(scorer, config)
     found = dict[str, float]()
     if config.activations is not None:
@@ -116,11 +118,15 @@ def prepared(
         CapabilityError: the network is quantized already, or has nothing that can be.
     """
     if scorer.config.quantization is not None:
-        raise CapabilityError(f"{scorer.name} is quantized already; quantize the float model that it was made of")
+        raise CapabilityError(
+            f"{scorer.name} is quantized already; quantize the float model that it was made of"
+        )
     network = copy.deepcopy(scorer.network)
     made = plan(network, config)
     if not made.weights:
-        raise CapabilityError(f"{scorer.name} has no layer that can be quantized as {config.label}; change keep")
+        raise CapabilityError(
+            f"{scorer.name} has no layer that can be quantized as {config.label}; change keep"
+        )
     prepare(network, config, made, training=training)
     weights = {name: entry.bits for name, entry in made.weights.items()}
     return network, QuantizationReport(config.label, config.method, weights, made.float_)
