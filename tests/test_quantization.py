@@ -39,7 +39,7 @@ from qmamba.train.quantizing import QuantizeRecipe
 from qmamba.train.quantizing import quantize as train_quantized
 from rated_photos import rated_photos
 from tiny_adapters import saved
-from tiny_scorer import photo, quick_config, tiny_network
+from tiny_scorer import TINY, photo, quick_config, tiny_network
 
 PHOTOS = [photo(64, 80, seed) for seed in range(4)]
 RESIDUAL = "stages.0.blocks.0."
@@ -165,7 +165,7 @@ def test_hooks_and_swapped_modules_take_effect(w8a8: Scorer) -> None:
     for module in (block, block.mlp.fc1, block.ss2d.quantizers["x"]):
         module.register_forward_hook(lambda module, *_: seen.append(type(module).__name__))
     assert scorer.score(PHOTOS[0]) == before
-    assert seen == ["DLS" if False else "LSQPlus", "QuantLinear", "Block"]
+    assert seen == ["LSQPlus", "QuantLinear", "Block"]
     block.mlp.fc2 = nn.Sequential(block.mlp.fc2, nn.Identity())
     assert scorer.score(PHOTOS[0]) == before
     block.mlp.fc2 = nn.Linear(32, 8)
@@ -196,8 +196,8 @@ def test_sqnr_grows_with_bits(scorer: Scorer) -> None:
         qmamba.quantize(scorer, Quantization(bits, bits, "ptq-mse"), PHOTOS[:2])[1].sqnr for bits in (4, 8)
     ]
     assert found[0].keys() == found[1].keys() and len(found[0]) > 60
-    inner = [name for name in found[0] if ".gate." not in name]
-    assert all(found[1][name] > found[0][name] + 10 for name in inner)
+    gained = {name: found[1][name] - found[0][name] for name in found[0] if ".gate." not in name}
+    assert min(gained.values()) > 10, min(gained.items(), key=lambda item: item[1])
 
 
 # Files
@@ -290,7 +290,7 @@ def test_sizes_are_those_of_the_files(scorer: Scorer, w8a8: Scorer, tmp_path: Pa
 
 
 def damage(folder: Path, change: Any) -> None:
-    """Change the tensors of a checkpoint, whose digest is made to fit: a file that was wrong from the start."""
+    """Change the tensors of a checkpoint, and make its digest fit: a file that was wrong from the start."""
     import hashlib
 
     tensors = load_file(folder / "model.safetensors")
@@ -408,6 +408,10 @@ def test_agreement_is_measured_where_there_is_enough(scorer: Scorer) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory, scorer: Scorer) -> Path:
     path = tmp_path_factory.mktemp("quantize")
     scorer.save_pretrained(path / "base")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        quiet = create_model("lqmamba-n", **TINY)  # the other one's weights are so loud that 2 bits are noise
+    Scorer(quiet, quick_config()).save_pretrained(path / "quiet")
     (path / "photos" / "more").mkdir(parents=True)
     for i in range(8):
         Image.fromarray(photo(64, 72, i)).save(path / "photos" / ("more" if i % 2 else "") / f"{i}.png")
@@ -476,11 +480,11 @@ def test_training_brings_it_closer_to_the_float_model(
 ) -> None:
     pytest.importorskip("accelerate")
     config = Quantization(2, 4, method)
-    made = train_quantized(folder / "base", rated, tmp_path, config, recipe=RECIPE)
+    made = train_quantized(folder / "quiet", rated, tmp_path, config, recipe=RECIPE)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [event["loss"] for event in events if "loss" in event]
-    assert len(losses) == 12 and sum(losses[-4:]) < sum(losses[:4])
-    assert {"scores", "features", "labels"} <= events[0].keys()
+    losses = [event["features"] for event in events if "loss" in event]
+    assert len(losses) == 12 and sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert {"loss", "scores", "features", "labels"} <= events[0].keys()
     loaded = qmamba.load(made)
     assert loaded.config.quantization == config and loaded.config.training["quantized"]["steps"] == 12
     kinds = {type(q).__name__ for q in activation_quantizers(loaded.network).values()}

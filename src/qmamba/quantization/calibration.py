@@ -51,7 +51,7 @@ def calibrate(
             quantizer.initialise(rows)
         else:
             quantizer.fit(rows, search)
-        found[name] = sqnr(rows, quantizer(rows))
+        found[name] = sqnr(rows[:, 2:], quantizer(rows)[:, 2:])
     return found
 
 

@@ -107,7 +107,7 @@ def round_weights(network: nn.Module, config: Quantization, made: Plan) -> None:
         parameter = network.get_parameter(name)
         grid = fit_weights(parameter, bits, search=config.method != "ptq-minmax", per_channel=per_channel)
         _settle(parameter, grid, grid.codes(parameter.detach()))
-        grids[name] = grid
+        grids[name] = _on_cpu(grid)
     set_grids(network, grids)
 
 
@@ -133,6 +133,10 @@ def freeze(network: nn.Module) -> None:
 def _frozen(parameter: nn.Parameter, quantizer: WeightQuantizer) -> Grid:
     grid = quantizer.grid()
     _settle(parameter, grid, quantizer.codes(parameter.detach().float()))
+    return _on_cpu(grid)
+
+
+def _on_cpu(grid: Grid) -> Grid:
     return Grid(grid.bits, grid.scale.cpu(), grid.offset.cpu())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -81,7 +82,7 @@ def quantize(
         for other weights: train them for the quantized one.
 
     Raises:
-        ArgumentError: the method trains (see `qmamba.train.quantize`), or there are no photographs to
+        ArgumentError: the method trains (see `qmamba.train.quantize`), or there is no list of photographs to
             calibrate on.
         CapabilityError: the network is quantized already, or has nothing that can be.
         ImageError: no photograph can be decoded.
@@ -92,6 +93,8 @@ def quantize(
     ('W4', 4)
     """
     config = config or Quantization()
+    if isinstance(photographs, (str, bytes, os.PathLike)):
+        raise ArgumentError(f"photographs must be a list of images, got {photographs!r}; list its files")
     if config.is_trained:
         raise ArgumentError(f"method {config.method!r} trains; use qmamba.train.quantize, or 'ptq-mse'")
     if config.activations is not None and not len(photographs):

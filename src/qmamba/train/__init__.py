@@ -8,6 +8,7 @@ from __future__ import annotations
 from .adaptation import QUICK, AdaptRecipe, adapt
 from .engine import fit
 from .pretraining import pretrain
+from .quantizing import QuantizeRecipe, quantize
 from .ratings import train
 from .recipe import Phase, PretrainRecipe, Recipe, list_recipes, load_recipe
 from .task import Task
@@ -17,6 +18,7 @@ __all__ = [
     "AdaptRecipe",
     "Phase",
     "PretrainRecipe",
+    "QuantizeRecipe",
     "Recipe",
     "Task",
     "adapt",
@@ -24,5 +26,6 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "pretrain",
+    "quantize",
     "train",
 ]

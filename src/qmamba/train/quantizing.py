@@ -60,8 +60,9 @@ class QuantizeRecipe(Optimisation):
         batch: crops per step.
         crop: side of a crop in pixels, at least 32.
         lr: peak learning rate; by default 1e-4 with 8-bit activations or weights only, and 2e-4 below.
-        scores, features, labels: weights of the losses: squared error of scores, squared error of the stages'
-            features, and 1 - PLCC with opinion scores where photographs have any.
+        scores, features, labels: weights of the losses: squared error of scores in [0, 1]; squared error of
+            the stages' features over their variance; (1 - PLCC) / 2 with opinion scores where photographs have
+            any.
         calibration_crops: crops that the quantizers start from.
         validate_every: steps between two comparisons with the float model.
     """
@@ -70,7 +71,7 @@ class QuantizeRecipe(Optimisation):
     batch: int = 16
     crop: int = 224
     lr: float | None = None
-    scores: float = 1.0
+    scores: float = 50.0
     features: float = 1.0
     labels: float = 0.5
     weight_decay: float = 0.01
@@ -220,14 +221,15 @@ class Quantizing(Task[QuantizeBatch]):
         return QuantizeBatch(torch.stack(crops), torch.tensor([each.mos for each in rated]))
 
     def losses(self, batch: QuantizeBatch, run: Run) -> dict[str, Tensor]:
-        """Return losses against the float model, each over the variance of what it says."""
+        """Return losses against the float model, and on ratings where there are any."""
         self.network.eval()  # no stochastic depth: the teacher has none
         with_features = self.recipe.features > 0 and isinstance(self.teacher, StageFeatures)
         with run.processes.autocast():
             with torch.no_grad():
                 taught = self.interface.see(self.teacher, batch.crops, features=with_features)
             seen = self.interface.see(self.network, batch.crops, features=with_features)
-        losses = {"scores": _relative_error(seen.raw[:, None], taught.raw[:, None])}
+        curve = self.scorer.config.calibration
+        losses = {"scores": F.mse_loss(curve(seen.raw), curve(taught.raw))}
         total = self.recipe.scores * losses["scores"]
         if with_features:
             stages = zip(seen.features, taught.features, strict=True)
@@ -283,8 +285,6 @@ def write_report(folder: Path, report: QuantizationReport) -> None:
 
 
 def _relative_error(seen: Tensor, taught: Tensor) -> Tensor:
-    """Return the squared error over the variance of what is taught, mean over channels; (B, C, …) both."""
-    dims = (0, *range(2, taught.ndim))
-    variance = taught.var(dim=dims, unbiased=False)
-    error = F.mse_loss(seen, taught, reduction="none").mean(dim=dims)
-    return (error / (variance + 1e-4)).mean()
+    """Return the squared error over the variance of what is taught; (B, C, H, W) both."""
+    variance = taught.var(dim=(0, 2, 3), unbiased=False).mean()
+    return F.mse_loss(seen, taught) / (variance + 1e-6)
