@@ -1,11 +1,12 @@
 """Quantized models against the float model: agreement with people and with float, sizes, noise of layers.
 
-    python benchmarks/quantization.py biq2021=BIQ2021 --calibrate photos --out benchmarks/results/quantization.json
+    python benchmarks/quantization.py biq2021=BIQ2021 --calibrate photos --out quantization.json
     python benchmarks/quantization.py biq2021=BIQ2021 --models runs/w4a4/checkpoint --out trained.json
-    python benchmarks/quantization.py --draw benchmarks/results/quantization.json --picture sqnr.svg
+    python benchmarks/quantization.py --draw quantization.json --picture sqnr.svg
 
-Without training it compares ptq-minmax and ptq-mse at the bits of --bits; trained models are given as folders of
-`qmamba quantize --method lsq|rfa|rfa+dls`, each trained with the same --steps and --data for a fair ablation.
+Without training it compares ptq-minmax and ptq-mse at the bits of --bits; trained models are given as folders
+of `qmamba quantize --method lsq|rfa|rfa+dls`, each trained with the same --steps and --data for a fair
+ablation.
 Photographs of the fold `test` are scored; those in --calibrate should not be among them.
 """
 

@@ -39,7 +39,7 @@ from qmamba.models import create_model, get_architecture
 from qmamba.quantization.grid import Grid
 from qmamba.quantization.network import activation_quantizers, grids_of, prepare, set_grids
 from qmamba.quantization.packing import layout, own_types, unpacked
-from qmamba.quantization.plan import Plan, plan
+from qmamba.quantization.planning import Plan, plan
 
 _MAX_CONFIG_BYTES = 1 << 20
 _INTEGERS = {torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}

@@ -8,7 +8,7 @@ from .dls import DLS
 from .grid import Grid
 from .lsq import LSQ, LSQPlus
 from .network import freeze, prepare, round_weights
-from .plan import Plan, plan
+from .planning import Plan, plan
 from .rfa import RFA
 
 __all__ = [

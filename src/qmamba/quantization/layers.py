@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..models.hooks import hooked
+from ..models.hooks import hooked_itself
 from ..ops import linear
 from .base import ActivationQuantizer, WeightQuantizer
 
@@ -86,6 +86,6 @@ def why_not(module: nn.Module) -> str | None:
     """Return why a module with weights cannot be quantized; None where it can."""
     if quantized_class(module) is None:
         return f"no quantized layer stands for {type(module).__name__}"
-    if hooked(module):
+    if hooked_itself(module):
         return "it has hooks or a forward of its own"
     return None

@@ -13,7 +13,7 @@ from .dls import DLS
 from .grid import Grid, fit_weights
 from .layers import QuantConv2d, QuantLinear, quantized_class
 from .lsq import LSQ, LSQPlus
-from .plan import InputPlan, Plan
+from .planning import InputPlan, Plan
 from .rfa import RFA
 
 GRIDS = "grids"  # attribute of a network whose weights lie on grids: Grid by name of the parameter
@@ -36,7 +36,7 @@ def prepare(network: nn.Module, config: Quantization, made: Plan, *, training: b
     Args:
         network: in float. Modules are swapped; those that keep their weights and inputs are left alone.
         config: method, and whether quantizers are the public version's.
-        made: of :func:`~qmamba.quantization.plan.plan` for this network.
+        made: of :func:`~qmamba.quantization.planning.plan` for this network.
         training: also quantize weights in every forward pass, with learnables. Otherwise weights are taken as
             they are: only activations are quantized.
     """

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .base import Quantizer
 from .grid import Grid
 from .network import grids_of
-from .plan import Plan
+from .planning import Plan
 
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
 MOST_OFF = 0.3  # of a step, that a weight may lie beside its grid: a float16 network's weights do

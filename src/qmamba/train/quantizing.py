@@ -61,8 +61,7 @@ class QuantizeRecipe(Optimisation):
         crop: side of a crop in pixels, at least 32.
         lr: peak learning rate; by default 1e-4 with 8-bit activations or weights only, and 2e-4 below.
         scores, features, labels: weights of the losses: squared error of scores in [0, 1]; squared error of
-            the stages' features over their variance; (1 - PLCC) / 2 with opinion scores where photographs have
-            any.
+            the stages' features over their variance; (1 - PLCC) / 2 with opinion scores, if there are any.
         calibration_crops: crops that the quantizers start from.
         validate_every: steps between two comparisons with the float model.
     """
