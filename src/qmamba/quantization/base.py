@@ -25,7 +25,7 @@ class Quantizer(nn.Module):
             same = found.dtype == tensor.dtype or not tensor.is_floating_point()
             return found if same else tensor.to(found.device)
 
-        return super()._apply(moved, recurse)
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}" + (", public=True" if self.public else "")

@@ -104,7 +104,7 @@ def fit_range(x: Tensor, bits: int, search: bool) -> Grid:
             moved = (fixed[0] * part, fixed[1]) if end == 0 else (fixed[0], fixed[1] * part)
             if not moved[1] - moved[0] > 1e-12:
                 continue
-            grid = _spanning(*moved, bits, x.device)
+            grid = _spanning(moved[0], moved[1], bits, x.device)
             error = float((affine(x, grid.scale, grid.offset, *code_range(bits)) - x).square().mean())
             if error < least:
                 least, best, ends = error, grid, moved

@@ -58,7 +58,8 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C', H', W')."""
         x = x if self.input_quantizer is None else self.input_quantizer(x)
-        return self._conv_forward(x, quantized_weight(self).to(x.dtype), self.bias)
+        out: Tensor = self._conv_forward(x, quantized_weight(self).to(x.dtype), self.bias)
+        return out
 
 
 def quantized_weight(layer: QuantLinear | QuantConv2d) -> Tensor:

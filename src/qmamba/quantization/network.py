@@ -130,7 +130,7 @@ def freeze(network: nn.Module) -> None:
     set_grids(network, grids)
 
 
-def _frozen(parameter: nn.Parameter, quantizer: WeightQuantizer) -> Grid:
+def _frozen(parameter: Tensor, quantizer: WeightQuantizer) -> Grid:
     grid = quantizer.grid()
     _settle(parameter, grid, quantizer.codes(parameter.detach().float()))
     return _on_cpu(grid)
@@ -141,7 +141,7 @@ def _on_cpu(grid: Grid) -> Grid:
 
 
 @torch.no_grad()
-def _settle(parameter: nn.Parameter, grid: Grid, codes: Tensor) -> None:
+def _settle(parameter: Tensor, grid: Grid, codes: Tensor) -> None:
     parameter.copy_(grid.values(codes))
 
 

@@ -29,7 +29,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     [108, 3]
     """
     each = 8 // bits
-    flat = (codes.flatten() + 2 ** (bits - 1)).to(torch.uint8)
+    flat = (codes.flatten() + (1 << (bits - 1))).to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % each)).view(-1, each)
     packed = torch.zeros(len(padded), dtype=torch.uint8)
     for i in range(each):
@@ -46,7 +46,7 @@ def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     each, mask = 8 // bits, 2**bits - 1
     parts = [(packed >> (bits * i)) & mask for i in range(each)]
     flat = torch.stack(parts, dim=1).flatten()[: elements(shape)]
-    return (flat.to(torch.int16) - 2 ** (bits - 1)).view(shape)
+    return (flat.to(torch.int16) - (1 << (bits - 1))).view(shape)
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def step_factor(elements: int, greatest: int | Tensor) -> float | Tensor:
 
 def initial_step(x: Tensor, greatest: int, least: float = 1e-8) -> Tensor:
     """Return the step that LSQ starts from, 2 · mean|x| / √Qp, a scalar; `least` keeps it above zero."""
-    return (2 * x.detach().abs().mean() / greatest**0.5).clamp(min=least)
+    return (2 * x.detach().abs().mean() / math.sqrt(greatest)).clamp(min=least)
 
 
 def images_of(x: Tensor) -> tuple[int, ...]:
