@@ -72,8 +72,8 @@ class QuantizationOptions:
     method: Annotated[
         Method,
         typer.Option(
-            help="ptq-mse and ptq-minmax only calibrate; lsq, rfa and rfa+dls then train, which takes the "
-            'extra "train".'
+            help="Method: ptq-mse and ptq-minmax only calibrate; lsq, rfa and rfa+dls then train, which takes "
+            "the extra `train`."
         ),
     ] = Method.ptq_mse
     keep: Annotated[
@@ -211,7 +211,7 @@ def _train(
 ) -> Path:
     from qmamba.train.quantizing import QuantizeRecipe, quantize
 
-    given = {} if steps is None else {"steps": steps}
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
     recipe = QuantizeRecipe(calibration_crops=crops, seed=seed, **given)
     device = run.prepare()
     with run.watch(recipe.steps) as watch, watch.ends(run.resume):
