@@ -72,8 +72,8 @@ class QuantizationOptions:
     method: Annotated[
         Method,
         typer.Option(
-            help="Method: ptq-mse and ptq-minmax only calibrate; lsq, rfa and rfa+dls then train, which takes "
-            "the extra `train`."
+            help="Method: ptq-mse and ptq-minmax only calibrate; lsq, rfa and rfa+dls then train, which "
+            "takes the extra `train`."
         ),
     ] = Method.ptq_mse
     keep: Annotated[
