@@ -20,6 +20,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .data.distort import distort, list_distortions
+    from .scoring.quantizing import quantize
 
 __all__ = [
     "Protocol",
@@ -38,6 +39,7 @@ __all__ = [
     "list_models",
     "load",
     "metrics",
+    "quantize",
     "score",
 ]
 
@@ -49,6 +51,10 @@ if not TYPE_CHECKING:  # a type checker would take any name from it
             from .data import distort as module
 
             return getattr(module, name)
+        if name == "quantize":
+            from .scoring.quantizing import quantize
+
+            return quantize
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

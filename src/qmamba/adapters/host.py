@@ -23,6 +23,7 @@ from qmamba.checkpoints.bases import stored_state
 from qmamba.checkpoints.safetensors_file import serialise
 from qmamba.errors import AdapterError
 from qmamba.models.capabilities import TakesPrompts, require
+from qmamba.quantization.packing import own_types
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}")
@@ -177,7 +178,9 @@ class AdapterVerbs(nn.Module):
         if self.config.weights_sha256:
             return self.config.weights_sha256
         dtype: torch.dtype = getattr(torch, self.config.dtype)
-        return hashlib.sha256(serialise(stored_state(self.network, self.config), dtype)).hexdigest()
+        state = stored_state(self.network, self.config)
+        data = serialise(state, dtype, own_types(self.network, state))
+        return hashlib.sha256(data).hexdigest()
 
     def base(self) -> Any:
         """Return the network that adapters are made for.

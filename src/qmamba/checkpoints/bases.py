@@ -15,6 +15,7 @@ from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.hub import fetch_file
 from qmamba.errors import CheckpointError, HubError
 from qmamba.models.registry import BaseWeights, get_architecture
+from qmamba.quantization.packing import packed_state
 
 _BLOCK = 1 << 20
 
@@ -36,9 +37,14 @@ def is_stored(config: ModelConfig) -> Callable[[str], bool]:
 
 
 def stored_state(network: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
-    """Return the tensors of a network that its checkpoint stores, by name."""
+    """Return the tensors of a network that its checkpoint stores, by name; quantized weights as codes.
+
+    Raises:
+        CheckpointError: a weight was changed since it was quantized.
+    """
     stored = is_stored(config)
-    return {name: value for name, value in network.state_dict().items() if stored(name)}
+    state = {name: value for name, value in network.state_dict().items() if stored(name)}
+    return state if config.quantization is None else packed_state(network, state)
 
 
 def fetcher(

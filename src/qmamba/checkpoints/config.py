@@ -14,6 +14,7 @@ from qmamba.errors import CheckpointError
 from qmamba.images import Preprocessing
 from qmamba.models.registry import BaseWeights, Output
 from qmamba.protocol import Protocol
+from qmamba.quantization.config import Quantization
 
 FORMAT_VERSION = 2
 
@@ -59,6 +60,7 @@ class ModelConfig:
         dtype: type that the weights are stored in: float32, float16 or bfloat16.
         output: what the network returns, as its `Architecture` has it: "number", "levels" or "words".
         bases: frozen weights that the checkpoint names and does not store; empty where it stores all weights.
+        quantization: what is quantized, and how; None for a network in float, whose file has no such key.
         format_version: 2. A file of version 1 is read as one without `output` and `bases`, and with inputs of
             any size.
 
@@ -90,6 +92,7 @@ class ModelConfig:
     dtype: str = "float32"
     output: Output = "number"
     bases: tuple[BaseWeights, ...] = ()
+    quantization: Quantization | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -121,6 +124,10 @@ class ModelConfig:
         ):
             raise fail("bases", "a list of BaseWeights", self.bases)
         object.__setattr__(self, "bases", tuple(self.bases))
+        if self.quantization is not None and not isinstance(self.quantization, Quantization):
+            raise fail("quantization", "a Quantization or None", self.quantization)
+        if self.quantization is not None and self.bases:
+            raise fail("bases", "empty in a quantized checkpoint, which stores all weights", self.bases)
         check_weights(self.weights_sha256, self.weights_bytes, self.dtype)
 
     def replace(self, **changes: Any) -> ModelConfig:
@@ -137,11 +144,15 @@ class ModelConfig:
         data["overrides"] = {key: _lists(value) for key, value in self.overrides.items()}
         data |= {key: json_object(data[key], key) for key in ("training", "results")}
         data["bases"] = [dataclasses.asdict(base) for base in self.bases]
+        if self.quantization is None:
+            del data["quantization"]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Return the config that `to_dict` or a file of version 1 holds; every key must be there, no other.
+        """Return the config that `to_dict` or a file of version 1 holds.
+
+        Every key must be there, `quantization` in quantized checkpoints only, and no other.
 
         Raises:
             CheckpointError: an unknown format version, a missing or unknown key, a value of a wrong type.
@@ -154,8 +165,8 @@ class ModelConfig:
                 f"config: format_version is {version!r}, this qmamba reads 1 and {FORMAT_VERSION}: "
                 "upgrade qmamba (pip install -U qmamba), or check that the folder is a qmamba checkpoint"
             )
-        names = {field.name for field in dataclasses.fields(cls)}
-        same_keys(data, names if version > 1 else names - {"output", "bases"})
+        names = {field.name for field in dataclasses.fields(cls)} - ({"quantization"} - data.keys())
+        same_keys(data, names if version > 1 else names - {"output", "bases", "quantization"})
         values = {**data, "format_version": FORMAT_VERSION}
         for key in _PARTS:
             if not isinstance(data[key], Mapping):
@@ -165,6 +176,8 @@ class ModelConfig:
             values["preprocessing"] = {**Preprocessing().to_dict(), **data["preprocessing"]}
         values |= {key: kind.from_dict(values[key]) for key, kind in _PARTS.items()}
         values["bases"] = _bases(data.get("bases", []))
+        if "quantization" in data:
+            values["quantization"] = Quantization.from_dict(data["quantization"])
         return cls(**values)
 
     def to_json(self) -> str:

@@ -38,11 +38,16 @@ from qmamba.checkpoints.safetensors_file import (
 from qmamba.checks import DTYPES
 from qmamba.errors import CheckpointError, QMambaError
 from qmamba.models import create_model, get_architecture
+from qmamba.quantization.grid import Grid
+from qmamba.quantization.network import activation_quantizers, grids_of, prepare, set_grids
+from qmamba.quantization.packing import layout, own_types, unpacked
+from qmamba.quantization.planning import Plan, plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _MAX_CONFIG_BYTES = 1 << 20
+_INTEGERS = {torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -133,9 +138,17 @@ def load_checkpoint(
     data = _data(folder, config)
     network = _build(folder, config)
     path = folder / WEIGHTS_FILE
+    made = None if config.quantization is None else plan(network, config.quantization)
+    if config.quantization is not None and made is not None:
+        prepare(network, config.quantization, made)
     stored, own = is_stored(config), network.state_dict()
-    _check_fit(folder, config, {name: v for name, v in own.items() if stored(name)}, shapes_in(path, data))
+    held = {name: v for name, v in own.items() if stored(name)}
+    held = held if made is None else layout(held, made)
+    _check_fit(folder, config, held, shapes_in(path, data), own_types(network, held))
     state = read_tensors(path, data)
+    if made is not None:
+        state, grids = _unpacked(path, state, own, made)
+        set_grids(network, grids)
     frozen = {name: tuple(value.shape) for name, value in own.items() if not stored(name)}
     fetch = fetcher(local_files_only=local_files_only, cache_dir=cache_dir, token=token)
     state |= base_tensors(config.bases, frozen, fetch)
@@ -181,7 +194,9 @@ def save_checkpoint(
         raise CheckpointError(f"dtype of stored weights must be one of {', '.join(DTYPES)}, got {name}")
     _check_same(network, config)
     check_unchanged(network, config)
-    data = serialise(stored_state(network, config), getattr(torch, name))
+    _check_quantized(network, config)
+    state = stored_state(network, config)
+    data = serialise(state, getattr(torch, name), own_types(network, state))
     config = config.replace(
         weights_sha256=hashlib.sha256(data).hexdigest(),
         weights_bytes=len(data),
@@ -212,6 +227,23 @@ def _check_same(network: nn.Module, config: ModelConfig) -> None:
         ours, theirs = asked.get(key), config.overrides.get(key)
         if ours != theirs:
             raise CheckpointError(f"the network has {key}={ours}, the config {key}={theirs}: make them agree")
+
+
+def _check_quantized(network: nn.Module, config: ModelConfig) -> None:
+    """Refuse a float network under a config of a quantized one, and the other way round."""
+    quantized = bool(grids_of(network) or activation_quantizers(network))
+    if quantized != (config.quantization is not None):
+        have, says = ("quantized", "in float") if quantized else ("in float", "quantized")
+        raise CheckpointError(f"the network is {have}, the config says it is {says}: make them agree")
+
+
+def _unpacked(
+    path: Path, state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], made: Plan
+) -> tuple[dict[str, torch.Tensor], dict[str, Grid]]:
+    try:
+        return unpacked(state, own, made)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _check_output(config: ModelConfig) -> None:
@@ -252,8 +284,17 @@ def _build_empty(config: ModelConfig) -> nn.Module | None:
     return network if buffers <= network.state_dict().keys() else None
 
 
-def _check_fit(folder: Path, config: ModelConfig, own: Mapping[str, torch.Tensor], found: Shapes) -> None:
-    """Refuse a file whose tensors are not exactly these, with the first names that differ."""
+def _check_fit(
+    folder: Path,
+    config: ModelConfig,
+    own: Mapping[str, torch.Tensor],
+    found: Shapes,
+    types: Mapping[str, torch.dtype],
+) -> None:
+    """Refuse a file whose tensors are not exactly these, with the first names that differ.
+
+    Floating tensors must be of the config's type, except for those in `types`.
+    """
     expected = {key: tuple(value.shape) for key, value in own.items()}
     problems = []
     for what, names in (
@@ -274,8 +315,10 @@ def _check_fit(folder: Path, config: ModelConfig, own: Mapping[str, torch.Tensor
         )
     for name, (dtype, _) in found.items():
         stored = _FLOATS.get(dtype, dtype)
-        if stored != config.dtype and (own[name].is_floating_point() or dtype in _FLOATS):
+        kept = str(types[name]).removeprefix("torch.") if name in types else config.dtype
+        expected_type = _INTEGERS.get(own[name].dtype, kept)
+        if stored != expected_type:
             raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name!r} must be {config.dtype}, got {stored}: "
+                f"{folder / WEIGHTS_FILE}: {name!r} must be {expected_type}, got {stored}: "
                 "use the config that they were saved with"
             )

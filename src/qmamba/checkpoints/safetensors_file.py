@@ -22,8 +22,15 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8"
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def serialise(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
+def serialise(
+    state: Mapping[str, torch.Tensor], dtype: torch.dtype, types: Mapping[str, torch.dtype] | None = None
+) -> bytes:
     """Return the bytes of a safetensors file with these tensors, floating ones in this type.
+
+    Args:
+        state: tensors by name.
+        dtype: of the floating ones.
+        types: of those by name that keep another type.
 
     Raises:
         CheckpointError: a value is NaN, infinite, or too large for the type.
@@ -32,12 +39,13 @@ def serialise(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
 
     stored: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        cast = value.detach().to("cpu", dtype if value.is_floating_point() else None)
+        target = (types or {}).get(key, dtype)
+        cast = value.detach().to("cpu", target if value.is_floating_point() else None)
         if value.is_floating_point() and not bool(torch.isfinite(cast).all()):
             why = (
                 "holds NaN or infinity"
                 if not bool(torch.isfinite(value).all())
-                else f"is too large for {dtype}"
+                else f"is too large for {target}"
             )
             raise CheckpointError(f"weight {key!r} {why}: nothing was saved")
         # A clone each: safetensors refuses tensors that share memory.

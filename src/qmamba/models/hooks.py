@@ -16,13 +16,13 @@ def hooked(*modules: nn.Module) -> bool:
 
     Hooks of all modules count, too.
     """
-    return _global_hooks() or any([_hooked(m) for m in modules])  # noqa: C419  # torch.compile traces it
+    return _global_hooks() or any([hooked_itself(m) for m in modules])  # noqa: C419  # torch.compile traces it
 
 
 def any_hooked(*parts: object) -> bool:
     """Return whether a module among these, or within them, has hooks; others than modules are passed over."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
-    return _global_hooks() or any(_hooked(module) for part in modules for module in _within(part))
+    return _global_hooks() or any(hooked_itself(module) for part in modules for module in _within(part))
 
 
 def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
@@ -32,12 +32,13 @@ def untouched(module: nn.Module, kinds: Collection[type]) -> bool:
     that are not in ``kinds``, and parameters that are tensors of another class are all changes.
     """
     return not _global_hooks() and all(
-        type(m) in kinds and not _hooked(m) and all(type(p) in PLAIN for p in m._parameters.values())
+        type(m) in kinds and not hooked_itself(m) and all(type(p) in PLAIN for p in m._parameters.values())
         for m in _within(module)
     )
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked_itself(module: nn.Module) -> bool:
+    """Return whether this very module has hooks or a ``forward`` of its own, hooks of all modules aside."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

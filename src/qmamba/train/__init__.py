@@ -9,6 +9,7 @@ from .adaptation import adapt
 from .engine import fit
 from .linear_head import fit_head
 from .pretraining import pretrain
+from .quantizing import QuantizeRecipe, quantize
 from .ratings import train
 from .recipe import QUICK, AdaptRecipe, HeadRecipe, Phase, PretrainRecipe, Recipe
 from .recipe_files import list_recipes, load_recipe
@@ -20,6 +21,7 @@ __all__ = [
     "HeadRecipe",
     "Phase",
     "PretrainRecipe",
+    "QuantizeRecipe",
     "Recipe",
     "Task",
     "adapt",
@@ -28,5 +30,6 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "pretrain",
+    "quantize",
     "train",
 ]

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 class Linear(nn.Linear):
     """``nn.Linear``, computed by :func:`qmamba.ops.linear`."""
+
+    computes_linear = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, I) → (…, O)."""
@@ -73,7 +76,17 @@ class SS2D(nn.Module):
         expand: D / C.
         dt_rank: R, rank of the step sizes' projection; by default ⌈C/16⌉.
         gated: multiply each route by LQMamba's route gate before the sum.
+
+    Attributes:
+        quantizable: tensors of the scan that can be quantized. Δ is quantized in its low-rank form dt
+            (B, H, W, K, R): before the softplus it exists within the scan only.
+        quantizers: what these tensors pass through, by name; None in a float network.
     """
+
+    quantizable: ClassVar[Mapping[str, Literal["input", "weight", "parameter"]]] = {
+        "x": "input", "dt": "input", "B": "input", "C": "input", "dt_weight": "weight",
+        "dt_bias": "parameter", "A": "parameter", "D": "parameter",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -100,6 +113,7 @@ class SS2D(nn.Module):
         self.gate = RouteGate(channels) if gated else None
         self.norm = nn.LayerNorm(channels)
         self.out_proj = Linear(channels, width, bias=False)
+        self.quantizers: nn.ModuleDict | None = None
         self.reset_ssm_parameters()
 
     @torch.no_grad()
@@ -132,18 +146,27 @@ class SS2D(nn.Module):
         projected = self.x_proj(x).unflatten(-1, (len(self.routes), -1))  # (B, H, W, K, R + 2N)
         dt, B, C = torch.split(projected, list(self.splits), dim=-1)  # (B, H, W, K, R), and N twice
         A = -torch.exp(self.A_log.float())
+        tensors: tuple[Tensor, ...] = (x, dt, B, C, self.dt_weight, self.dt_bias, A, self.D)
+        if self.quantizers is not None:
+            tensors = self._quantized(self.quantizers, *tensors)
+        x, dt, B, C, dt_weight, dt_bias, A, D = tensors
         gate = gate_weights(self.gate)
         if gate is not None:  # the scan and its gate as one operation
             return gated_scan(
-                x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D,
+                x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D,
                 routes=self.routes, gate=gate, out=out,
             )  # fmt: skip
         y = selective_scan(
-            x, dt, B, C, dt_weight=self.dt_weight, dt_bias=self.dt_bias, A=A, D=self.D,
+            x, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D,
             routes=self.routes, merge=self.gate is None,
         )  # fmt: skip
         y = y if self.gate is None else self.gate(y)
         return y if out is None else out.copy_(y)
+
+    def _quantized(self, quantizers: nn.ModuleDict, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return tensors in the order of :attr:`quantizable`, each through its quantizer if it has one."""
+        named = zip(self.quantizable, tensors, strict=True)
+        return tuple(quantizers[name](t) if name in quantizers else t for name, t in named)
 
     def multiply_adds(self, x: Tensor) -> int:
         """Return the multiply-adds for features (B, H, W, C), beside those of the modules within.
