@@ -166,7 +166,7 @@ def calibration_batches(
     each = -(-crops // len(chosen))
     for i, photograph in enumerate(chosen):
         try:
-            pixels, name = decoded(photograph, MAX_PIXELS)
+            pixels, name = decoded(photograph, MAX_PIXELS)[:2]
             found = [crop for _, batch in scorer.look(lambda images: images, pixels, name) for crop in batch]
         except ImageError as error:
             report.unreadable.append(str(error))
