@@ -95,8 +95,8 @@ def checkpoint_rows(
 def domains_trained_on(scorer: Scorer, domains: Sequence[Domain]) -> tuple[str, ...]:
     """Return the names of the domains that the checkpoint's `trained_on` names, with ratings or without."""
     seen = " ".join(scorer.trained_on).lower()
-    unrated = {name for entry, name in PRETRAINED_ON.items() if entry in seen}
-    return tuple(domain.name for domain in domains if domain.title.lower() in seen or domain.name in unrated)
+    named = {name for entry, name in PRETRAINED_ON.items() if entry in seen} | set(scorer.trained_on)
+    return tuple(domain.name for domain in domains if domain.title.lower() in seen or domain.name in named)
 
 
 def own_scores(scorer: Scorer, domain: Domain, cache: Cache) -> np.ndarray:

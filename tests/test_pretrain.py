@@ -77,6 +77,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "crops-0001.npy", coarse[8:])
     np.save(folder / "mos.npy", np.array([np.nan] * 8 + [0.2, 0.4, 6, 8], np.float32))
     np.save(folder / "sets.npy", np.array([-1] * 8 + [0, 0, 1, 1], np.int16))
+    (folder / "photos.json").write_text('{"owner/name": 8, "rated a": 2, "rated": 2}')
     assert coarse.shape[1] == CROP
     return folder
 
@@ -196,7 +197,8 @@ def test_rated_sets_count_the_same_whatever_their_units(colours: None, shards: P
     assert sorted(m for part in parts for m in part.mos.tolist()) == sorted(batch.mos.tolist())
     torch.testing.assert_close(module.units_of(crops), torch.tensor([[0.3, 7.0], [0.1, 1.0]]))
     events: list[dict[str, Any]] = []
-    pretrain(plan, shards, tmp_path / "run", report=events.append)
+    folder = pretrain(plan, shards, tmp_path / "run", report=events.append)
+    assert qmamba.load(folder).trained_on == ("photographs", "a", "ratings")
     assert all(np.isfinite(event["ratings"]) and event["ratings"] > 0 for event in events)
     heads = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["heads"]
     assert heads["log_scale"].shape == (2,) and heads["log_scale"].all() and heads["zero"].all()

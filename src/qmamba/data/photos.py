@@ -282,6 +282,12 @@ def _rng(name: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(name.encode("utf-8", errors="surrogateescape")))
 
 
+def rated_sets(folder: str | Path) -> list[str]:
+    """Return the names of the sets whose ratings are in a folder of shards; "ratings" for one without a name."""
+    counts = json.loads((Path(folder) / "photos.json").read_text(encoding="utf-8"))
+    return [name.removeprefix("rated").strip() or "ratings" for name in counts if name.split()[0] == "rated"]
+
+
 class Shards:
     """Crops of a folder of shards, mapped into memory.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ class CheckpointTask(Task[B]):
 
     Args:
         recipe: the plan.
-        trained_on: name of the data, for the checkpoint.
+        trained_on: names of the data, for the checkpoint.
         protocol: of the checkpoint; by default the architecture's.
         init: weights to start from, see :func:`make_network`.
 
@@ -41,7 +41,7 @@ class CheckpointTask(Task[B]):
     def __init__(
         self,
         recipe: Plan,
-        trained_on: str,
+        trained_on: Sequence[str],
         *,
         protocol: Protocol | None = None,
         init: str | Path | None = None,
@@ -49,7 +49,7 @@ class CheckpointTask(Task[B]):
         get_architecture(recipe.arch)  # an unknown one is refused before anything is written
         self.plan, self.steps, self.init = recipe, recipe.steps, init
         self.about: dict[str, Any] = {
-            "trained_on": (trained_on,), "licence": recipe.licence, "limits": recipe.limits,
+            "trained_on": tuple(trained_on), "licence": recipe.licence, "limits": recipe.limits,
             "dtype": "float16", **({} if protocol is None else {"protocol": protocol}),
         }  # fmt: skip
 

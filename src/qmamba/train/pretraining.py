@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.photos import Shards
+from ..data.photos import Shards, rated_sets
 from ..errors import RecipeError
 from ..models.capabilities import StageFeatures, require
 from .checkpoint_task import CheckpointTask
@@ -166,7 +166,8 @@ class Pretraining(CheckpointTask[PretrainBatch]):
     def __init__(self, recipe: PretrainRecipe, shards: str | Path, *, init: str | Path | None = None) -> None:
         self.recipe, self.folder, self.count = recipe, shards, len(Shards(shards))
         self.shared = {"crops": recipe.crops, "damaged": recipe.damaged, "rated": recipe.rated}
-        super().__init__(recipe, "photographs", init=init)
+        named = rated_sets(shards) if recipe.rated else []
+        super().__init__(recipe, ["photographs", *named], init=init)
 
     def setup(self, processes: Processes) -> None:
         self.shards = Shards(self.folder)

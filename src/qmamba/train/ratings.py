@@ -103,7 +103,7 @@ class Ratings(CheckpointTask[Batch]):
         self.teacher_name = teacher
         if teacher is None and any(phase.scores > 0 for phase in recipe.phases):
             raise RecipeError("this recipe learns a teacher's scores; give the checkpoint of one that rates")
-        super().__init__(recipe, recipe.data, protocol=protocol_of(recipe), init=init)
+        super().__init__(recipe, [recipe.data], protocol=protocol_of(recipe), init=init)
 
     def setup(self, processes: Processes) -> None:
         distils = self.recipe.distils
