@@ -93,6 +93,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert coarse.shape[1] == CROP
     np.save(folder / "crops-0000.npy", coarse)
     np.save(folder / "mos.npy", np.full(8, np.nan, np.float32))
+    np.save(folder / "sets.npy", np.full(8, -1, np.int16))
     return folder
 
 

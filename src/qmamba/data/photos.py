@@ -283,7 +283,7 @@ def _rng(name: str) -> np.random.Generator:
 
 
 def rated_sets(folder: str | Path) -> list[str]:
-    """Return the names of the sets whose ratings are in a folder of shards; "ratings" for one without a name."""
+    """Return the names of the sets whose ratings are packed in a folder; "ratings" for one without a name."""
     counts = json.loads((Path(folder) / "photos.json").read_text(encoding="utf-8"))
     return [name.removeprefix("rated").strip() or "ratings" for name in counts if name.split()[0] == "rated"]
 
