@@ -33,7 +33,7 @@ NEEDS = {  # what the blocks of a page need beyond qmamba
     "docs/seeing.md": ("matplotlib",),
 }
 RUN = ("python", "sh")
-MOST_NOT_RUN = 25
+MOST_NOT_RUN = 26
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )

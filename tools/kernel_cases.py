@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qmamba.ops import Route, cross_scan_routes, local_scan_routes, selective_scan
-from qmamba.ops.native import gate
+from qmamba.ops.route_gate import native as gate
 from qmamba.ops.scan import native as scan
 
 NUMBER, COUNTER, NOTHING, FLOATS, INT32S, EXPECTED = range(6)
