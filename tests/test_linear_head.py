@@ -119,6 +119,8 @@ def test_an_interrupted_run_resumes(
     steps: list[int] = []
     parts = fit_head(RECIPE, ratings, tmp_path / "parts", init=init, report=lambda e: steps.append(e["step"]))
     assert steps == list(range(21, 49))
+    with pytest.raises(RecipeError, match="another recipe or other data"):
+        fit_head(dataclasses.replace(RECIPE, sides=(64,)), ratings, tmp_path / "parts", init=init)
     whole = fit_head(RECIPE, ratings, tmp_path / "whole", init=init)
     assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 

@@ -8,6 +8,8 @@ calibration on one of the sets then maps raw quality to [0, 1].
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,22 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import ModelConfig, load_checkpoint
+from ..checkpoints import default_config, load_checkpoint
 from ..checkpoints.locate import resolve
+from ..checkpoints.safetensors_file import replace_file
 from ..data import Rated
 from ..errors import CheckpointError, RecipeError
 from ..images import decode
 from ..metrics import srcc
-from ..models import create_model, get_architecture
+from ..models import create_model
 from ..models.capabilities import ReadsStatistics, require
 from ..scoring import Scorer
 from .calibrating import fit_calibration
+from .folds import digest_of
 from .general_features import channel_statistics
 from .recipe import HeadRecipe
 from .ridge import Block, Moments, Ridge, fit, pooled_moments, standardised
+from .sampling import drawn
 
 Report = Callable[[dict[str, Any]], None]
 SAVE_EVERY = 200  # images
+STATISTICS, FINGERPRINT = "statistics.npy", "statistics.json"
 HEAD = "head."  # prefix of the head's tensors
 
 
@@ -52,7 +58,7 @@ def fit_head(
         recipe: the plan.
         ratings: images with folds, of sets named by ``Rated.set``; opinion scores in any unit, higher is
             better. SRCC on the fold "val" of each set that has one goes to the checkpoint's config.
-        out: folder for ``statistics.npy`` (to resume from) and ``checkpoint/``.
+        out: folder for ``statistics.npy`` (to resume from), what it was computed of, and ``checkpoint/``.
         init: checkpoint whose network, apart from its head, is kept; by any name that ``qmamba.load`` takes.
         device: of the network.
         resume: use the statistics that an interrupted run left in ``out``; otherwise compute them again.
@@ -62,18 +68,19 @@ def fit_head(
         The folder of the checkpoint.
 
     Raises:
-        RecipeError: no ratings of a set that the recipe names, all ratings of a set equal, or raw quality
-            that does not rise with the opinion scores of ``calibrated_on``.
+        RecipeError: no ratings of a set that the recipe names, all ratings of a set equal, raw quality that
+            does not rise with the opinion scores of ``calibrated_on``, or ``out`` belongs to another run.
         CheckpointError: ``init`` is of another network.
         CapabilityError: the head does not read statistics.
         ImageError: an image that cannot be decoded.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    scorer = _headless(recipe, init).to(device)
-    sets = chosen(recipe, ratings)
+    scorer, weights_sha256 = _headless(recipe, init)
+    scorer, sets = scorer.to(device), chosen(recipe, ratings)
     every = [r for members in sets.values() for r in members]
-    rows = _statistics(scorer, every, out / "statistics.npy", resume, report)
+    begun = _begun(out, [weights_sha256, recipe.sides, recipe.max_crops, digest_of(sets)], resume)
+    rows = _statistics(scorer, every, out / STATISTICS, begun, report)
     blocks, first = {}, 0
     for name, members in sets.items():
         trained = np.array([r.fold == "train" for r in members])
@@ -94,21 +101,32 @@ def fit_head(
     return out / "checkpoint"
 
 
-def _headless(recipe: HeadRecipe, init: str | Path) -> Scorer:
-    """Return a network of the recipe with the weights of ``init`` below the head."""
-    source = load_checkpoint(resolve(str(init)))[0]
+def _begun(out: Path, fingerprint: list[Any], resume: bool) -> list[np.ndarray]:
+    """Return the statistics that an interrupted run of the same network, views and images has left."""
+    kept, wanted = out / FINGERPRINT, json.dumps(fingerprint)
+    if resume and (out / STATISTICS).is_file():
+        if not kept.is_file() or kept.read_text(encoding="utf-8") != wanted:
+            raise RecipeError(f"{out} holds a run of another recipe or other data; choose another folder")
+        return list(np.load(out / STATISTICS))
+    (out / STATISTICS).unlink(missing_ok=True)
+    kept.write_text(wanted, encoding="utf-8")
+    return []
+
+
+def _headless(recipe: HeadRecipe, init: str | Path) -> tuple[Scorer, str]:
+    """Return a network of the recipe with the weights of ``init`` below the head, and their digest."""
+    source, about = load_checkpoint(resolve(str(init)))
     network = create_model(recipe.arch, **recipe.overrides)
     kept = {k: v for k, v in source.state_dict().items() if not k.startswith(HEAD)}
     below = {k: v for k, v in network.state_dict().items() if not k.startswith(HEAD)}
     if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in below.items()}:
         raise CheckpointError(f"{init} is of another network than {recipe.arch}; give one of the same")
     network.load_state_dict({**network.state_dict(), **kept}, strict=True)
-    config = ModelConfig(
-        name=recipe.name, arch=recipe.arch, overrides=dict(recipe.overrides), licence=recipe.licence,
-        limits=recipe.limits, dtype="float16", protocol=recipe.protocol,
-        preprocessing=get_architecture(recipe.arch).preprocessing,
+    config = default_config(
+        network, recipe.name, licence=recipe.licence, limits=recipe.limits, dtype="float16",
+        protocol=recipe.protocol,
     )  # fmt: skip
-    return Scorer(network.eval(), config)
+    return Scorer(network.eval(), config), about.weights_sha256
 
 
 def chosen(recipe: HeadRecipe, ratings: Sequence[Rated]) -> dict[str, list[Rated]]:
@@ -133,19 +151,19 @@ def chosen(recipe: HeadRecipe, ratings: Sequence[Rated]) -> dict[str, list[Rated
         train = [r for r in members if r.fold == "train"]
         if len({r.mos for r in train}) < 2:
             raise RecipeError(f"the set {name!r} must have images in the fold 'train' whose ratings differ")
-        if len(train) > recipe.images:
-            order = np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.images]
-            train = [train[i] for i in sorted(order)]
-        found[name] = [*train, *(r for r in members if r.fold == "val")]
+        kept = sorted(drawn(range(len(train)), recipe.images, recipe.seed))
+        found[name] = [*(train[i] for i in kept), *(r for r in members if r.fold == "val")]
     return found
 
 
 def _statistics(
-    scorer: Scorer, ratings: Sequence[Rated], path: Path, resume: bool, report: Report | None
+    scorer: Scorer, ratings: Sequence[Rated], path: Path, rows: list[np.ndarray], report: Report | None
 ) -> np.ndarray:
-    """Return statistics (n, 2 · ΣC) float32 of images, mean over their views; kept in a file on the way."""
+    """Return statistics (n, 2 · ΣC) float32 of images, mean over their views, after the rows that are there.
+
+    They are kept in a file on the way.
+    """
     network = require(scorer.network, ReadsStatistics, "head to fit")
-    rows: list[np.ndarray] = list(np.load(path)) if resume and path.is_file() else []
 
     def seen(images: Tensor) -> Tensor:
         return channel_statistics(network.forward_features(images)[1])
@@ -163,23 +181,24 @@ def _statistics(
 
 
 def _save(path: Path, rows: Sequence[np.ndarray]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, np.stack(rows))
-    partial.replace(path)
+    content = io.BytesIO()
+    np.save(content, np.stack(rows))
+    replace_file(path, content.getvalue())
 
 
 def _moments(
     recipe: HeadRecipe, members: Sequence[Rated], x: np.ndarray, mos: np.ndarray, trained: np.ndarray
 ) -> Moments:
-    """Return the moments of a set's images to train on, of its references one by one for a set of pairs."""
+    """Return the moments of a set's images to train on, centred within references for a set of pairs."""
     x, mos = x[trained], mos[trained]
     if members[0].set not in recipe.pairs:
         return Block(x, standardised(mos)).moments
     references = np.array([r.reference for r, t in zip(members, trained, strict=True) if t])
-    groups = [references == reference for reference in np.unique(references)]
-    deviation = np.concatenate([mos[group] - mos[group].mean() for group in groups]).std()
-    return pooled_moments([Block(x[group], mos[group] / deviation).moments for group in groups])
+    within, better = x.astype(np.float64), mos.astype(np.float64)
+    for group in (references == reference for reference in np.unique(references)):
+        within[group] -= within[group].mean(axis=0)
+        better[group] -= better[group].mean()
+    return Block(within, better / better.std()).moments._replace(mean=x.mean(axis=0, dtype=np.float64))
 
 
 def _agreement(ridge: Ridge, x: np.ndarray, mos: np.ndarray) -> float:
@@ -196,9 +215,8 @@ def _calibrate(scorer: Scorer, recipe: HeadRecipe, sets: Mapping[str, Iterable[R
     members = [r for r in sets[name] if r.fold == "train"]
     if not all(0 <= r.mos <= 1 for r in members):
         raise RecipeError(f"opinion scores of {name or 'the set'} must lie in [0, 1]; rescale them first")
-    order = np.random.default_rng(recipe.seed).permutation(len(members))[: recipe.calibration_images]
-    parts = [scorer.raw_parts(members[i].path).raw for i in order]
-    found = fit_calibration(parts, [members[i].mos for i in order])
+    shown = drawn(members, recipe.calibration_images, recipe.seed)
+    found = fit_calibration([scorer.raw_parts(r.path).raw for r in shown], [r.mos for r in shown])
     if found is None:
         raise RecipeError("raw quality does not rise with MOS, so it cannot be calibrated")
     return found

@@ -26,6 +26,7 @@ from .folds import by_fold, check_folds, digest_of
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .processes import Processes
 from .recipe import Recipe
+from .sampling import drawn
 from .teacher import load_teacher
 
 
@@ -196,9 +197,7 @@ def calibrate(scorer: Scorer, ratings: Sequence[Rated], recipe: Recipe, processe
     Raises:
         RecipeError: raw quality does not rise with MOS.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    order = torch.randperm(len(ratings), generator=generator)[: recipe.calibration_images].tolist()
-    chosen = [ratings[i] for i in order]
+    chosen = drawn(ratings, recipe.calibration_images, recipe.seed)
     raw = processes.share(chosen, lambda mine: [scorer.raw_parts(r.path).raw for r in mine])
     found = fit_calibration(raw, [r.mos for r in chosen])
     if found is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=16)
@@ -27,6 +31,16 @@ def epoch_indices(count: int, seed: int, first: int, number: int, stream: int = 
         int(permutation(count, seed, position // count, stream)[position % count])
         for position in range(first, first + number)
     ]
+
+
+def drawn(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """Return at most ``count`` items at random, none twice.
+
+    >>> sorted(drawn("ab", 3, seed=0))
+    ['a', 'b']
+    """
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
+    return [items[i] for i in order[:count].tolist()]
 
 
 @lru_cache(maxsize=2)
