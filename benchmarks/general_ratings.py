@@ -32,9 +32,8 @@ def ratings(name: str, root: Path, cache: Path, all_prompts: bool) -> Iterator[R
     if name == "biq2021":
         yield from read_biq2021(root, ["train", "val"])
     elif name == "agiqa3k":
-        for generator, prompt, path, mos in agiqa3k(root):
-            fold = "train" if all_prompts or int(prompt) % 2 else "val"
-            yield Rated(path, mos, fold, reference=prompt, distortion=generator)
+        for r in agiqa3k(root):
+            yield replace(r, fold="train" if all_prompts or int(r.reference) % 2 else "val")
     else:
         for r in READERS[name](root, cache).test:
             yield replace(r, fold="train")

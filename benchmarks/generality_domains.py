@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from adapter_domains import stills, upscaled
-from qmamba.data import DISTORTIONS, Rated, read_biq2021
+from qmamba.data import DISTORTIONS, Rated, read_biq2021, read_dataset
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.data.photos import Source, photographs
 
@@ -101,20 +100,14 @@ def read_biq2021_domain(root: Path, cache: Path) -> Domain:
 
 def read_agiqa3k(root: Path, cache: Path) -> Domain:
     """Return AGIQA-3K from a clone of qiyan111/AIGC: the images of even prompt numbers, by all generators."""
-    rated = tuple(
-        Rated(path, mos, reference=prompt, distortion=generator)
-        for generator, prompt, path, mos in agiqa3k(root)
-        if int(prompt) % 2 == 0
-    )
+    rated = tuple(r for r in agiqa3k(root) if int(r.reference) % 2 == 0)
     return Domain("agiqa3k", "AGIQA-3K", rated, rated)
 
 
-def agiqa3k(root: Path) -> Iterator[tuple[str, str, Path, float]]:
-    """Yield generator, prompt number, path and opinion score of the images of a clone of qiyan111/AIGC."""
-    with (root / "data" / "data.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            generator, _, prompt = Path(row["name"]).stem.rpartition("_")
-            yield generator, prompt, root / "data" / "ACGIQA-3K" / row["name"], float(row["mos_quality"])
+def agiqa3k(root: Path) -> list[Rated]:
+    """Return the images of a clone of qiyan111/AIGC, prompts as references and generators as distortions."""
+    rated = read_dataset("agiqa3k", root)
+    return [replace(r, distortion=r.path.stem.rpartition("_")[0]) for r in rated]
 
 
 def read_stills(root: Path, cache: Path) -> Domain:

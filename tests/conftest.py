@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from browsing import started
+from hub_client import Client
+from hub_server import LocalHub
 from qmamba.ops import native
 from qmamba.ops.native import build
 
@@ -74,3 +77,42 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def fresh_graphs() -> Iterator[None]:
+    """A compiler that has seen nothing, and is forgotten afterwards."""
+    if getattr(torch.compiler, "is_exporting", None) is None:
+        pytest.skip("torch before 2.7: no operators")
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def worker(server: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Another process with a Hub client and a cache of its own."""
+    client = Client(server.url, tmp_path_factory.mktemp("hub") / "cache")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hub(server: LocalHub) -> LocalHub:
+    """The local Hub, empty."""
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def client(worker: Client) -> Client:
+    """The other process, with an empty cache and no variables of this library's."""
+    shutil.rmtree(worker.cache, ignore_errors=True)
+    worker("import os\nfor name in ('QMAMBA_INDEX', 'QMAMBA_HUB_USER', 'HF_TOKEN'): os.environ.pop(name, '')")
+    return worker

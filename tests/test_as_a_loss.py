@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +181,6 @@ def test_checkpointing_trains_a_network_with_stochastic_depth() -> None:
 
 
 # torch.compile
-
-
-@pytest.fixture
-def fresh_graphs() -> Iterator[None]:
-    if getattr(torch.compiler, "is_exporting", None) is None:
-        pytest.skip("torch before 2.7: no operators")
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def check_compiled(scorer: Scorer, **options: Any) -> None:

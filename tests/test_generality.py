@@ -124,7 +124,8 @@ def agiqa3k(root: Path, prompts: int = 4) -> Path:
         save(root / "data" / "ACGIQA-3K" / name, seed)
     with (root / "data" / "data.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([["name", "prompt", "mos_quality"], *([n, "x", i / 2] for i, n in enumerate(names))])
+        writer.writerow(["name", "prompt", "mos_quality", "std_quality"])
+        writer.writerows([n, "x", i / 2, 0.5] for i, n in enumerate(names))
     return root
 
 

@@ -21,31 +21,6 @@ TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}
 ID = "someone/tiny"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[LocalHub]:
-    with LocalHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def worker(server: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    client = Client(server.url, tmp_path_factory.mktemp("hub") / "cache")
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def hub(server: LocalHub) -> LocalHub:
-    server.reset()
-    return server
-
-
-@pytest.fixture
-def client(worker: Client) -> Client:
-    shutil.rmtree(worker.cache, ignore_errors=True)
-    return worker
-
-
 @pytest.fixture
 def hasty(client: Client) -> Iterator[None]:
     """The client library tries again for 20 seconds before it gives up; here it does so without a pause."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,32 +221,6 @@ def test_dry_run(tmp_path: Path) -> None:
 
 
 # From one machine to another
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LocalHub]:
-    with LocalHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def worker(server: LocalHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    client = Client(server.url, tmp_path_factory.mktemp("names") / "cache")
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def hub(server: LocalHub) -> LocalHub:
-    server.reset()
-    return server
-
-
-@pytest.fixture
-def client(worker: Client) -> Client:
-    shutil.rmtree(worker.cache, ignore_errors=True)
-    worker("import os\nfor name in ('QMAMBA_INDEX', 'QMAMBA_HUB_USER', 'HF_TOKEN'): os.environ.pop(name, '')")
-    return worker
 
 
 def published(client: Client, *arguments: str | Path) -> str:

@@ -7,7 +7,7 @@ import io
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import methodcaller
 from typing import Any
 
@@ -228,15 +228,6 @@ def test_transforms_of_torch_func(scorer: Scorer, adapter: bool) -> None:
 # Compilation
 
 SIZES = [(64, 80), (70, 96), (100, 64), (81, 77), (128, 96), (90, 130)]
-
-
-@pytest.fixture
-def fresh_graphs() -> Iterator[None]:
-    if getattr(torch.compiler, "is_exporting", None) is None:
-        pytest.skip("torch before 2.7: no operators")
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def test_a_compiled_network_is_compiled_once_for_all_sizes(scorer: Scorer, fresh_graphs: None) -> None:

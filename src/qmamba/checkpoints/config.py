@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from qmamba.calibration import Calibration
+from qmamba.checkpoints.file_names import NAME
 from qmamba.checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.errors import CheckpointError
 from qmamba.images import Preprocessing
@@ -17,8 +17,6 @@ from qmamba.protocol import Protocol
 from qmamba.quantization.config import Quantization
 
 FORMAT_VERSION = 2
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def _tuples(value: Any) -> Any:
@@ -98,7 +96,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
             raise fail("format_version", str(FORMAT_VERSION), self.format_version)
-        if not _NAME.fullmatch(text(self.name, "name")):
+        if not NAME.fullmatch(text(self.name, "name")):
             raise fail("name", "letters, digits, '.', '_' or '-'", self.name)
         for key in ("arch", "licence", "limits"):
             text(getattr(self, key), key)

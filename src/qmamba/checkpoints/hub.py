@@ -14,6 +14,7 @@ from qmamba.errors import HubError, NoRepositoryError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+HUB_PREFIX = "hf-hub:"  # of a name that is always on the Hub
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 

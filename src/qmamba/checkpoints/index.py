@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from qmamba.checkpoints.hub import fetch_file, is_repo_id
+from qmamba.checkpoints.file_names import NAME
+from qmamba.checkpoints.hub import HUB_PREFIX, fetch_file, is_repo_id
 from qmamba.errors import CheckpointError, HubError, near_names
 from qmamba.toml import parse_toml
 
@@ -30,10 +31,8 @@ INDEX_VARIABLE = "QMAMBA_INDEX"
 Kind: TypeAlias = Literal["models", "adapters"]
 KINDS: tuple[Kind, Kind] = ("models", "adapters")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_HUB_PREFIX = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def parse_index(text: str, where: str) -> Index:
 
 
 def _entry(name: str, values: Any, where: str) -> Entry:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise CheckpointError(f"{where}: a name must have letters, digits, '.', '_' or '-'")
     if not isinstance(values, dict):
         raise CheckpointError(f"{where} must be a table in braces, got {values!r}")
@@ -206,7 +205,7 @@ def index_path(
     path = path / INDEX_FILE if path.is_dir() else path
     if path.is_file():
         return path
-    repo, _, revision = place.removeprefix(_HUB_PREFIX).partition("@")
+    repo, _, revision = place.removeprefix(HUB_PREFIX).partition("@")
     if not is_repo_id(repo):
         raise CheckpointError(
             f"{INDEX_VARIABLE} must name files, folders with {INDEX_FILE}, or Hub ids, separated by commas; "

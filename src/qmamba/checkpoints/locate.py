@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.checkpoints.hub import fetch, is_repo_id
+from qmamba.checkpoints.hub import HUB_PREFIX, fetch, is_repo_id
 from qmamba.checkpoints.index import Kind, listed
 from qmamba.checkpoints.named import HUB_USER_VARIABLE, Lookup, look_up, unpublished_message
 from qmamba.errors import AdapterError, CheckpointError, UnknownModelError, near_names
-
-_HUB_PREFIX = "hf-hub:"
 
 
 def _embedded(kind: str = "weights", files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE)) -> dict[str, Path]:
@@ -102,14 +100,10 @@ def resolve(
             or the weights are not those of the index.
         HubError: as `hub.fetch`.
     """
-    files = (CONFIG_FILE, WEIGHTS_FILE)
-    options: dict[str, Any] = {
-        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
-    }  # fmt: skip
-    folder = _find(name, _embedded(), partial(fetch, revision=revision, **options), revision, files)
-    if folder is not None:
-        return folder
-    found = _named(name, "models", files, revision, options)
+    found = _resolved(
+        name, "models", _embedded(), (CONFIG_FILE, WEIGHTS_FILE), revision,
+        local_files_only=local_files_only, cache_dir=cache_dir, token=token,
+    )  # fmt: skip
     if found.folder is None:
         raise UnknownModelError(_unknown(os.fspath(name), found))
     return found.folder
@@ -131,17 +125,29 @@ def resolve_adapter(
         AdapterError: no such adapter, or nobody has published it yet.
         CheckpointError, HubError: as `resolve`.
     """
-    options: dict[str, Any] = {
-        "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token,
-    }  # fmt: skip
-    hub = partial(fetch, revision=revision, files=ADAPTER_FILES, **options)
-    folder = _find(name, _embedded_adapters(), hub, revision, ADAPTER_FILES)
-    if folder is not None:
-        return folder
-    found = _named(name, "adapters", ADAPTER_FILES, revision, options)
+    found = _resolved(
+        name, "adapters", _embedded_adapters(), ADAPTER_FILES, revision,
+        local_files_only=local_files_only, cache_dir=cache_dir, token=token,
+    )  # fmt: skip
     if found.folder is None:
         raise AdapterError(_unknown_adapter(os.fspath(name), found))
     return found.folder
+
+
+def _resolved(
+    name: str | os.PathLike[str],
+    kind: Kind,
+    embedded: dict[str, Path],
+    files: tuple[str, str],
+    revision: str | None,
+    **options: Any,
+) -> Lookup:
+    """Return what a name leads to: what ships, a folder, a Hub id, then indexes and the Hub user."""
+    hub = partial(fetch, revision=revision, files=files, **options)
+    folder = _find(name, embedded, hub, revision, files)
+    if folder is not None:
+        return Lookup(folder)
+    return look_up(name, kind, files, revision=revision, **options) if isinstance(name, str) else Lookup()
 
 
 def _find(
@@ -153,8 +159,8 @@ def _find(
 ) -> Path | None:
     if not isinstance(name, (str, os.PathLike)):
         raise UnknownModelError(f"{name!r} names no model: give a name, a checkpoint folder or a Hub id")
-    if isinstance(name, str) and name.startswith(_HUB_PREFIX):
-        return hub(name.removeprefix(_HUB_PREFIX))
+    if isinstance(name, str) and name.startswith(HUB_PREFIX):
+        return hub(name.removeprefix(HUB_PREFIX))
     folder = embedded.get(name) if isinstance(name, str) else None
     if folder is None and name:
         folder = _local(Path(name), files)
@@ -172,18 +178,6 @@ def _local(path: Path, files: tuple[str, str]) -> Path | None:
     if path.is_file():
         raise CheckpointError(f"{path} is a file: give the folder that holds {' and '.join(files)}")
     return path if path.is_dir() else None
-
-
-def _named(
-    name: str | os.PathLike[str],
-    kind: Kind,
-    files: tuple[str, str],
-    revision: str | None,
-    options: dict[str, Any],
-) -> Lookup:
-    if not isinstance(name, str):
-        return Lookup()
-    return look_up(name, kind, files, revision=revision, **options)
 
 
 def _unknown(name: str, found: Lookup) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmamba.checkpoints.hub import fetch, fetch_file
+from qmamba.checkpoints.file_names import NAME
+from qmamba.checkpoints.hub import HUB_PREFIX, fetch, fetch_file
 from qmamba.checkpoints.index import Entry, Kind, indexes, listed
 from qmamba.checks import parse_json
 from qmamba.errors import CheckpointError, NoRepositoryError
 
 HUB_USER_VARIABLE = "QMAMBA_HUB_USER"
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def look_up(
             revision for a name that the index pins.
         HubError: a repository, or an index on the Hub, cannot be reached and is not in the cache.
     """
-    if not _PLAIN.fullmatch(name):
+    if not NAME.fullmatch(name):
         return Lookup()
     unpublished = None
     for index in indexes(**options):
@@ -75,7 +74,7 @@ def _fetched(entry: Entry, files: tuple[str, str], revision: str | None, options
     if revision is not None:
         raise CheckpointError(
             f"{entry.name}: the index pins commit {entry.commit[:8]}…: leave revision= out, or load "
-            f"hf-hub:{entry.repo}"
+            f"{HUB_PREFIX}{entry.repo}"
         )
     # The config alone comes first: weights that would be refused are not downloaded.
     path = fetch_file(entry.repo, files[0], revision=entry.commit, **options)

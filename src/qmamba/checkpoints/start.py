@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qmamba.checkpoints.folder import load_checkpoint
-from qmamba.checkpoints.hub import fetch_file, is_repo_id
+from qmamba.checkpoints.hub import HUB_PREFIX, fetch_file, is_repo_id
 from qmamba.checkpoints.locate import embedded_models, resolve
 from qmamba.errors import CheckpointError
 from qmamba.models import get_architecture
@@ -147,7 +147,7 @@ def no_start(name: str, root: Path | None) -> str | None:
 
 
 def _repo_of(name: str) -> str:
-    return "/".join(name.removeprefix("hf-hub:").split("/")[:2])
+    return "/".join(name.removeprefix(HUB_PREFIX).split("/")[:2])
 
 
 def _state(name: str, root: Path | None) -> Mapping[str, Any]:
@@ -156,7 +156,7 @@ def _state(name: str, root: Path | None) -> Mapping[str, Any]:
     path = find_start(name, root)
     if path is None:
         repo = _repo_of(name)
-        path = fetch_file(repo, name.removeprefix("hf-hub:").removeprefix(repo).strip("/") or WEIGHTS)
+        path = fetch_file(repo, name.removeprefix(HUB_PREFIX).removeprefix(repo).strip("/") or WEIGHTS)
     if path.is_dir():
         return load_checkpoint(path)[0].state_dict()
     return read_state(path)

@@ -149,17 +149,8 @@ def crops_of(image: Image.Image, count: int, shrink: float, rng: np.random.Gener
     The scale is log-uniform between 1 / ``shrink`` and the scale at which the shorter side is a crop's; a
     photograph that is too small is resized to the latter.
     """
-    image = image.convert("RGB")
-    shorter = min(image.size)
-    smallest, largest = CROP / shorter, max(1 / shrink, CROP / shorter)
-    crops = []
-    for _ in range(count):
-        scale = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
-        width, height = (max(CROP, round(side * scale)) for side in image.size)
-        # `reducing_gap` shrinks much larger pictures in two steps, for speed.
-        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        crops.append(_random_crop(small, rng))
-    return crops
+    smallest = CROP / min(image.size)
+    return _crops_between(image, count, smallest, max(1 / shrink, smallest), rng)
 
 
 def rated_crops(image: Image.Image, count: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -168,15 +159,23 @@ def rated_crops(image: Image.Image, count: int, rng: np.random.Generator) -> lis
     The scale is log-uniform between those at which the image has as many pixels as squares of
     :data:`RATED_SIDES`, the range that quality is judged in. An image is enlarged where it must be.
     """
+    side = math.sqrt(image.width * image.height)
+    smallest, largest = (max(each / side, CROP / min(image.size)) for each in RATED_SIDES)
+    return _crops_between(image, count, smallest, largest, rng)
+
+
+def _crops_between(
+    image: Image.Image, count: int, smallest: float, largest: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return random crops, each at a scale that is log-uniform between two."""
     image = image.convert("RGB")
-    shorter, side = min(image.size), math.sqrt(image.width * image.height)
-    smallest, largest = (max(each / side, CROP / shorter) for each in RATED_SIDES)
     crops = []
     for _ in range(count):
         scale = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
-        width, height = (max(CROP, round(length * scale)) for length in image.size)
-        sized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        crops.append(_random_crop(sized, rng))
+        width, height = (max(CROP, round(side * scale)) for side in image.size)
+        # `reducing_gap` shrinks much larger pictures in two steps, for speed.
+        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        crops.append(_random_crop(small, rng))
     return crops
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapters import Adapter, AdapterConfig, create, load_adapter, read_adapter_config, save_adapter
 from ..adapters.folder import CONFIG_FILE
+from ..checkpoints.hub import HUB_PREFIX
 from ..checkpoints.locate import resolve
 from ..data import Rated, rescaled
 from ..metrics import evaluate, plcc
@@ -326,7 +327,7 @@ def _copied(adapter: Adapter) -> dict[str, Tensor]:
 
 def _name_of(base: str | Path, scorer: Scorer) -> str:
     """Return how others can load the base: a Hub id or an embedded name as given, never a path."""
-    return scorer.name if Path(base).is_dir() else str(base).removeprefix("hf-hub:")
+    return scorer.name if Path(base).is_dir() else str(base).removeprefix(HUB_PREFIX)
 
 
 def _against(found: float) -> str:
