@@ -113,8 +113,8 @@ def crops(
         batch_size: crops at a time; by default all of a view.
         max_pixels: the maximum height × width of an enlarged image.
         name: what an error calls the image.
-        size: height and width of the image of which these pixels are a reduced copy, which decide the views;
-            by default those of the pixels.
+        size: original height and width of an image that was downsampled while it was decoded; the views
+            follow from them. Defaults to the size of the pixels.
 
     Raises:
         ImageError: the image is too thin, or would exceed `max_pixels` when enlarged.

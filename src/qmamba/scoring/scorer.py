@@ -203,7 +203,7 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
             network: takes normalised images (n, 3, h, w); see `qmamba.scoring.pipeline.raw_parts`.
             pixels: (3, H, W), as `qmamba.images.decode` returns them.
             name: what an error calls the image.
-            size: height and width of the image of which these pixels are a reduced copy.
+            size: original height and width of an image that was downsampled while it was decoded.
             batch_size, max_pixels: as for `score`.
         """
         return raw_parts(

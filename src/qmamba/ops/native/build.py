@@ -64,7 +64,7 @@ class Toolchain(NamedTuple):
     musl: bool = False
 
     @property
-    def library(self) -> str:
+    def file_name(self) -> str:
         return LIBRARIES.get(self.system, "libqmamba.so")
 
     @property
@@ -74,7 +74,7 @@ class Toolchain(NamedTuple):
     @property
     def link_flags(self) -> tuple[str, ...]:
         if self.system == "darwin":
-            return ("-shared", f"-Wl,-install_name,@rpath/{self.library}")
+            return ("-shared", f"-Wl,-install_name,@rpath/{self.file_name}")
         # Distributions call musl's libc by different names; the process has it, whatever its name.
         return ("-shared", "-s", "-nostdlib") if self.musl else ("-shared", "-s")
 
@@ -98,7 +98,7 @@ def build(folder: Path = HERE, platform_tag: str | None = None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return _compile(toolchain, Path(scratch)).replace(folder / toolchain.library)
+            return _compile(toolchain, Path(scratch)).replace(folder / toolchain.file_name)
     except OSError as error:
         raise BuildError(f"the native kernel cannot be written: {error}") from error
 
@@ -166,7 +166,7 @@ def _compile(toolchain: Toolchain, folder: Path) -> Path:
             commands.append(
                 [*cc, *flags, f"-DQM_SUFFIX={variant}", "-c", str(HERE / source), "-o", str(objects[-1])]
             )
-    library = folder / toolchain.library
+    library = folder / toolchain.file_name
     _run_together(commands)
     _run_together([[*toolchain.command, *toolchain.link_flags, *map(str, objects), "-o", str(library)]])
     return library
