@@ -6,7 +6,8 @@
 Each option names a clone, as in ``generality.py``. Opinion scores stay in the units of their set, which the
 column ``set`` names. BIQ2021 has its own folds; "test" is left out. Of AGIQA-3K odd prompt numbers are in the
 fold "train" and even ones, which the bench measures on, in "val"; ``--all-prompts`` puts all of them in
-"train". ``--without`` leaves a set out, to ask how a model does without it.
+"train". ``--without`` leaves a set out, to ask how a model does without it. ``--add`` appends another
+manifest with a column ``set``, such as those of ``general_copies.py`` and ``general_unrated.py``.
 
 Photographs of SelfExSR, distorted on KADID-10k's scale, and PolyU's pairs are for heads fitted in closed
 form; pretraining makes its own distorted copies.
@@ -21,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from generality_domains import READERS, agiqa3k
-from qmamba.data import Rated, read_biq2021
+from qmamba.data import Rated, read_biq2021, read_manifest
 
 SETS = tuple(READERS)
 COLUMNS = ("image", "mos", "fold", "reference", "distortion", "set")
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, metavar="CLONE")
     parser.add_argument("--without", action="append", default=[], choices=SETS, help="set to leave out")
     parser.add_argument("--all-prompts", action="store_true", help="train on all of AGIQA-3K")
+    parser.add_argument(
+        "--add", type=Path, action="append", default=[], metavar="CSV", help="manifest to append"
+    )
     parser.add_argument("--cache", type=Path, default=Path("cache"), help="folder for distorted copies")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(argv)
@@ -60,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             for r in ratings(name, root.resolve(), args.cache.resolve(), args.all_prompts):
                 writer.writerow([r.path, r.mos, r.fold, r.reference, r.distortion, name])
+        for manifest in args.add:
+            for r in read_manifest(manifest):
+                row = [r.path.resolve(), r.mos, r.fold, r.reference, r.distortion, r.set]
+                writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -135,13 +135,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Rated]:
     return rated_photos(tmp_path_factory.mktemp("photos"))
 
 
-def test_epochs_are_shuffled_wholes() -> None:
-    steps = [choose(9, RECIPE, step) for step in range(6)]  # 36 photographs, four times nine
-    drawn = [i for step in steps for i in step]
+def test_epochs_are_shuffled_wholes(photos: list[Rated]) -> None:
+    nine = photos[:9]
+    steps = [choose(nine, RECIPE, step) for step in range(6)]  # 36 photographs, four times nine
+    drawn = [nine.index(rated) for step in steps for rated in step]
     epochs = [drawn[k : k + 9] for k in range(0, 36, 9)]
     assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
     assert epochs[0] != epochs[1] != list(range(9))
-    assert steps != [choose(9, dataclasses.replace(RECIPE, seed=1), step) for step in range(6)]
+    assert steps != [choose(nine, dataclasses.replace(RECIPE, seed=1), step) for step in range(6)]
 
 
 def test_batches_are_a_function_of_seed_step_and_rank(photos: list[Rated]) -> None:
@@ -174,7 +175,7 @@ def test_the_parts_of_a_batch(photos: list[Rated]) -> None:
     for step, size in ((0, 32), (8, 64)):
         batch = make_batch(photos, RECIPE, step)
         assert batch.crops.shape == (6 + 2 * 2, 3, size, size) and batch.crops.dtype == torch.uint8
-        assert batch.mos.tolist() == pytest.approx([photos[i].mos for i in choose(12, RECIPE, step)])
+        assert batch.mos.tolist() == pytest.approx([r.mos for r in choose(photos[:12], RECIPE, step)])
         assert batch.mos[batch.originals].tolist() == sorted(batch.mos.tolist(), reverse=True)[:2]
         mild, strong = batch.levels
         assert (mild >= 1).all() and (strong > mild).all() and (strong <= 5).all()
@@ -457,7 +458,7 @@ def test_two_processes(photos: list[Rated], tmp_path: Path) -> None:
 def test_an_error_in_another_process_is_raised_here(photos: list[Rated], tmp_path: Path) -> None:
     recipe = changed(images=2, ranked=2)
     rated = [r for r in photos if r.fold == "train"]
-    theirs = rated[choose(len(rated), recipe, 0)[1]]  # the second photograph of a step is the other's
+    theirs = choose(rated, recipe, 0)[1]  # the second photograph of a step is the other's
     theirs.path.rename(hidden := theirs.path.with_suffix(".hidden"))
     try:
         with pytest.raises(ImageError, match=theirs.path.name):

@@ -10,20 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import DISTORTIONS, Rated
 from ..images import as_bytes, decode
 from ..protocol import resize
+from .rated_sets import by_set, mixed_choice
 from .recipe import Recipe
 from .sampling import epoch_indices
+from .variations import sensor_noise
 
 # The 17 that only degrade; the most common ones in photographs are drawn more often.
 DRAWN = (
     *(name for name, distortion in DISTORTIONS.items() if distortion.degrades),
     *("jpeg", "jpeg2000", "gaussian_blur", "white_noise") * 2,
 )
+SENSOR = "sensor_noise"
+SENSOR_STRENGTHS = (0.3, 0.55, 1.0, 1.75, 3.0)  # by level
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,12 @@ class Batch:
     levels: Tensor
 
 
-def choose(count: int, recipe: Recipe, step: int) -> list[int]:
-    """Return the indices of a step's photographs."""
-    return epoch_indices(count, recipe.seed, step * recipe.images, recipe.images)
+def choose(ratings: Sequence[Rated], recipe: Recipe, step: int) -> list[Rated]:
+    """Return a step's photographs."""
+    if recipe.sets:
+        return mixed_choice(by_set(ratings, tuple(recipe.sets)), recipe.sets, recipe.seed, step)
+    indices = epoch_indices(len(ratings), recipe.seed, step * recipe.images, recipe.images)
+    return [ratings[index] for index in indices]
 
 
 def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 0, ranks: int = 1) -> Batch:
@@ -55,7 +63,7 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
         ImageError: a photograph cannot be decoded; the message names it.
     """
     g = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)
-    mine = [ratings[i] for i in choose(len(ratings), recipe, step)[rank::ranks]]
+    mine = choose(ratings, recipe, step)[rank::ranks]
     size = recipe.phase_at(step).crop
     mos = torch.tensor([r.mos for r in mine])
 
@@ -74,12 +82,21 @@ def make_batch(ratings: Sequence[Rated], recipe: Recipe, step: int, rank: int = 
         square = _square(image, view, _between(view.scale, g))
         crops.append(_shown(square, view))
         name, seed = DRAWN[_draw(len(DRAWN), g)], _draw(2**31, g)
+        if recipe.noisy and float(torch.rand((), generator=g)) < recipe.noisy:
+            name = SENSOR
         mild = 1 + _draw(4, g)
         for row, level in enumerate((mild, mild + 1 + _draw(5 - mild, g))):
             pixels = square.permute(1, 2, 0).contiguous().numpy()
-            distorted = torch.from_numpy(DISTORTIONS[name](pixels, level, seed=seed)).permute(2, 0, 1)
+            distorted = torch.from_numpy(_distorted(pixels, name, level, seed)).permute(2, 0, 1)
             copies[row, pairs[i]], levels[row, pairs[i]] = _shown(distorted, view), level
     return Batch(torch.cat([torch.stack(crops), *copies]), mos, ranked, levels)
+
+
+def _distorted(pixels: np.ndarray, name: str, level: int, seed: int) -> np.ndarray:
+    """Return a copy of pixels (S, S, 3) uint8."""
+    if name == SENSOR:
+        return sensor_noise(pixels, SENSOR_STRENGTHS[level - 1], np.random.default_rng(seed))
+    return DISTORTIONS[name](pixels, level, seed=seed)
 
 
 def _draw(below: int, g: torch.Generator) -> int:

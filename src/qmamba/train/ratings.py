@@ -25,6 +25,7 @@ from .engine import Report, Run, fit
 from .folds import by_fold, check_folds, digest_of
 from .losses import plcc_loss, ranking_loss, score_loss, smooth_l1
 from .processes import Processes
+from .rated_sets import on_one_scale
 from .recipe import Recipe
 from .sampling import drawn
 from .teacher import load_teacher
@@ -46,7 +47,8 @@ def train(
 
     Args:
         recipe: the plan.
-        ratings: photographs with folds; MOS in [0, 1]. The fold "test" is not used.
+        ratings: photographs with folds; MOS in [0, 1], or of any scale where the recipe maps sets to one.
+            The fold "test" is not used.
         out: folder for ``state.pt`` (to resume from), ``log.jsonl`` and ``checkpoint/``.
         processes: how many share the work on a CPU; batches are split, gradients averaged. Their number
             changes the crops that are drawn and the batches that PLCC is measured on, so it is part of what
@@ -98,13 +100,18 @@ class Ratings(CheckpointTask[Batch]):
         init: str | Path | None = None,
         teacher: str | Path | None = None,
     ) -> None:
+        if recipe.sets:
+            ratings = on_one_scale(ratings, tuple(recipe.sets), recipe.scale, recipe.as_is)
         self.folds = by_fold(ratings, ("train", "val"))
+        if recipe.sets:  # one set selects: orders between sets are not known
+            self.folds["val"] = [r for r in self.folds["val"] if r.set == recipe.scale]
         check_folds(self.folds)
         self.recipe, self.shared = recipe, {"images": recipe.images, "ranked": recipe.ranked}
         self.teacher_name = teacher
         if teacher is None and any(phase.scores > 0 for phase in recipe.phases):
             raise RecipeError("this recipe learns a teacher's scores; give the checkpoint of one that rates")
-        super().__init__(recipe, [recipe.data], protocol=protocol_of(recipe), init=init)
+        names = tuple(recipe.sets) or (recipe.data,)
+        super().__init__(recipe, names, protocol=protocol_of(recipe), init=init)
 
     def setup(self, processes: Processes) -> None:
         distils = self.recipe.distils
@@ -151,7 +158,8 @@ class Ratings(CheckpointTask[Batch]):
 
     def finish(self, run: Run) -> Path:
         scorer = self.scorer(run)
-        calibration = calibrate(scorer, self.folds["train"], self.recipe, run.processes)
+        rated = [r for r in self.folds["train"] if not self.recipe.sets or r.set == self.recipe.scale]
+        calibration = calibrate(scorer, rated, self.recipe, run.processes)
         if run.is_first:
             config = scorer.config.replace(calibration=calibration)
             Scorer(scorer.network, config).save_pretrained(run.out / "checkpoint")

@@ -165,6 +165,11 @@ class Recipe(Plan):
     Attributes:
         data: "biq2021", or "manifest" for a CSV with the columns image, mos, fold.
         images: rated photographs per step, one random crop each; at least 2.
+        sets: how many of them come from each set of a manifest with a column ``set``, see
+            :mod:`qmamba.train.rated_sets`; by default sets are not told apart.
+        scale: the one of ``sets`` whose opinion scores, in [0, 1], are the scale of all; its fold "val"
+            selects, and its training photographs calibrate.
+        as_is: those of ``sets`` whose scores are on that scale already; the others are mapped to it.
         ranked: how many of them come with two distorted copies that must rank below, mild above strong.
         sides: of the protocol of scales that the checkpoint gets. Crops are then cut at random scales up to
             the largest of them; without, the checkpoint gets the default grid, and crops are cut from
@@ -173,12 +178,16 @@ class Recipe(Plan):
         beta: of the smooth-L1 loss on MOS.
         plcc, ranking: weights of the two other losses.
         margin: by which a score should fall with each level of a distortion.
+        noisy: share of the distorted pairs that have a camera's noise instead.
         calibration_images: training photographs that the calibration is fitted on.
         validate_every: steps between two validations on the fold "val".
     """
 
     data: str = "biq2021"
     images: int = 24
+    sets: dict[str, int] = field(default_factory=dict)
+    scale: str = ""
+    as_is: tuple[str, ...] = ()
     ranked: int = 4
     sides: tuple[int, ...] = ()
     max_crops: int = 4
@@ -186,17 +195,32 @@ class Recipe(Plan):
     plcc: float = 0.5
     ranking: float = 0.5
     margin: float = 0.03
+    noisy: float = 0.0
     calibration_images: int = 600
     validate_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(images=2, beta=0, plcc=0, ranking=0, margin=0, calibration_images=2, validate_every=1)
-        self.at_least(max_crops=0)
+        self.at_least(max_crops=0, noisy=0)
+        if self.noisy > 1:
+            raise RecipeError(f"noisy must be a share from 0 to 1, got {self.noisy}")
+        self._check_sets()
         object.__setattr__(self, "sides", tuple(self.sides))  # TOML has lists only
         if not 0 <= self.ranked <= self.images:
             raise RecipeError(f"ranked must be 0 to images ({self.images}), got {self.ranked}")
         one_of(self.data, ("biq2021", "manifest"), "data, unless it is 'photos',")
+
+    def _check_sets(self) -> None:
+        object.__setattr__(self, "as_is", tuple(self.as_is))
+        if not self.sets:
+            if self.scale or self.as_is:
+                raise RecipeError("scale and as_is must come with sets; add sets, or leave them out")
+            return
+        if min(self.sets.values()) < 1 or sum(self.sets.values()) != self.images:
+            raise RecipeError(f"sets must have at least 1 image each and {self.images} in all, got {self.sets}")
+        for name in (self.scale, *self.as_is):
+            one_of(name, tuple(self.sets), "scale and as_is")
 
     @property
     def distils(self) -> bool:
