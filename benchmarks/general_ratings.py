@@ -6,8 +6,10 @@
 Each option names a clone, as in ``generality.py``. Opinion scores stay in the units of their set, which the
 column ``set`` names. BIQ2021 has its own folds; "test" is left out. Of AGIQA-3K odd prompt numbers are in the
 fold "train" and even ones, which the bench measures on, in "val"; ``--all-prompts`` puts all of them in
-"train". ``--without`` leaves a set out, to ask how a model does without it. ``--add`` appends another
-manifest with a column ``set``, such as those of ``general_copies.py`` and ``general_unrated.py``.
+"train". Of the video stills and the super-resolved images a fifth of the contents is in "test", the one that
+the shipped adapters are tested on. ``--without`` leaves a set out, to ask how a model does without it.
+``--add`` appends another manifest with a column ``set``, such as those of ``general_copies.py`` and
+``general_unrated.py``.
 
 Photographs of SelfExSR, distorted on KADID-10k's scale, and PolyU's pairs are for heads fitted in closed
 form; pretraining makes its own distorted copies.
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from generality_domains import READERS, agiqa3k
 from qmamba.data import Rated, read_biq2021, read_manifest
+from qmamba.data.splitting import make_splits
 
 SETS = tuple(READERS)
 COLUMNS = ("image", "mos", "fold", "reference", "distortion", "set")
@@ -35,6 +38,9 @@ def ratings(name: str, root: Path, cache: Path, all_prompts: bool) -> Iterator[R
     elif name == "agiqa3k":
         for r in agiqa3k(root):
             yield replace(r, fold="train" if all_prompts or int(r.reference) % 2 else "val")
+    elif name in ("stills", "srij"):
+        rated = READERS[name](root, cache).test
+        yield from make_splits(rated, count=1, seed=0)[0].of(rated)
     else:
         for r in READERS[name](root, cache).test:
             yield replace(r, fold="train")

@@ -2,12 +2,12 @@
 
     python benchmarks/general_unrated.py --clones clones --biq2021 BIQ2021 --cache cache --out unrated
 
-The regression is the one that ``generality.py`` calls "fitted on BIQ2021": it knows less of photographs than a
-tuned network, and more of pictures that no set of ratings covers. The photographs are those of pretraining,
+The regression is the one that ``generality.py`` calls "fitted on BIQ2021": it knows less of photographs than
+a tuned network, and more of pictures that no set of ratings covers. The photographs are those of pretraining,
 without the ones that the bench distorts. Two fifths are kept as they are, two fifths are varied beyond what
 photographs cover, by magnification, saturation, casts, tones and haze, and a fifth has a camera's noise. They
-are written as PNG files of about 448² pixels, with a manifest, ``unrated.csv``, whose scores are on BIQ2021's
-scale.
+are written as PNG files of about 448² pixels, with a manifest, ``unrated.csv``, whose scores are on
+BIQ2021's scale.
 """
 
 from __future__ import annotations

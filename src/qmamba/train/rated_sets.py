@@ -1,8 +1,8 @@
 """Ratings of several sets at once: one scale for all, and a share of every batch for each.
 
-People who rated different sets used different scales, on images of different ranges of quality, so that their
-scores cannot be compared. A set's scores are mapped to those of one set by their quantiles: each set keeps its
-order, and sets do not fight about units. Sampling by set keeps a small one from drowning.
+People who rated different sets used different scales, on images of different ranges of quality, so that
+their scores cannot be compared. A set's scores are mapped to those of one set by their quantiles: each set
+keeps its order, and sets do not fight about units. Sampling by set keeps a small one from drowning.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def on_one_scale(
         RecipeError: a set has no ratings, or none in the fold "train".
     """
     members = by_set(ratings, names)
-    training = {
-        name: np.sort([r.mos for r in rated if r.fold == "train"]) for name, rated in members.items()
-    }
+    training = {name: np.sort([r.mos for r in rated if r.fold == "train"]) for name, rated in members.items()}
     for name, mos in training.items():
         if not len(mos):
             raise RecipeError(f"the set {name!r} must have images in the fold 'train', got none; add some")

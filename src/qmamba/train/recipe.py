@@ -218,7 +218,9 @@ class Recipe(Plan):
                 raise RecipeError("scale and as_is must come with sets; add sets, or leave them out")
             return
         if min(self.sets.values()) < 1 or sum(self.sets.values()) != self.images:
-            raise RecipeError(f"sets must have at least 1 image each and {self.images} in all, got {self.sets}")
+            raise RecipeError(
+                f"sets must have at least 1 image each and {self.images} in all, got {self.sets}"
+            )
         for name in (self.scale, *self.as_is):
             one_of(name, tuple(self.sets), "scale and as_is")
 
