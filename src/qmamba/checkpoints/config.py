@@ -11,8 +11,8 @@ from qmamba.calibration import Calibration
 from qmamba.checkpoints.file_names import NAME
 from qmamba.checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.errors import CheckpointError
-from qmamba.images import Preprocessing
 from qmamba.models.registry import BaseWeights, Output
+from qmamba.preprocessing import Preprocessing
 from qmamba.protocol import Protocol
 from qmamba.quantization.config import Quantization
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..images import Preprocessing
+from ..preprocessing import Preprocessing
 from .registry import Architecture, register
 
 LITE0 = "efficientnet-lite0"

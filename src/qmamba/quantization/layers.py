@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..models.hooks import hooked_itself
 from ..ops import linear
+from ..ops.hooks import hooked_itself
 from .base import ActivationQuantizer, WeightQuantizer
 
 

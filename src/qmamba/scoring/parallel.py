@@ -20,9 +20,9 @@ from torch import nn
 from qmamba.errors import ImageError
 from qmamba.images import Decoded, iterate
 from qmamba.images.pillow import Least
-from qmamba.models.hooks import any_hooked
 from qmamba.ops.backend import watched
 from qmamba.ops.fork import use_one_thread_in_forked_child
+from qmamba.ops.hooks import any_hooked
 from qmamba.ops.one_thread import can_use_one_thread, use_one_thread
 from qmamba.scoring.stream import decode_ahead, decoded_or_error, is_held, never_changes
 

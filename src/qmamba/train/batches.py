@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data import DISTORTIONS, Rated
 from ..images import as_bytes, decode
-from ..protocol import resize
+from ..images.resizing import resize
 from .recipe import Recipe
 from .sampling import epoch_indices
 

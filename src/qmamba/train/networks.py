@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..checkpoints import ModelConfig
 from ..checkpoints.start import Start, start
 from ..errors import QMambaError, RecipeError
-from ..images import Preprocessing
+from ..images.resizing import unit
 from ..models import create_model, get_architecture
 from ..models.capabilities import StageFeatures, require
 from ..models.registry import Output
-from ..protocol import unit
+from ..preprocessing import Preprocessing
 from ..scoring.pipeline import quality
 from .recipe import Plan
 

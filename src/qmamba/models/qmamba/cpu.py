@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ...ops import linear, mlp
 from ...ops.backend import watched
+from ...ops.hooks import any_hooked, untouched
 from ...ops.scratch import Scratch, workspace
-from ..hooks import any_hooked, untouched
 from .heads import EPS, statistics
 from .layers import MLP, Block, Downsample, DropPath, Stem
 from .ss2d import SS2D, Linear, RouteGate
