@@ -310,7 +310,7 @@ def test_a_wrong_digest_is_refused(client: Client, hub: LocalHub, tmp_path: Path
     line = published(client, trained(tmp_path / "run"), "--to", "lab")
     digest = line.split('sha256 = "')[1][:64]
     index = index_with(tmp_path, line.replace(digest, "0" * 64))
-    client.refuses(loading(NAME, index), "CheckpointError.*the index has weights 00000000….*ask whoever")
+    client.refuses(loading(NAME, index), "CheckpointError.*the index has weights 00000000….*ask the author")
     assert not any("GET" in r and r.endswith("model.safetensors") for r in hub.requests)
     hub.corrupt.add("model.safetensors")  # on the way: the config still states the right one
     client.refuses(loading(NAME, index_with(tmp_path, line)), "CheckpointError.*sha256")

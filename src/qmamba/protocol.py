@@ -20,13 +20,13 @@ Window: TypeAlias = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Far above any use: a stranger's checkpoint must not occupy the machine.
+# Far above any use: an untrusted checkpoint must not tie up the machine.
 MOST_CROPS, MOST_SIDES = 10_000, 16
 LEAST = 64  # minimum of the shorter side, in pixels, of an image that is seen whole at one of `sides`
 MAX_ASPECT = 50
 """Maximum ratio of an image's longer side to its shorter side; it bounds the cost of a score."""
 MARGIN = 2
-"""Times as high and wide as its largest view an image is at least decoded, before it is resized."""
+"""An image is decoded to at least this many times the height and width of its largest view."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def views(height: int, width: int, protocol: Protocol) -> list[View]:
 
 
 def least_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
-    """Return the least height and width to which an image may be reduced before it is resized to its views.
+    """Return the minimum height and width to which an image may be reduced before it is resized to its views.
 
     That is `MARGIN` times the largest view for `scales`, whose views are resized, and the image's own size
     for other kinds.

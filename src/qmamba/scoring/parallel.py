@@ -118,7 +118,7 @@ def in_order(
         jobs: may be endless.
         threads: number of threads.
         ahead: number of jobs that wait, so that no thread does.
-        held: whether the next job is there at once. Otherwise none is asked for while a result can be given.
+        held: whether the next job is available at once. Otherwise none is read while a result is ready.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="qmamba-score", initializer=_begin_thread)
     futures = (pool.submit(copy_context().run, _RUNNING.run, job) for job in jobs)
@@ -134,7 +134,7 @@ class _Running:
     """The jobs that are being worked on, whose end a fork waits for.
 
     A child that is forked in the midst of an operation inherits the locks that it holds, in torch and in the
-    libraries below, and nobody to release them.
+    libraries below, and no thread to release them.
     """
 
     PATIENCE = 20.0  # seconds that a fork waits: a job may itself wait for the thread that forks

@@ -81,7 +81,7 @@ class CropScores(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Where some crops of an image lie, at one of its sizes, and what they count; their pixels are not kept.
+    """Where some crops of an image lie, at one of its sizes, and their weight; their pixels are not kept.
 
     Attributes:
         view: the size, and all windows at this size.

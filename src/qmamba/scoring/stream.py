@@ -152,7 +152,7 @@ def in_turn(
         futures: may be endless; read in the caller's thread.
         pool: that they were submitted to.
         most: maximum number of futures whose results have not been yielded.
-        eager: read so many before a result is yielded. Otherwise none is read while a result is there.
+        eager: read that many before a result is yielded. Otherwise none is read while a result is ready.
     """
     pending: deque[Future[T]] = deque()
     ended = False

@@ -53,7 +53,7 @@ def make_network(
 
 
 class Seen(NamedTuple):
-    """What a network makes of images: raw quality (B,), and features per stage (B, C, H, W), in float32."""
+    """A network's outputs for images: raw quality (B,), and features per stage (B, C, H, W), in float32."""
 
     raw: Tensor
     features: list[Tensor]
@@ -77,7 +77,7 @@ class Interface:
         return cls(config.preprocessing, config.output)
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """Return what a network takes, float32, of pixels (B, 3, S, S) uint8."""
+        """Return a network's inputs, float32, from pixels (B, 3, S, S) uint8."""
         return self.preprocessing(unit(pixels.to(device)))
 
     def see(self, network: nn.Module, pixels: Tensor, *, features: bool = False) -> Seen:
