@@ -20,7 +20,8 @@ from torch import Tensor
 
 import qmamba
 from qmamba.images import decode
-from qmamba.protocol import resize, unit, views
+from qmamba.images.resizing import resize, unit
+from qmamba.protocol import views
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Triton's interpreter, mended: what interpreted_triton.py imports before it runs kernels."""
+"""Triton's interpreter, with fixes: what interpreted_triton.py imports before it runs kernels."""
 
 from __future__ import annotations
 

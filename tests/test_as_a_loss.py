@@ -21,17 +21,17 @@ from two_processes import in_two_processes
 
 
 class Restorer(nn.Module):
-    """A network that mends images, and holds what judges them as many do: as a part of itself."""
+    """A restoration network that holds its quality model as a submodule, as many do."""
 
     def __init__(self, quality: nn.Module | None = None) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.mend = nn.Conv2d(3, 3, 3, padding=1)
+            self.restore = nn.Conv2d(3, 3, 3, padding=1)
         self.quality = quality
 
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = images + 0.1 * self.mend(images)
+        out: Tensor = images + 0.1 * self.restore(images)
         return out
 
     def loss(self, images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def test_nothing_that_an_outer_module_does_trains_it(scorer: Scorer) -> None:
         optimiser.zero_grad()
         model.loss(batch()).backward()
         optimiser.step()
-    assert set(gradients(model)) == {"mend.weight", "mend.bias"}
+    assert set(gradients(model)) == {"restore.weight", "restore.bias"}
     assert not scorer.training and not any(p.requires_grad for p in scorer.parameters())
     assert all(torch.equal(value, before[name]) for name, value in scorer.state_dict().items())
     assert torch.equal(scorer.score(list(batch())), want)
@@ -79,7 +79,7 @@ def test_with_an_adapter_nothing_trains_either(scorer: Scorer) -> None:
     scorer.set_adapter("mine")
     model = Restorer(scorer).requires_grad_(True)
     model.loss(batch()).backward()
-    assert set(gradients(model)) == {"mend.weight", "mend.bias"}
+    assert set(gradients(model)) == {"restore.weight", "restore.bias"}
 
 
 def test_it_goes_with_the_outer_module_and_its_checkpoint(scorer: Scorer, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_it_goes_with_the_outer_module_and_its_checkpoint(scorer: Scorer, tmp_pa
     other.load_state_dict(torch.load(tmp_path / "model.pt"))
     assert torch.equal(other.quality(batch()), scorer(batch()))  # type: ignore[misc]
     beside = Restorer()  # a scorer held outside the module is in no checkpoint
-    assert set(beside.state_dict()) == {"mend.weight", "mend.bias"}
+    assert set(beside.state_dict()) == {"restore.weight", "restore.bias"}
     assert model.to(torch.float64).quality is scorer and scorer(batch()).dtype == torch.float32
 
 
@@ -196,7 +196,7 @@ def check_compiled(scorer: Scorer, **options: Any) -> None:
         got.backward()
         found = gradients(model)
         assert torch.allclose(got, want, atol=1e-5)
-        assert found.keys() == wanted.keys() == {"mend.weight", "mend.bias"}
+        assert found.keys() == wanted.keys() == {"restore.weight", "restore.bias"}
         assert all(torch.allclose(found[name], wanted[name], atol=1e-5) for name in wanted)
 
 
@@ -209,7 +209,7 @@ def test_a_compiled_step_is_one_graph(scorer: Scorer, fresh_graphs: None, checkp
 def test_a_compiled_step_freezes_too(scorer: Scorer, fresh_graphs: None) -> None:
     model = Restorer(scorer).requires_grad_(True)
     torch.compile(model.loss, backend="aot_eager")(batch()).backward()
-    assert set(gradients(model)) == {"mend.weight", "mend.bias"}
+    assert set(gradients(model)) == {"restore.weight", "restore.bias"}
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def _two_steps(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         wrapped(batch(seed=2 * step + rank)).backward()
         found.append(gradients(model))
         optimiser.step()
-    return found[0], {name: p.detach() for name, p in model.mend.named_parameters()}
+    return found[0], {name: p.detach() for name, p in model.restore.named_parameters()}
 
 
 def test_two_processes_train_one_model(scorer: Scorer, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from qmamba.checkpoints import (
 )
 from qmamba.checkpoints.locate import list_models, resolve
 from qmamba.errors import CheckpointError, UnknownModelError
-from qmamba.images import Preprocessing
 from qmamba.models import Architecture, create_model
 from qmamba.models.registry import _ARCHITECTURES
+from qmamba.preprocessing import Preprocessing
 from qmamba.protocol import Protocol
 
 TINY: dict[str, Any] = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1)}

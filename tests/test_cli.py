@@ -76,7 +76,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def hear_interrupts() -> None:
-    """A shell starts its background jobs deaf to Ctrl-C, and their children inherit that."""
+    """A shell starts background jobs with Ctrl-C ignored, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

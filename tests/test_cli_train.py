@@ -136,7 +136,7 @@ def test_ctrl_c_loses_no_step(folder: Path, processes: int) -> None:
     assert f"give the same command again to resume from step {last}\n" in err
     assert "Traceback" not in err
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if "loss" in line]
-    assert steps == list(range(1, last + 1))  # the second of these runs has gone on from the first
+    assert steps == list(range(1, last + 1))  # the second of these runs has resumed the first
 
 
 # evaluate

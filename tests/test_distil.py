@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import qmamba
 from qmamba.cli import app
 from qmamba.errors import CapabilityError, CheckpointError, RecipeError
-from qmamba.images import Preprocessing
 from qmamba.models import create_model
 from qmamba.models.lite0 import LITE0, start_lite0
+from qmamba.preprocessing import Preprocessing
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.distil import Distiller
 from qmamba.train.networks import Interface

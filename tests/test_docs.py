@@ -99,7 +99,7 @@ def run_line(line: str, where: str) -> None:
 
 
 def shell_words(line: str) -> tuple[list[str], str | None]:
-    """Arguments of a command, and the file that its output goes to; what reads its output is let be."""
+    """Arguments of a command, and the file that its output goes to; what reads its output is left alone."""
     words = shlex.split(line, comments=True)[1:]
     words = words[: words.index("|")] if "|" in words else words
     if ">" in words:

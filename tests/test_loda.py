@@ -2,7 +2,7 @@
 
 The recording is of a small network with every part of the real one, computed in float64 by another
 implementation. The files in tests/data keep the large tensors of the ViT and of the injectors in half
-precision, and every 31st element of large results; the whole recording is used too where it is at hand.
+precision, and every 31st element of large results; the whole recording is used too where it is available.
 """
 
 from __future__ import annotations

@@ -128,8 +128,11 @@ def line_of(name: str = NAME, **changes: Any) -> str:
         ("[models]\n'a b' = {}\n", "a name must have letters"),
         ("[models]\na = { sah256 = 'x' }\n", "unknown key 'sah256'; near names: sha256"),
         ("[models]\na = { published = 1 }\n", "published must be of type bool"),
-        ("[models]\na = { results = { srcc = 'x' }, published = false }\n", "results must be numbers"),
-        ("[models]\na = { data = [1], published = false }\n", "data must be a list of names"),
+        (
+            "[models]\na = { results = { srcc = 'x' }, published = false }\n",
+            "results.srcc must be of type float, got .x.",
+        ),
+        ("[models]\na = { data = [1], published = false }\n", "data must be of type str, got 1"),
         ("[models]\n" + line_of(repo="lab"), "repo must be a Hub id, user/repo, got 'lab'"),
         ("[models]\n" + line_of(commit="main"), "commit must be the 40 hexadecimal digits"),
         ("[models]\n" + line_of(sha256="b" * 8), "sha256 must be the 64 hexadecimal digits"),
@@ -307,7 +310,7 @@ def test_a_wrong_digest_is_refused(client: Client, hub: LocalHub, tmp_path: Path
     line = published(client, trained(tmp_path / "run"), "--to", "lab")
     digest = line.split('sha256 = "')[1][:64]
     index = index_with(tmp_path, line.replace(digest, "0" * 64))
-    client.refuses(loading(NAME, index), "CheckpointError.*the index has weights 00000000….*ask whoever")
+    client.refuses(loading(NAME, index), "CheckpointError.*the index has weights 00000000….*ask the author")
     assert not any("GET" in r and r.endswith("model.safetensors") for r in hub.requests)
     hub.corrupt.add("model.safetensors")  # on the way: the config still states the right one
     client.refuses(loading(NAME, index_with(tmp_path, line)), "CheckpointError.*sha256")

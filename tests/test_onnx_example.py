@@ -15,8 +15,9 @@ from PIL import Image
 import qmamba
 from qmamba import Protocol, Scorer
 from qmamba.images import decode
+from qmamba.images.resizing import resize, unit
 from qmamba.integrations.onnx import export_onnx
-from qmamba.protocol import resize, unit, views
+from qmamba.protocol import views
 from tiny_scorer import photo, tiny_config, tiny_network
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

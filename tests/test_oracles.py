@@ -4,7 +4,7 @@ Two recordings of the same form: a cross-scan network, widths 16·2^i, depths 1,
 one with windows 2, 4, 7, 7. The third image has odd sides, so its grids do not divide by the windows. Both
 files hold all of it for three image sizes; parameter gradients are summed over the three. The files in
 tests/data keep every 31st element of the gradients of large tensors; the whole recordings are used too
-where they are at hand.
+where they are available.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmamba.errors import ArgumentError, CheckpointError, ImageError
-from qmamba.protocol import KINDS, MAX_ASPECT, Protocol, View, check_aspect, fit_side, resize, views, windows
+from qmamba.images.resizing import resize
+from qmamba.protocol import KINDS, MAX_ASPECT, Protocol, View, check_aspect, views, windows
 
 SIZES = st.integers(224, 9000)
 
@@ -100,7 +101,7 @@ def test_global_random_state_stays(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["grid", "random"])
 def test_too_small(kind: str) -> None:
-    with pytest.raises(ValueError, match="fit_side"):
+    with pytest.raises(ValueError, match="smaller than a crop"):
         windows(223, 400, Protocol(kind=kind))
 
 
@@ -142,6 +143,12 @@ def test_missing_and_foreign_fields() -> None:
 # --- small images
 
 
+def fit_side(image: torch.Tensor, crop: int, **limits: Any) -> torch.Tensor:
+    """Return an image at the size at which crops of this side are cut from it."""
+    (view,) = views(*image.shape[-2:], Protocol(crop=crop))
+    return resize(image, view.height, view.width, **limits)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [
@@ -172,7 +179,7 @@ def test_values_stay_in_range_and_constants_constant() -> None:
 
 def test_uint8_and_float_agree() -> None:
     pixels = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
-    assert fit_side(pixels, 30) is pixels
+    assert resize(pixels, 30, 40) is pixels
     assert torch.equal(fit_side(pixels, 64), fit_side(pixels / 255, 64))
 
 

@@ -1,6 +1,6 @@
 """The report in a real browser: what is seen, at two widths, light and dark, and what keys do.
 
-What it needs is said in browsing.py.
+browsing.py says what it needs.
 """
 
 from __future__ import annotations

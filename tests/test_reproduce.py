@@ -293,7 +293,7 @@ def test_measured_numbers_link_to_their_files() -> None:
 
 
 def test_a_data_root_of_public_sets(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As benchmarks/public_sets.py makes it, of whichever sets there are."""
+    """As benchmarks/public_sets.py makes it, from the sets that exist."""
     benchmarks = data_dir.parents[1] / "benchmarks"
     if not benchmarks.is_dir():
         pytest.skip("the benchmarks are not here: this is an installed package")

@@ -359,7 +359,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         OPENED.append(os.fspath(arguments[0]) if isinstance(arguments[0], (str, os.PathLike)) else "")
 
 
-sys.addaudithook(_hear)  # for good: there is no way to take one back, so it listens only when told
+sys.addaudithook(_hear)  # permanent: audit hooks cannot be removed, so it listens only when told
 
 
 @pytest.mark.parametrize("value", ["../../secret", "/etc/passwd", "..", "a/../../b", "\0", "~/x", "C:\\x"])

@@ -72,7 +72,7 @@ def test_rows_are_the_librarys(quick: Path, photos: Path, tmp_path: Path) -> Non
         assert row["score"] == pytest.approx(scorer.score(row["path"]), abs=1e-6)
         assert row["error"] is row["index"] is row["member"] is row["path_bytes"] is None
     assert rows[5]["score"] is None and rows[5]["path"] in rows[5]["error"]
-    table = pq.read_table(out)  # the folder is a table for whoever reads parquet
+    table = pq.read_table(out)  # the folder is one table for readers of parquet
     assert table.num_rows == 6 and str(table.schema.field("score").type) == "float"
 
 

@@ -20,7 +20,8 @@ from torch import nn
 
 from qmamba.errors import ImageError
 from qmamba.images import decode
-from qmamba.protocol import KINDS, Protocol, fit_side, unit, windows
+from qmamba.images.resizing import resize, unit
+from qmamba.protocol import KINDS, Protocol, views, windows
 from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo, tiny_config, tiny_network, with_protocol
 
@@ -226,7 +227,8 @@ def test_small_images_are_enlarged(scorer: Scorer, kind: str, size: tuple[int, i
     pixels = photo(*size)
     score = scorer.score(pixels)
     assert 0 < score < 1
-    grown = fit_side(decode(pixels), 64)
+    (view,) = views(*size, Protocol(crop=64))
+    grown = resize(decode(pixels), view.height, view.width)
     assert min(grown.shape[1:]) == 64 and score == pytest.approx(scorer.score(grown), abs=1e-6)
 
 

@@ -21,9 +21,9 @@ from qmamba.analysis.report import write_report
 from qmamba.calibration import Calibration
 from qmamba.checkpoints import ModelConfig, load_checkpoint, read_config, save_checkpoint
 from qmamba.errors import CapabilityError, CheckpointError, HubError
-from qmamba.images import Preprocessing
 from qmamba.models import Architecture, BaseWeights, create_model, register
 from qmamba.models.registry import _ARCHITECTURES
+from qmamba.preprocessing import Preprocessing
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
 from tiny_scorer import encode, photo

@@ -18,8 +18,8 @@ from qmamba.checkpoints.start import start
 from qmamba.data import Rated
 from qmamba.data.photos import CROP
 from qmamba.errors import CapabilityError
-from qmamba.images import Preprocessing
 from qmamba.models import Architecture, register, registry
+from qmamba.preprocessing import Preprocessing
 from qmamba.train import Phase, PretrainRecipe, Recipe, pretrain, train
 from qmamba.train.optimisers import parameter_groups, undecayed
 from qmamba.train.paper import PaperRecipe, Workshop

@@ -25,7 +25,7 @@ def tiny_network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = create_model("lqmamba-n", **TINY)
-        # Untrained networks say nearly the same of every image; louder weights tell them apart.
+        # Untrained networks give nearly the same output for every image; larger weights tell images apart.
         for parameter in network.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.3)

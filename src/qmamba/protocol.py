@@ -12,25 +12,21 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-import torch.nn.functional as F
 
 from qmamba.errors import ArgumentError, CheckpointError, ImageError
-from qmamba.images import MAX_PIXELS
-from qmamba.images.pillow import check_size
 
 Kind: TypeAlias = Literal["grid", "random", "whole", "scales"]
 Window: TypeAlias = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# Far above any use: a stranger's checkpoint must not occupy the machine.
+# Far above any use: an untrusted checkpoint must not tie up the machine.
 MOST_CROPS, MOST_SIDES = 10_000, 16
 LEAST = 64  # minimum of the shorter side, in pixels, of an image that is seen whole at one of `sides`
 MAX_ASPECT = 50
 """Maximum ratio of an image's longer side to its shorter side; it bounds the cost of a score."""
 MARGIN = 2
-"""Times as high and wide as its largest view an image is at least decoded, before it is resized."""
-_BAND = 64  # rows of an image that are converted to floats at a time
+"""An image is decoded to at least this many times the height and width of its largest view."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +45,8 @@ class Protocol:
       crops, unless that is 0; at the others it is seen whole. All scales have the same weight. So a score
       hardly depends on the size at which a picture was saved.
 
-    An image with a side shorter than `crop` is enlarged first, see `fit_side`; for `scales` after it has been
-    brought to its first size.
+    An image whose shorter side is under `crop` is enlarged first, so that this side becomes `crop`; for
+    `scales` after it has been brought to its first size.
 
     Attributes:
         kind: "grid", "random", "whole" or "scales".
@@ -185,7 +181,7 @@ def views(height: int, width: int, protocol: Protocol) -> list[View]:
 
 
 def least_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
-    """Return the least height and width to which an image may be reduced before it is resized to its views.
+    """Return the minimum height and width to which an image may be reduced before it is resized to its views.
 
     That is `MARGIN` times the largest view for `scales`, whose views are resized, and the image's own size
     for other kinds.
@@ -213,13 +209,15 @@ def windows(height: int, width: int, protocol: Protocol) -> list[Window]:
         grid.
 
     Raises:
-        ValueError: a crop does not fit; `fit_side` prevents that.
+        ValueError: a crop does not fit; the sizes of `views` are large enough.
     """
     if protocol.kind == "whole":
         return [(0, 0, height, width)]
     crop = protocol.crop
     if min(height, width) < crop:
-        raise ValueError(f"a {height} × {width} image is smaller than a crop of {crop}; call fit_side first")
+        raise ValueError(
+            f"a {height} × {width} image is smaller than a crop of {crop}; use the size of its view"
+        )
     if protocol.kind == "random":
         return _random_windows(height, width, protocol)
     rows, columns = _grid_counts(height, width, protocol)
@@ -260,40 +258,6 @@ def _random_windows(height: int, width: int, protocol: Protocol) -> list[Window]
     ]
 
 
-def unit(pixels: torch.Tensor) -> torch.Tensor:
-    """Return pixels as float32 in [0, 1]: uint8 is divided by 255, floats keep their values."""
-    return pixels.to(torch.float32) / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
-
-
-def fit_side(
-    image: torch.Tensor, crop: int, *, max_pixels: int = MAX_PIXELS, name: str = "image"
-) -> torch.Tensor:
-    """Enlarge an image whose shorter side is under `crop`, so that this side becomes `crop`.
-
-    The aspect ratio is kept, up to rounding of the longer side. Bilinear interpolation cannot leave the range
-    of the pixels, so that no clamp is needed, which would stop the gradient.
-
-    Args:
-        image: (…, H, W), uint8, or float in [0, 1].
-        crop: minimum of the shorter side, in pixels.
-        max_pixels: maximum height × width of the result.
-        name: what an error calls the image.
-
-    Returns:
-        The image itself when both sides reach `crop`, and otherwise an enlarged float32 copy in [0, 1],
-        differentiable to a float input.
-
-    Raises:
-        ImageError: the enlarged image would exceed `max_pixels`.
-
-    Examples:
-        >>> fit_side(torch.zeros(3, 100, 150), 224).shape
-        torch.Size([3, 224, 336])
-    """
-    height, width = image.shape[-2:]
-    return resize(image, *_fitted(height, width, crop), max_pixels=max_pixels, name=name)
-
-
 def _fitted(height: int, width: int, least: int) -> tuple[int, int]:
     """Return the size, enlarged to a shorter side of at least `least`."""
     shorter = min(height, width)
@@ -303,55 +267,3 @@ def _fitted(height: int, width: int, least: int) -> tuple[int, int]:
         least if side == shorter else (side * least + shorter // 2) // shorter for side in (height, width)
     )
     return h, w
-
-
-def resize(
-    image: torch.Tensor, height: int, width: int, *, max_pixels: int = MAX_PIXELS, name: str = "image"
-) -> torch.Tensor:
-    """Resize an image; bilinear, with antialiasing where it shrinks.
-
-    Args:
-        image: (…, H, W), uint8, or float in [0, 1].
-        height, width: of the result.
-        max_pixels: maximum height × width of an enlarged image.
-        name: what an error calls the image.
-
-    Returns:
-        The image itself when it has that size, and otherwise a float32 copy in [0, 1], differentiable to a
-        float input.
-
-    Raises:
-        ImageError: the enlarged image would exceed `max_pixels`.
-    """
-    given = int(image.shape[-2]), int(image.shape[-1])
-    if given == (height, width):
-        return image
-    if height > given[0] or width > given[1]:
-        check_size(given[0], given[1], max_pixels, name)
-        check_size(height, width, max_pixels, f"{name}: {given[0]} × {given[1]}, enlarged for its crops")
-    shrinks = height < given[0] or width < given[1]
-    if shrinks and image.dtype == torch.uint8 and image.device.type == "cpu":
-        planes = _narrowed(image.reshape(-1, *given), width)[None]
-    else:
-        planes = unit(image).reshape(1, -1, *given)
-    return _interpolated(planes, height, width).reshape(*image.shape[:-2], height, width)
-
-
-def _interpolated(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    # The filter of antialiasing is bilinear interpolation where an image grows. Without it torch has two ways
-    # to compute that on a CPU, and takes one of them according to its number of threads.
-    return F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-
-
-def _narrowed(pixels: torch.Tensor, width: int) -> torch.Tensor:
-    """Return (C, H, width) float32 in [0, 1] of (C, H, W) uint8, the first of the two passes of resizing.
-
-    The same bits as for the whole image at once, whose passes go over columns and then over rows, without a
-    float image of its size: a quarter of the time at twelve megapixels.
-    """
-    channels, height, _ = pixels.shape
-    narrow = torch.empty(channels, height, width, dtype=torch.float32, device="cpu")
-    for top in range(0, height, _BAND):
-        rows = unit(pixels[:, top : top + _BAND])[None]
-        narrow[:, top : top + _BAND] = _interpolated(rows, rows.shape[-2], width)[0]
-    return narrow

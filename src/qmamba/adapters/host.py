@@ -227,7 +227,7 @@ class AdapterVerbs(nn.Module):
 
 
 def _enough(chosen: Sequence[Loaded | None]) -> Iterator[Loaded | None]:
-    """Yield them; asking for more is an error."""
+    """Yield the adapters; raise AdapterError if more are asked for."""
     yield from chosen
     raise AdapterError(f"adapters must have a name for each image, got {len(chosen)} names")
 

@@ -11,8 +11,8 @@ from qmamba.calibration import Calibration
 from qmamba.checkpoints.file_names import NAME
 from qmamba.checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.errors import CheckpointError
-from qmamba.images import Preprocessing
 from qmamba.models.registry import BaseWeights, Output
+from qmamba.preprocessing import Preprocessing
 from qmamba.protocol import Protocol
 from qmamba.quantization.config import Quantization
 
@@ -47,7 +47,7 @@ class ModelConfig:
         protocol: which crops are scored when the caller names none.
         calibration: maps the raw quality of a crop to [0, 1], higher is better.
         lower_better: whether a lower score means a better photograph.
-        score_range: least and greatest score; [0, 1] is mapped to it, downwards if `lower_better`.
+        score_range: lowest and highest score; [0, 1] is mapped to it, downwards if `lower_better`.
         trained_on: names of the data sets that the weights have seen.
         training: how it was trained; any JSON object.
         licence: licence of the weights, an SPDX identifier where there is one.

@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeAlias
 
 from qmamba.checkpoints.file_names import NAME
 from qmamba.checkpoints.hub import HUB_PREFIX, fetch_file, is_repo_id
-from qmamba.errors import CheckpointError, HubError, near_names
-from qmamba.toml import parse_toml
+from qmamba.errors import CheckpointError, HubError
+from qmamba.toml import from_table, parse_toml
 
 INDEX_FILE = "models.toml"
 INDEX_VARIABLE = "QMAMBA_INDEX"
@@ -121,18 +121,7 @@ def _entry(name: str, values: Any, where: str) -> Entry:
         raise CheckpointError(f"{where}: a name must have letters, digits, '.', '_' or '-'")
     if not isinstance(values, dict):
         raise CheckpointError(f"{where} must be a table in braces, got {values!r}")
-    defaults = {each.name: each for each in fields(Entry) if each.name != "name"}
-    for key, value in values.items():
-        if key not in defaults:
-            raise CheckpointError(f"{where} has the unknown key {key!r}; {near_names(key, defaults)}")
-        wanted: type = {"data": list, "published": bool, "results": dict}.get(key, str)
-        if not isinstance(value, wanted):
-            raise CheckpointError(f"{where}: {key} must be of type {wanted.__name__}, got {value!r}")
-    entry = Entry(name, **{**values, "data": tuple(values.get("data", ()))})
-    if any(not isinstance(each, str) for each in entry.data):
-        raise CheckpointError(f"{where}: data must be a list of names, got {values['data']!r}")
-    if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in entry.results.values()):
-        raise CheckpointError(f"{where}: results must be numbers, got {values['results']!r}")
+    entry = from_table(Entry, values, where, CheckpointError, name=name)
     if entry.published:
         _check_place(entry, where)
     return entry

@@ -83,7 +83,7 @@ def _fetched(entry: Entry, files: tuple[str, str], revision: str | None, options
     if stated != entry.sha256:
         raise CheckpointError(
             f"{entry.name}: the index has weights {entry.sha256[:8]}…, but {entry.repo} at "
-            f"{entry.commit[:8]}… has {str(stated)[:8]}…: ask whoever wrote the index line"
+            f"{entry.commit[:8]}… has {str(stated)[:8]}…: ask the author of the index line"
         )
     return fetch(entry.repo, revision=entry.commit, files=files, **options)
 

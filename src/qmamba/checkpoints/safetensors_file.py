@@ -84,7 +84,7 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _mend(folder: Path) -> str:
+def _remedy(folder: Path) -> str:
     """Return what to do about a damaged folder; in the Hub's cache that is to delete the repository's."""
     repository = folder.parent.parent
     if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
@@ -129,11 +129,11 @@ def read_weights(path: Path, sha256: str, size: int, config: str) -> bytes:
             f"{path}: a pickle under another name; it can run code and is never read: ask for safetensors"
         )
     if size and found_size != size:
-        raise CheckpointError(f"{path}: must have {size} bytes, got {found_size}; {_mend(folder)}")
+        raise CheckpointError(f"{path}: must have {size} bytes, got {found_size}; {_remedy(folder)}")
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise CheckpointError(
-            f"{path}: sha256 must be {sha256[:8]}… as in the config, got {found[:8]}…; {_mend(folder)}"
+            f"{path}: sha256 must be {sha256[:8]}… as in the config, got {found[:8]}…; {_remedy(folder)}"
         )
     shapes_in(path, data)
     return data
@@ -151,7 +151,7 @@ def read_tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         state = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not valid safetensors ({error}); {_mend(path.parent)}") from error
+        raise CheckpointError(f"{path}: not valid safetensors ({error}); {_remedy(path.parent)}") from error
     for key, value in state.items():
         if value.is_floating_point():
             if not bool(torch.isfinite(value).all()):
@@ -164,7 +164,7 @@ def shapes_in(path: Path, data: bytes) -> Shapes:
     """Return types and shapes of the tensors in a safetensors file, whose header must cover every byte."""
 
     def wrong(what: str) -> CheckpointError:
-        return CheckpointError(f"{path}: not valid safetensors ({what}); {_mend(path.parent)}")
+        return CheckpointError(f"{path}: not valid safetensors ({what}); {_remedy(path.parent)}")
 
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):

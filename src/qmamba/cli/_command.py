@@ -1,4 +1,4 @@
-"""Commands: groups of options that several of them have, arguments that are refused, and quiet ends."""
+"""Commands: groups of options that several of them share, checks of arguments, and quiet exits."""
 
 from __future__ import annotations
 

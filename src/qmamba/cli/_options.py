@@ -154,7 +154,8 @@ class ScorerOptions(ModelOptions):
     draft: Annotated[
         bool,
         typer.Option(
-            "--draft", help="Decode large JPEG files at a fraction of their size: faster, and a little off."
+            "--draft",
+            help="Decode large JPEG files at a fraction of their size: faster; scores differ slightly.",
         ),
     ] = False
 

@@ -55,7 +55,7 @@ def score_by_ray(files: list[Path], out: Path, *, progress: bool | None, **optio
     """Score files, and the images in shards, by actors of Ray; return how many rows are failures."""
     from qmamba.integrations.ray import score_to_parquet
 
-    with suppress(ImportError):  # said in one line below; importing it sets up its loggers
+    with suppress(ImportError):  # a missing Ray is reported below; the import sets up its loggers
         import ray.data  # noqa: F401
     for name in ("ray", "ray.data"):  # only status messages: failures have rows
         logging.getLogger(name).setLevel(logging.CRITICAL)

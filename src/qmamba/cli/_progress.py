@@ -37,7 +37,7 @@ class Lines:
     The interface is the part of tqdm's that commands use.
     """
 
-    disable = True  # there is nothing on a screen that rows would have to avoid
+    disable = True  # no bar on a screen that rows would have to make room for
 
     def __init__(
         self, stream: TextIO, total: int | None, unit: str, *, asked: bool = False, initial: int = 0

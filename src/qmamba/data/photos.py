@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import RecipeError
-from ..toml import parse_toml
+from ..toml import from_table, parse_toml
 from .ratings import Rated
 
 CROP = 160  # side of a crop, in pixels
@@ -59,12 +58,7 @@ class Source:
 def list_sources() -> list[Source]:
     """Return the repositories that the default model was pretrained on."""
     text = (resources.files("qmamba.data") / "sources" / "photos.toml").read_text(encoding="utf-8")
-    return [_source(entry) for entry in parse_toml(text)["source"]]
-
-
-def _source(entry: dict[str, Any]) -> Source:
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
-    return Source(**fields)
+    return [from_table(Source, table, "photos.toml") for table in parse_toml(text)["source"]]
 
 
 # --- git ----------------------------------------------------------------------------------------------------

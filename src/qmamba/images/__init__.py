@@ -15,13 +15,11 @@ from .decoding import (
     printable,
     thumbnail,
 )
-from .preprocessing import Preprocessing
 
 __all__ = [
     "MAX_PIXELS",
     "Decoded",
     "ImageInput",
-    "Preprocessing",
     "as_bytes",
     "as_list",
     "decode",

@@ -95,7 +95,7 @@ def _expand(
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """Yield what matches a pattern. Not `glob` alone: its `**` follows links, forty times round a circle."""
+    """Yield what matches a pattern. Not `glob` alone: its `**` follows links, and a cycle 40 times."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from glob.glob(pattern)  # noqa: PTH207 - Path.glob takes no absolute pattern

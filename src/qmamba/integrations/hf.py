@@ -30,7 +30,7 @@ def with_scores(
     This is ``dataset.map(add_scores)`` for numpy and torch formats too: there `datasets` decodes images
     before any function sees them, so that one damaged image stops the map. Decoding is disabled while images
     are scored, and restored in the result, except in a stream: its rows are not decoded again, since a
-    damaged image would stop whoever reads them. ``stream.cast_column("image", datasets.Image())`` does it.
+    damaged image would stop their reader. ``stream.cast_column("image", datasets.Image())`` does it.
 
     Args:
         dataset: a `datasets.Dataset` or `datasets.IterableDataset`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -106,21 +106,6 @@ class ReadsStatistics(StageFeatures, Protocol):
     def read_statistics(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: float) -> None:
         """Write the function ``bias + weight · ((statistics - mean) · scale)`` into the head."""
         ...
-
-
-@runtime_checkable
-class QuantizableTensors(Protocol):
-    """A module with tensors that can be quantized though they are no layer's input or weight.
-
-    It has another attribute, ``quantizers``: a ``nn.ModuleDict`` of what these tensors pass through, by name,
-    or None in a float network.
-
-    Attributes:
-        quantizable: kinds by name: an input of an operation (B, …), a weight (a parameter of that name), or
-            another parameter.
-    """
-
-    quantizable: Mapping[str, Literal["input", "weight", "parameter"]]
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 @runtime_checkable
 class CountsItself(Protocol):
-    """A module that computes more than the modules within it, and tells how much."""
+    """A module that computes more than the modules within it, and reports how much."""
 
     def multiply_adds(self, x: Tensor) -> int:
         """Return the multiply-adds of one call with the input x, beside those of the modules within."""

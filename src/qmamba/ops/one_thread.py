@@ -23,7 +23,7 @@ Setter = Callable[[int], object]
 
 
 def use_one_thread() -> bool:
-    """Let torch and the native kernel compute with one thread when this thread calls them, for good.
+    """Let torch and the native kernel compute with one thread when this thread calls them, from now on.
 
     Returns:
         Whether they do. They do not where torch has no OpenMP library that could be asked.
@@ -36,7 +36,7 @@ def use_one_thread() -> bool:
 
 @lru_cache(maxsize=1)
 def can_use_one_thread() -> bool:
-    """Return whether :func:`use_one_thread` works here, which a thread started for it finds out."""
+    """Return whether :func:`use_one_thread` works here; a thread is started to try it."""
     found: list[bool] = []
     trial = threading.Thread(target=lambda: found.append(use_one_thread()))
     trial.start()

@@ -14,7 +14,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
     Kinds without autocast (``meta``, for example) raise an error even when it is switched off.
     """
-    # The usual kinds have it; the compiler of torch 2.11 cannot trace the question whether they do.
+    # The usual kinds have it; the compiler of torch 2.11 cannot trace the check.
     if device.type not in USUAL and not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

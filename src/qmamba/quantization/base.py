@@ -1,16 +1,31 @@
-"""What all quantizers are: modules that stay in float32."""
+"""The base classes of quantizers, and the tensors that modules offer to them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .grid import Grid
 from .rounding import check_bits
+
+
+@runtime_checkable
+class QuantizableTensors(Protocol):
+    """A module with tensors that can be quantized though they are neither input nor weight of a layer.
+
+    Another attribute, ``quantizers``, is a ``nn.ModuleDict`` of the quantizers that these tensors pass
+    through, by name, or None in a float network.
+
+    Attributes:
+        quantizable: kinds by name: an input of an operation (B, …), a weight (a parameter of that name), or
+            another parameter.
+    """
+
+    quantizable: Mapping[str, Literal["input", "weight", "parameter"]]
 
 
 class Quantizer(nn.Module):

@@ -56,7 +56,7 @@ def calibrate(
 
 
 def _record(seen: list[Tensor], quantizer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Keep some of a quantizer's input, and let the network go on in float."""
+    """Keep some of a quantizer's input, and let the network continue in float."""
     x = given[0]
     if x.numel():
         seen.append(sample(x))

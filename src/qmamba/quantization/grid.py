@@ -10,8 +10,8 @@ from torch import Tensor
 from .rounding import affine, check_bits, code_range
 
 SHRUNK = torch.linspace(1.0, 0.2, 33)
-"""Parts of a range, from all of it, whose squared error is compared."""
-COMPARED = 2**17  # values of activations, at most
+"""Shares of a range whose squared errors are compared."""
+COMPARED = 2**17  # maximum number of activations
 
 
 @dataclass(frozen=True)

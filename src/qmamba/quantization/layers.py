@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..models.hooks import hooked_itself
 from ..ops import linear
+from ..ops.hooks import hooked_itself
 from .base import ActivationQuantizer, WeightQuantizer
 
 
@@ -75,7 +75,7 @@ def quantized_class(module: nn.Module) -> type[QuantLinear] | type[QuantConv2d] 
     """Return the class that can stand for a module; None where none computes the same.
 
     That is for the very classes ``nn.Linear`` and ``nn.Conv2d``, and for a subclass of ``nn.Linear`` that
-    says ``computes_linear = True`` itself: other subclasses may compute anything.
+    sets ``computes_linear = True`` itself: other subclasses may compute anything.
     """
     kind = type(module)
     if kind is nn.Linear or (issubclass(kind, nn.Linear) and vars(kind).get("computes_linear") is True):

@@ -19,7 +19,7 @@ from .network import grids_of
 from .planning import Plan
 
 CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
-MOST_OFF = 0.3  # of a step, that a weight may lie beside its grid: a float16 network's weights do
+MOST_OFF = 0.3  # of a step: maximum distance of a weight from its grid, for networks in float16
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -82,7 +82,7 @@ def packed_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
 
 
 def own_types(network: nn.Module, held: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """Return the types of those tensors in a file that keep theirs whatever the type of the other weights.
+    """Return the types of the tensors in a file that keep their own, whatever that of the other weights.
 
     These are scales, offsets and the learnables of quantizers.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..models.capabilities import QuantizableTensors
+from .base import QuantizableTensors
 from .config import Quantization, matches
 from .layers import why_not
 
@@ -48,7 +48,7 @@ def plan(network: nn.Module, config: Quantization) -> Plan:
     """Return what a configuration quantizes in a network of any kind.
 
     Layers are ``nn.Linear`` and ``nn.Conv2d``; modules that declare tensors of their own
-    (:class:`~qmamba.models.capabilities.QuantizableTensors`) are asked for them. Every other module with a
+    (:class:`~qmamba.quantization.base.QuantizableTensors`) are asked for them. Every other module with a
     weight of two or more dimensions stays in float and is named in ``float_``.
     """
     made = Plan()

@@ -19,7 +19,7 @@ def allocate(w: Tensor, alpha: Tensor, beta: Tensor, breakpoints: Tensor, bits: 
 
     With u = clip((w + β) / α, Qn, Qp), the code is the level L_i of the greatest i whose threshold
     (a_{i-1} + a_i) / 2 lies below u. The backward sees a piecewise linear function through the points
-    (a_i, L_i) in place of these stairs.
+    (a_i, L_i) in place of these steps.
 
     Args:
         w: weights of any shape, float32.

@@ -42,31 +42,31 @@ class OwnType(nn.Module):
             _converted.reset(token)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Do as `torch.nn.Module.to`."""
+        """Convert as `torch.nn.Module.to` does."""
         with self._converting():
             return super().to(*args, **kwargs)
 
     def type(self, dst_type: Any) -> Self:
-        """Do as `torch.nn.Module.type`."""
+        """Convert as `torch.nn.Module.type` does."""
         with self._converting():
             return super().type(dst_type)
 
     def float(self) -> Self:
-        """Do as `torch.nn.Module.float`."""
+        """Convert as `torch.nn.Module.float` does."""
         with self._converting():
             return super().float()
 
     def double(self) -> Self:
-        """Do as `torch.nn.Module.double`."""
+        """Convert as `torch.nn.Module.double` does."""
         with self._converting():
             return super().double()
 
     def half(self) -> Self:
-        """Do as `torch.nn.Module.half`."""
+        """Convert as `torch.nn.Module.half` does."""
         with self._converting():
             return super().half()
 
     def bfloat16(self) -> Self:
-        """Do as `torch.nn.Module.bfloat16`."""
+        """Convert as `torch.nn.Module.bfloat16` does."""
         with self._converting():
             return super().bfloat16()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -20,11 +19,11 @@ from torch import nn
 from qmamba.errors import ImageError
 from qmamba.images import Decoded, iterate
 from qmamba.images.pillow import Least
-from qmamba.models.hooks import any_hooked
 from qmamba.ops.backend import watched
 from qmamba.ops.fork import use_one_thread_in_forked_child
+from qmamba.ops.hooks import any_hooked
 from qmamba.ops.one_thread import can_use_one_thread, use_one_thread
-from qmamba.scoring.stream import decode_ahead, decoded_or_error, is_held, never_changes
+from qmamba.scoring.stream import decode_ahead, decoded_or_error, in_turn, is_held, never_changes
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -110,7 +109,7 @@ def each(
 def in_order(
     jobs: Iterator[Callable[[], T]], *, threads: int, ahead: int = 1, held: bool = False
 ) -> Iterator[T]:
-    """Yield what each job returns, in their order; they run in threads that compute with one thread each.
+    """Return what each job returns, in their order; they run in threads that compute with one thread each.
 
     Jobs are read in the caller's thread, no more than one for each thread and `ahead` more. An error of the
     iterator, or of a job, is raised in its turn.
@@ -119,31 +118,11 @@ def in_order(
         jobs: may be endless.
         threads: number of threads.
         ahead: number of jobs that wait, so that no thread does.
-        held: whether the next job is there at once. Otherwise none is asked for while a result can be given.
+        held: whether the next job is available at once. Otherwise none is read while a result is ready.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="qmamba-score", initializer=_begin_thread)
-    pending: deque[Future[T]] = deque()
-    ended = False
-    try:
-        while True:
-            while not ended and len(pending) < threads + ahead:
-                if not held and pending and pending[0].done():
-                    break
-                try:
-                    pending.append(pool.submit(copy_context().run, _RUNNING.run, next(jobs)))
-                except StopIteration:
-                    ended = True
-                except Exception as error:
-                    failed: Future[T] = Future()
-                    failed.set_exception(error)
-                    pending.append(failed)
-                    ended = True
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        # Do not wait: the garbage collector may close this generator in any thread.
-        pool.shutdown(wait=False, cancel_futures=True)
+    futures = (pool.submit(copy_context().run, _RUNNING.run, job) for job in jobs)
+    return in_turn(futures, pool, threads + ahead, eager=held)
 
 
 def _begin_thread() -> None:
@@ -155,7 +134,7 @@ class _Running:
     """The jobs that are being worked on, whose end a fork waits for.
 
     A child that is forked in the midst of an operation inherits the locks that it holds, in torch and in the
-    libraries below, and nobody to release them.
+    libraries below, and no thread to release them.
     """
 
     PATIENCE = 20.0  # seconds that a fork waits: a job may itself wait for the thread that forks

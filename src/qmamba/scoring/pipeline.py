@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from qmamba.errors import ArgumentError, CapabilityError, ImageError
-from qmamba.images import MAX_PIXELS, Preprocessing
+from qmamba.images import MAX_PIXELS
+from qmamba.images.resizing import resize, unit
 from qmamba.models.registry import Output
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.ops.precision import without_autocast
-from qmamba.protocol import Protocol, View, Window, check_aspect, resize, unit, views
+from qmamba.preprocessing import Preprocessing
+from qmamba.protocol import Protocol, View, Window, check_aspect, views
 from qmamba.scoring.stream import decode_ahead, is_out_of_memory, outcome, senseless
 
 __all__ = [
@@ -79,7 +81,7 @@ class CropScores(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Where some crops of an image lie, at one of its sizes, and what they count; their pixels are not kept.
+    """Where some crops of an image lie, at one of its sizes, and their weight; their pixels are not kept.
 
     Attributes:
         view: the size, and all windows at this size.

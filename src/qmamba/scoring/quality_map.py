@@ -32,9 +32,9 @@ class QualityMap:
     score s, whose positions have the values q with the mean r, the score of a position is s + c · (q - r),
     where c is the derivative of the score with respect to r.
 
-    A map shows where a score comes from. It is no set of independent ratings: the network mixes all positions
-    before its head, so that a position depends on the whole part that it lies in, and a window that is cut
-    out and scored by itself gets another score. Scores of positions may leave the range of scores.
+    A map shows where a score comes from. It is not a set of independent ratings: the network mixes all
+    positions before its head, so that a position depends on the whole part that it lies in, and a window that
+    is cut out and scored by itself gets another score. Scores of positions may leave the range of scores.
 
     Attributes:
         height, width: of the image, in pixels.
@@ -107,11 +107,13 @@ def mappable(network: nn.Module, config: ModelConfig) -> Positions:
     """Return the network, once it is known that its positions can be shown on an image.
 
     Raises:
-        CapabilityError: it does not give values of positions, or its inputs are no windows of the image.
+        CapabilityError: it does not give values of positions, or its inputs are not windows of the image.
     """
     found = require(network, Positions, "quality map")
     if config.output != "number":
-        raise CapabilityError(f"no quality map of {config.name!r}: its output is {config.output}, no number")
+        raise CapabilityError(
+            f"no quality map of {config.name!r}: its output is {config.output}, not a number"
+        )
     crop, kind = (config.protocol.crop,) * 2, config.protocol.kind
     if config.preprocessing.size not in (None, crop if kind in ("grid", "random") else None):
         raise CapabilityError(

@@ -22,7 +22,7 @@ from qmamba.scoring.scorer import Scorer
 from qmamba.scoring.stream import decoded
 
 CROPS = 128  # that activations are calibrated on
-CHECKED = 64  # photographs whose scores are compared, at most
+CHECKED = 64  # maximum number of photographs whose scores are compared
 LEAST_CHECKED = 5
 
 Done = Callable[[], None]
@@ -122,7 +122,7 @@ def prepared(
     """
     if scorer.config.quantization is not None:
         raise CapabilityError(
-            f"{scorer.name} is quantized already; quantize the float model that it was made of"
+            f"{scorer.name} is quantized already; quantize the float model that it was made from"
         )
     network = copy.deepcopy(scorer.network)
     made = plan(network, config)

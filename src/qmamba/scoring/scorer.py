@@ -90,7 +90,7 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
 
     @property
     def score_range(self) -> tuple[float, float]:
-        """Least and greatest possible score."""
+        """Lowest and highest possible score."""
         low, high = self.config.score_range
         return low, high
 
@@ -214,8 +214,8 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
     def quality_map(self, image: Any, *, batch_size: int = 32, max_pixels: int | None = None) -> QualityMap:
         """Return where an image's score comes from: what each position of the network adds to it.
 
-        The parts sum to the score exactly, for every protocol and adapter. A part is a contribution, and no
-        rating of its window by itself: the network mixes all positions before its head, see `QualityMap`.
+        The parts sum to the score exactly, for every protocol and adapter. A part is a contribution, not
+        a rating of its window by itself: the network mixes all positions before its head, see `QualityMap`.
 
         Args:
             image: one image of any kind that `qmamba.images.decode` takes, or what `decoded` returned for it.
@@ -333,7 +333,7 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
     def iter_scores(
         self, images: Any, *, batch_size: int = 32, max_pixels: int | None = None, workers: int = 1
     ) -> Iterator[tuple[int, float | ImageError]]:
-        """Score images in order, and yield each result as soon as it is there.
+        """Score images in order, and yield each result as soon as it is ready.
 
         On a CPU as many images are scored at once as torch has threads, with one thread each; elsewhere the
         next images are decoded meanwhile. An iterator may be endless: no more images are read ahead than

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from qmamba.images import Decoded, decode_for, label
 from qmamba.images.pillow import Least
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.protocol import check_aspect
+
+T = TypeVar("T")
 
 
 class Column(Protocol):
@@ -129,29 +131,46 @@ def decode_ahead(
     use_one_thread_in_forked_child()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="qmamba-decode")
 
-    def submit() -> Future[Decoded | ImageError] | None:
-        try:
-            image = next(images)
+    def submitted() -> Iterator[Future[Decoded | ImageError]]:
+        for image in images:
             future = pool.submit(decoded_or_error, image, max_pixels, least, held=held)
             if not (held or never_changes(image)):
                 wait([future])
-            return future
-        except StopIteration:
-            return None
-        except Exception as error:
-            # The caller's iterator has failed. The error is raised in its turn, so that the images before it
-            # are still scored.
-            failed: Future[Decoded | ImageError] = Future()
-            failed.set_exception(error)
-            return failed
+            yield future
 
+    yield from in_turn(submitted(), pool, workers + 1)
+
+
+def in_turn(
+    futures: Iterator[Future[T]], pool: ThreadPoolExecutor, most: int, *, eager: bool = True
+) -> Iterator[T]:
+    """Yield the results of futures in their order, and shut their pool down at the end.
+
+    An error of the iterator, or of a future, is raised in its turn: the results before it are still given.
+
+    Args:
+        futures: may be endless; read in the caller's thread.
+        pool: that they were submitted to.
+        most: maximum number of futures whose results have not been yielded.
+        eager: read that many before a result is yielded. Otherwise none is read while a result is ready.
+    """
+    pending: deque[Future[T]] = deque()
+    ended = False
     try:
-        # Not the pool's map, which would read an endless iterator to its end.
-        ahead: deque[Future[Decoded | ImageError] | None] = deque(submit() for _ in range(workers))
-        while (first := ahead.popleft()) is not None:
-            image = first.result()
-            ahead.append(submit())
-            yield image
+        while True:
+            while not ended and len(pending) < most and (eager or not pending or not pending[0].done()):
+                try:
+                    pending.append(next(futures))
+                except StopIteration:
+                    ended = True
+                except Exception as error:
+                    failed: Future[T] = Future()
+                    failed.set_exception(error)
+                    pending.append(failed)
+                    ended = True
+            if not pending:
+                return
+            yield pending.popleft().result()
     finally:
         # Do not wait: the garbage collector may close this generator in any thread, even in one that is just
         # starting and holds the lock that joining another thread needs.

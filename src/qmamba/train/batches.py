@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import DISTORTIONS, Rated
 from ..images import as_bytes, decode
-from ..protocol import resize
+from ..images.resizing import resize
 from .rated_sets import by_set, mixed_choice
 from .recipe import Recipe
 from .sampling import epoch_indices

@@ -1,7 +1,7 @@
 """Distillation: the network learns to predict a teacher's features at each of its own stages.
 
 An opinion score is one noisy number for a whole photograph, and a Vision Mamba trained on nothing else
-learns slowly at first. A teacher's features are hundreds of numbers for every position: they teach it to see.
+learns slowly at first. A teacher's features are hundreds of numbers for every position.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it.
+    """Return a duration in words.
 
     >>> in_words(20), in_words(100), in_words(1000), in_words(9000)
     ('less than a minute', '2 minutes', '17 minutes', '2.5 hours')

@@ -1,4 +1,4 @@
-"""General features: what EfficientNet-Lite0 sees as ImageNet left it, as maps and as statistics.
+"""General features: those of EfficientNet-Lite0 trained on ImageNet, as maps and as statistics.
 
 The teacher is never tuned: tuning it on one set of ratings may cost it features that ratings of another
 domain need.
@@ -34,7 +34,7 @@ VARIANCE_FLOOR = (
 
 
 class GeneralFeatures(NamedTuple):
-    """What the teacher sees of B crops, in float32.
+    """The teacher's features of B crops, in float32.
 
     Attributes:
         maps: per end (B, C, H, W), see :data:`ENDS`.

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..checkpoints import ModelConfig
 from ..checkpoints.start import Start, start
 from ..errors import QMambaError, RecipeError
-from ..images import Preprocessing
+from ..images.resizing import unit
 from ..models import create_model, get_architecture
 from ..models.capabilities import StageFeatures, require
 from ..models.registry import Output
-from ..protocol import unit
+from ..preprocessing import Preprocessing
 from ..scoring.pipeline import quality
 from .recipe import Plan
 
@@ -53,7 +53,7 @@ def make_network(
 
 
 class Seen(NamedTuple):
-    """What a network makes of images: raw quality (B,), and features per stage (B, C, H, W), in float32."""
+    """A network's outputs for images: raw quality (B,), and features per stage (B, C, H, W), in float32."""
 
     raw: Tensor
     features: list[Tensor]
@@ -77,7 +77,7 @@ class Interface:
         return cls(config.preprocessing, config.output)
 
     def images(self, pixels: Tensor, device: torch.device) -> Tensor:
-        """Return what a network takes, float32, of pixels (B, 3, S, S) uint8."""
+        """Return a network's inputs, float32, from pixels (B, 3, S, S) uint8."""
         return self.preprocessing(unit(pixels.to(device)))
 
     def see(self, network: nn.Module, pixels: Tensor, *, features: bool = False) -> Seen:

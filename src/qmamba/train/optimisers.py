@@ -25,7 +25,7 @@ def undecayed(module: nn.Module) -> set[str]:
 def parameter_groups(
     network: nn.Module, heads: nn.Module, weight_decay: float, leave_out: frozenset[str] = frozenset()
 ) -> list[dict[str, Any]]:
-    """Return what trains, as groups for an optimiser: decayed, not decayed, and heads (not decayed).
+    """Return the trained parameters as groups: decayed, not decayed, and heads (not decayed).
 
     Args:
         network: what is trained and kept. Its parameters without ``requires_grad`` stay as they are.

@@ -91,9 +91,9 @@ def make_pretrain_batch(
 
 
 def rated_indices(shards: Shards, recipe: PretrainRecipe, step: int) -> list[int]:
-    """Return the indices of a step's rated crops: as many of each set, whatever its size.
+    """Return the indices of a step's rated crops: the same number from each set, whatever its size.
 
-    Each set is gone through in an order of its own before any of its crops comes again.
+    All crops of a set are used, in a random order, before one is repeated.
     """
     found: list[int] = []
     for index in range(int(shards.sets.max()) + 1 if recipe.rated else 0):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..errors import RecipeError
-from ..toml import parse_toml
+from ..toml import from_table, parse_toml
 from .paper.recipe import PaperRecipe, list_paper_recipes, paper_recipe_text
 from .recipe import HeadRecipe, PretrainRecipe, Recipe
-
-T = TypeVar("T")
 
 
 def list_recipes() -> list[str]:
@@ -56,60 +52,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
     except ValueError as error:
         raise RecipeError(f"{where} is not valid TOML: {error}") from error
     if "task" in values:
-        return build(PaperRecipe, values, where)
+        return from_table(PaperRecipe, values, where)
     if "head" in values:
-        return build(HeadRecipe, values, where)
-    return build(PretrainRecipe if values.get("data") == "photos" else Recipe, values, where)
-
-
-def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Return a dataclass from a TOML table, its fields' types checked, at any depth.
-
-    A field is called by its name, or by ``metadata["key"]``. TOML writes tuples as lists.
-
-    Args:
-        kind: the dataclass.
-        values: the table.
-        where: what errors call the table.
-
-    Raises:
-        RecipeError: one line that says what is wrong.
-    """
-    fields = {field.metadata.get("key", field.name): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    required = [
-        key for key, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING
-    ]
-    unknown, missing = sorted(values.keys() - fields.keys()), sorted(required - values.keys())
-    if unknown or missing:
-        what = f"has the unknown key {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise RecipeError(f"{where} {what}; the keys are {', '.join(sorted(fields))}")
-    hints = get_type_hints(kind)
-    return kind(
-        **{
-            fields[key].name: _checked(hints[fields[key].name], value, f"{where}: {key}")
-            for key, value in values.items()
-        }
-    )
-
-
-def _checked(hint: Any, value: Any, where: str) -> Any:
-    """Return a value of TOML as the type of a field."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, UnionType):  # with None, which TOML writes as an absent key
-        return _checked(next(each for each in arguments if each is not NoneType), value, where)
-    kind = list if origin is tuple else dict if dataclasses.is_dataclass(hint) else origin or hint
-    fits = isinstance(value, kind) or (kind is float and type(value) is int)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise RecipeError(f"{where} must be of type {kind.__name__}, got {value!r}")
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)  # type: ignore[arg-type]
-    if origin is dict:
-        return {key: _checked(arguments[1], each, f"{where}.{key}") for key, each in value.items()}
-    if origin is not tuple:
-        return value
-    each_hint = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-    if len(each_hint) != len(value):
-        raise RecipeError(f"{where} must be a list of {len(each_hint)} values, got {value!r}")
-    return tuple(_checked(each, part, where) for each, part in zip(each_hint, value, strict=True))
+        return from_table(HeadRecipe, values, where)
+    return from_table(PretrainRecipe if values.get("data") == "photos" else Recipe, values, where)

@@ -17,7 +17,7 @@ from .networks import Interface, interface_of
 
 
 class Lesson(NamedTuple):
-    """What a teacher says of images: features (B, C, H, W) per stage, and scores (B,) if it rates."""
+    """The outputs of a teacher for images: features (B, C, H, W) per stage, and scores (B,) if it rates."""
 
     features: list[Tensor]
     scores: Tensor | None

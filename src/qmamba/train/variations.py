@@ -1,6 +1,6 @@
-"""Variations: what photographs of other places and cameras may look like, made from the ones at hand.
+"""Variations: what photographs of other places and cameras may look like, made from the given ones.
 
-:func:`varied` widens the range of what is seen, and :func:`sensor_noise` makes a copy that is worse for sure.
+:func:`varied` widens the range of what is seen, and :func:`sensor_noise` makes a copy that is surely worse.
 
 A student agrees with its teacher where it has seen pictures. Casts, tones, haze, magnifications and mixtures
 widen that range, far beyond what a set of photographs covers. They carry no ratings: whether a cast is a flaw

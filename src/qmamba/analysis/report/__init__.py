@@ -110,7 +110,7 @@ def write_report(
 def _write(path: Path, slots: dict[str, str], cards: IO[str]) -> None:
     """Write the template with its slots filled, and the file `cards` in the slot of that name."""
     template = resources(__package__).joinpath("template.html").read_text(encoding="utf-8")
-    unfinished = path.with_name(f"{path.name}.part")  # a full disk leaves no half of a page
+    unfinished = path.with_name(f"{path.name}.part")  # a full disk must not leave half a page
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as page:
             # Split once: text from file names is never searched for slots.

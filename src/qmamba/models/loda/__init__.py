@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...images import Preprocessing
+from ...preprocessing import Preprocessing
 from ...protocol import Protocol
 from ..registry import Architecture, BaseWeights, register
 from .network import LoDa, is_stored

@@ -49,7 +49,7 @@ class Extractor(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head cross-attention: tokens (b, l, r) ask the distortion tokens (b, P, r) (equation 2)."""
+    """Multi-head cross-attention: tokens (b, l, r) attend to the distortion tokens (b, P, r) (equation 2)."""
 
     def __init__(self, latent: int, heads: int) -> None:
         super().__init__()

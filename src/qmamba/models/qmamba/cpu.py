@@ -1,10 +1,10 @@
 """The same network on a CPU, in less time and memory.
 
 :func:`run` computes what ``part(x)`` does, for a stem, a block, a downsampling or the statistics of features.
-Without gradients it works on some rows or positions at a time, so that what lies between stays in a cache and
-large images need little memory, and in place where nobody else has a tensor. :func:`in_batches` gives the
-network a few images at a time. Both leave the plain path to whoever has put a hook, a parametrization or
-another module into the part concerned, and to tracers.
+Without gradients it works on some rows or positions at a time, so that intermediate results stay in a cache
+and large images need little memory, and in place where a tensor is used nowhere else. :func:`in_batches`
+gives the network a few images at a time. Both take the plain path where a part has hooks, parametrizations or
+replaced modules, and under tracers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ...ops import linear, mlp
 from ...ops.backend import watched
+from ...ops.hooks import any_hooked, untouched
 from ...ops.scratch import Scratch, workspace
-from ..hooks import any_hooked, untouched
 from .heads import EPS, statistics
 from .layers import MLP, Block, Downsample, DropPath, Stem
 from .ss2d import SS2D, Linear, RouteGate
@@ -91,7 +91,7 @@ def run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _stem(stem: Stem, image: Tensor) -> Tensor:
-    """Compute some rows at a time: what is made on the way is eight times as large as the image."""
+    """Compute some rows at a time: intermediate results are eight times as large as the image."""
     parts = round(image.numel() * stem.conv1.out_channels / 12 / ELEMENTS)
     if parts <= 1:
         return stem(image)  # type: ignore[no-any-return]
@@ -136,10 +136,10 @@ def _block_with_gradients(block: Block, x: Tensor) -> Tensor:
 
 
 def _downsample(downsample: Downsample, x: Tensor) -> Tensor:
-    """Compute it as a matrix product over patches where that is quicker.
+    """Compute the convolution as a matrix product over patches where that is quicker.
 
-    A convolution rearranges its weights in every call on a CPU. That costs more than to rearrange the
-    features, where these are the fewer.
+    On a CPU a convolution rearranges its weights in every call, which costs more than rearranging the
+    features where these have fewer elements.
     """
     conv = downsample.conv
     positions = x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
@@ -152,7 +152,7 @@ def _downsample(downsample: Downsample, x: Tensor) -> Tensor:
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """Compute :func:`statistics` with sums over some rows at a time, as many for any batch."""
+    """Compute :func:`statistics` with sums over some rows at a time, the same number for any batch."""
     rows = max(1, ELEMENTS // (x.shape[2] * x.shape[3]))
     if rows >= x.shape[1]:
         return statistics(x)
@@ -165,13 +165,13 @@ def _statistics(x: Tensor) -> Tensor:
     return torch.stack([mean, (variance + EPS).sqrt()], dim=1)
 
 
-# What they are made of
+# Steps of the parts
 
 
 def _mix_in_place(ss2d: SS2D, x: Tensor) -> Tensor:
-    """Convolve and scan (B, H, W, D) that nobody else needs, a few images at a time.
+    """Convolve and scan (B, H, W, D) a few images at a time, and overwrite it.
 
-    The result lies in memory that is used again, until the next call of this thread.
+    The result lies in memory that is reused: it is valid until the next call in this thread.
     """
     out = Scratch(x)("mixed", x.shape)
     images = max(1, SCANNED // x[0].numel())

@@ -42,8 +42,8 @@ class MeanHead(nn.Module):
 def statistics(x: Tensor) -> Tensor:
     """Return means and standard deviations over positions, (B, H, W, C) → (B, 2, C).
 
-    In float32 at least, by two passes: the squares of a channel far from zero would leave nothing of its
-    variance. A deviation is sqrt(variance + 1e-6).
+    In float32 at least, and in two passes: with sums of squares, a channel far from zero would lose its
+    variance to rounding. A deviation is sqrt(variance + 1e-6).
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean(dim=(1, 2))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import CapabilityError
 from ...ops import cross_scan_routes, local_scan_routes
-from ..hooks import hooked
+from ...ops.hooks import hooked
 from . import cpu
 from .heads import MeanHead, StatisticsHead, statistics
 from .layers import Block, Downsample, Stem

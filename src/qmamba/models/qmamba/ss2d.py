@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...ops import GateWeights, Route, gated_scan, linear, selective_scan
+from ...ops.hooks import hooked
 from ...ops.route_gate.reference import EPS
 from ..channels_last import conv_nhwc
-from ..hooks import hooked
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 

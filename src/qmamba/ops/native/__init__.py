@@ -1,4 +1,4 @@
-"""The native kernel: scan and route gate in C, found and loaded on first use, absent without harm.
+"""The native kernel: scan and route gate in C, found and loaded on first use, and optional.
 
 Wheels carry it, and installations from source compile it where there is a C compiler;
 ``python -m qmamba.ops.native.build`` adds it later. One library holds a variant for each instruction set, and

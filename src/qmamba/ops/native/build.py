@@ -192,8 +192,8 @@ def main() -> int:
     parser.add_argument(
         "--optional",
         action="store_true",
-        help="build it only where it is missing or old, and say in one line what is lost where that fails; "
-        "do nothing where the variable QMAMBA_NATIVE is 0",
+        help="build it only if it is missing or old; print one line that says what is lost if that fails; "
+        "do nothing if the variable QMAMBA_NATIVE is 0",
     )
     optional = parser.parse_args().optional
     if optional and os.environ.get("QMAMBA_NATIVE") == "0":

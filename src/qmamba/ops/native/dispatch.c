@@ -11,7 +11,7 @@
 #else
 #define EXPORT __attribute__((visibility("default")))
 #endif
-#define ABI 6 /* raised whenever a structure or a function changes; whoever loads the library checks it */
+#define ABI 6 /* raised whenever a structure or a function changes; checked by the code that loads the library */
 
 extern const qm_scan_functions qm_scan_baseline;
 extern const qm_gate_function qm_gate_baseline;

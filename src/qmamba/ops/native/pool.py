@@ -67,7 +67,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """Forget the threads in a forked child: they are gone, and so may be whoever held the lock."""
+    """Forget the threads in a forked child: they are gone, and so may be the holder of the lock."""
     global _lock, _pool, _pool_size, _forked
     _lock, _pool, _pool_size, _forked = threading.Lock(), None, 0, True
 

@@ -1,5 +1,5 @@
 /* Threads of an OpenMP library that is loaded already: torch's own. Teams of others would fight with those for
- * the CPU. Nothing is linked against: whoever loads the kernels looks the functions up. */
+ * the CPU. Nothing is linked against: the caller looks the functions up. */
 #ifndef QMAMBA_TEAM_H
 #define QMAMBA_TEAM_H
 

@@ -1,5 +1,5 @@
 """The OpenMP library that torch's threads come from. The native kernel works in its team: those threads are
-awake already, and a second team would fight with them for the CPU.
+awake already, and a second team would compete with them for the CPU.
 
 =========  =======================================================================
 Linux      ``GOMP_parallel`` of libgomp, libomp or libiomp5

@@ -1,8 +1,8 @@
-"""The selective scan by mamba-ssm, on CUDA: what this family of models is elsewhere built on.
+"""The selective scan by the package mamba-ssm, on CUDA.
 
 Its public function scans sequences of channels (B, K·D, L) that have been laid out in memory for it, so that
-each route's copies of the features, the expanded step sizes and the outputs exist as tensors. It is here to
-compare with, and is used only where it is named.
+each route's copies of the features, the expanded step sizes and the outputs exist as tensors. It is here for
+comparison, and is used only if named.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ...data import DATASETS, Rated, read_dataset, read_manifest
 from ...data.splitting import make_splits
 from ...errors import DataSetError, RecipeError
 from ...images import as_bytes, decode
-from ...protocol import resize
+from ...images.resizing import resize
 from ..batches import random_crop
 from ..folds import by_fold
 from ..sampling import mixed_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qmamba.checks import fail, numbers, same_keys
+from qmamba.errors import CheckpointError
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,10 +44,12 @@ class Preprocessing:
     padding: Padding = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", numbers(self.mean, "preprocessing.mean", 3))
-        object.__setattr__(self, "std", numbers(self.std, "preprocessing.std", 3))
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not _are_numbers(values, 3):
+                raise _wrong(name, "three finite numbers", values)
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         if min(self.std) <= 0:
-            raise fail("preprocessing.std", "three numbers above zero", self.std)
+            raise _wrong("std", "three numbers above zero", self.std)
         if self.size is not None:
             sides = self.size
             if (
@@ -54,11 +57,11 @@ class Preprocessing:
                 or len(sides) != 2
                 or any(type(side) is not int or not 1 <= side <= 2**13 for side in sides)
             ):
-                raise fail("preprocessing.size", "null or two integers from 1 to 8192", sides)
+                raise _wrong("size", "null or two integers from 1 to 8192", sides)
             object.__setattr__(self, "size", tuple(sides))
         for name, known in (("interpolation", get_args(Interpolation)), ("padding", get_args(Padding))):
             if getattr(self, name) not in known:
-                raise fail(f"preprocessing.{name}", f"one of {', '.join(known)}", getattr(self, name))
+                raise _wrong(name, f"one of {', '.join(known)}", getattr(self, name))
 
     def __call__(self, crops: Tensor) -> Tensor:
         """Return a network's inputs (N, 3, h', w') float32 from crops (N, 3, h, w) float32 in [0, 1]."""
@@ -93,5 +96,22 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
         """Return the inverse of `to_dict`; CheckpointError when a field is missing or unknown."""
-        same_keys(data, {field.name for field in dataclasses.fields(cls)}, "preprocessing")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(data, Mapping) or set(data) != set(names):
+            raise CheckpointError(f"preprocessing must be an object with {', '.join(names)}, got {data!r}")
         return cls(**data)
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    """Return whether a value is a list or tuple of this many finite numbers."""
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) == count
+        # bool is an int to Python, but `true` as a mean is a mistake.
+        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        and all(math.isfinite(value) for value in values)
+    )
+
+
+def _wrong(name: str, expected: str, value: object) -> CheckpointError:
+    return CheckpointError(f"preprocessing: {name} must be {expected}, got {value!r}")

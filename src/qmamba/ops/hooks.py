@@ -1,4 +1,4 @@
-"""Whether a module is as its family made it: a shortcut past ``module(x)`` is allowed only then."""
+"""Whether a module is unmodified: a shortcut past ``module(x)`` is allowed only then."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hooked(*modules: nn.Module) -> bool:
 
 
 def any_hooked(*parts: object) -> bool:
-    """Return whether a module among these, or within them, has hooks; others than modules are passed over."""
+    """Return whether a module among these, or within them, has hooks; anything but modules is ignored."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return _global_hooks() or any(hooked_itself(module) for part in modules for module in _within(part))
 
@@ -59,7 +59,7 @@ def _within(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _global_hooks() -> bool:
-    """Return whether hooks of all modules are registered; a compiler that traces cares for them itself."""
+    """Return whether hooks of all modules are registered; a tracing compiler handles them itself."""
     hooks = (
         torch_module._global_forward_hooks,
         torch_module._global_forward_pre_hooks,
