@@ -6,7 +6,7 @@
 It reads the features that ``generality.py`` keeps in its cache. The error of an image is the distance between
 its ranks by score and by opinion, within its domain. Signals are:
 
-- ``sides``: the difference between the raw qualities at the protocol's two sizes, what ``return_std`` returns;
+- ``sides``: the difference of raw quality at the two sizes of the protocol, what ``return_std`` shows;
 - ``heads``: the deviation of eight ridge heads on the stage statistics, each fitted to a resample of BIQ2021;
 - ``distance``: how far the stage statistics are from BIQ2021's, whitened, on their first 100 axes.
 
