@@ -66,6 +66,7 @@ KINDS = {  # of rows of the generality bench
 }
 BASE = "lite0, left out"
 MODELS = {"lite0": "Lite0", "lite0-ensemble": "Lite0, ensemble"}
+SIGNALS = {"sides": "two sizes", "heads": "eight heads", "distance": "distance"}
 WITHIN = {"agiqa3k": "within generators", "srij": "within methods", "kadid-scale": "within kinds"}
 PEERS = {"ridge on Lite0": "lite0-ridge", "tuned Lite0": "lite0-tuned", "BRISQUE": "brisque", "NIQE": "niqe"}
 
@@ -81,9 +82,9 @@ def main() -> None:
 def rendered() -> dict[str, dict[str, str]]:
     """Tables by page, by the name of their markers."""
     measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
-    beside, adapters, generality, speed = (
+    beside, adapters, generality, speed, confidence = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("accuracy", "adapters", "generality", "speed")
+        for name in ("accuracy", "adapters", "generality", "speed", "confidence")
     )
     return {
         "README.md": {
@@ -105,6 +106,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "default": domains_table(generality, "lqmamba-n, left out"),
             "rows": rows_table(generality),
             "within": within_table(generality),
+            "confidence": confidence_table(confidence, generality["domains"]),
         },
         "docs/limits.md": {"domains": limits_table(measured)},
         "docs/speed.md": {
@@ -341,6 +343,19 @@ def rows_table(report: dict[str, Any]) -> str:
                 rows.append([title, model_title(row), *map(starred, found)])
     heads = ["SRCC", "statistics or model", *(domain["title"] for domain in report["domains"].values())]
     return markdown([*heads, "mean", "without BIQ2021"], rows, range(2, 2 + len(report["domains"]) + 2))
+
+
+def confidence_table(report: dict[str, Any], domains: dict[str, Any]) -> str:
+    """Agreement of signals of doubt with the error, and how far a domain's signals are above BIQ2021's."""
+    rows = []
+    for key, found in report["domains"].items():
+        signals = found["signals"]
+        cells = [f"{signals[name]['with_error']:+.3f}" for name in SIGNALS]
+        cells += [f"{signals[name]['over_fitted']:.2f}" for name in SIGNALS]
+        rows.append([domains[key]["title"], f"{found['srcc']:.3f}", *cells])
+    medians = [f"{title}, median ÷ BIQ2021's" for title in SIGNALS.values()]
+    heads = ["", "SRCC with people", *(f"{title}, SRCC with the error" for title in SIGNALS.values())]
+    return markdown([*heads, *medians], rows, range(1, 2 + 2 * len(SIGNALS)))
 
 
 def within_table(report: dict[str, Any]) -> str:
