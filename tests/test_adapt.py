@@ -17,11 +17,12 @@ from qmamba import create_model
 from qmamba.adapters import Adapter, read_adapter_config
 from qmamba.checkpoints import save_checkpoint
 from qmamba.cli import app
+from qmamba.cli.adapt import RecipeOptions
 from qmamba.data import Rated, rating_scale, read_manifest, rescaled
 from qmamba.errors import AdapterError, RecipeError
 from qmamba.metrics import bootstrap_interval, srcc
 from qmamba.scoring import Scorer
-from qmamba.train import AdaptRecipe, adapt
+from qmamba.train import QUICK, AdaptRecipe, adapt
 from qmamba.train.adaptation import Adaptation, AdaptBatch
 from qmamba.train.bank import Bank
 from qmamba.train.engine import Run
@@ -37,7 +38,7 @@ RECIPE = AdaptRecipe(epochs=20, crops=4, batch=8, lr=3e-2, patience=4)
 
 
 def base_network() -> torch.nn.Module:
-    """A random network that likes bright photographs a little: with its head turned round, as it happens."""
+    """A random network that slightly prefers bright photographs; its head is negated for that."""
     network = tiny_network()
     with torch.no_grad():
         network.head.fc.weight.neg_()
@@ -377,6 +378,14 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         [str(a) for a in ("score", folder / "photos", "-m", folder / "base", "-a", adapter, "-f", "jsonl")],
     )
     assert scored.exit_code == 0 and len(scored.stdout.splitlines()) == 13
+
+
+def test_the_quick_preset_takes_few_steps() -> None:
+    assert RecipeOptions(quick=True).recipe() == QUICK
+    assert RecipeOptions(quick=True, epochs=2).recipe() == replace(QUICK, epochs=2)
+    photographs = 160  # of 200, a fifth of which is held out
+    assert photographs * QUICK.crops // QUICK.batch * QUICK.epochs == 120
+    assert photographs * AdaptRecipe().crops // AdaptRecipe().batch * AdaptRecipe().epochs == 750
 
 
 def test_time_is_up(folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from docs_folder import made_folder
 from qmamba import toml
 from qmamba.cli import app
 from qmamba.data import DISTORTIONS
+from qmamba.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]]
@@ -150,6 +151,13 @@ def test_the_code_of_a_page_runs(page: str, folder: Path) -> None:
         assert (folder / "map.png").stat().st_size and (folder / "report.html").stat().st_size
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_reader_with_a_clone_can_install_what_a_page_says(page: str) -> None:
+    """The package is on no index yet: pages install from the folder."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert not re.search(r"""pip install[^\n`]*["' ]qmamba\b""", text)
+
+
 def test_little_is_not_run() -> None:
     every = [b for blocks in BLOCKS.values() for b in blocks]
     marked = [b for b in every if b.why is not None]
@@ -176,6 +184,18 @@ def test_the_tables_are_those_of_the_measurements(monkeypatch: pytest.MonkeyPatc
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, table in tables.items():
             assert make_tables.replaced(text, name, table) == text, "run `make docs-figures`"
+
+
+def test_the_site_links_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_site
+
+    monkeypatch.setenv("QMAMBA_REPOSITORY", "git@example.org:lab/qmamba.git")
+    assert make_site.repository() == "https://example.org/lab/qmamba"
+    text = make_site.configured("[project]\n", make_site.repository())
+    assert 'repo_url = "https://example.org/lab/qmamba"' in text and f"qmamba {__version__}" in text
+    monkeypatch.setenv("QMAMBA_REPOSITORY", "/srv/private.git")
+    assert "repo_url" not in make_site.configured("[project]\n", make_site.repository())
 
 
 def test_the_example_raises_a_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,26 @@ def test_import_time() -> None:
     assert min(seconds) <= ALLOWED_SECONDS, seconds
 
 
+def test_a_first_score_imports_no_compiler() -> None:
+    """torch's compiler takes two CPU seconds to import."""
+    code = """
+import sys, numpy, qmamba
+qmamba.score(numpy.zeros((64, 64, 3), "uint8"))
+print("torch._dynamo" in sys.modules)
+"""
+    assert python(code) == "False"
+
+
+def test_the_citation_file_names_the_library_and_the_paper() -> None:
+    import yaml  # a dependency of huggingface_hub
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["title"].startswith("qmamba")
+    assert citation["license"] == "Apache-2.0"
+    paper = citation["preferred-citation"]
+    assert paper["title"].startswith("QMamba: ") and len(paper["authors"]) == 5 and paper["year"] == 2025
+
+
 def test_import_leaves_random_state_and_settings_alone() -> None:
     code = """
 import random, warnings

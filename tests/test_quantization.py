@@ -410,7 +410,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, scorer: Scorer) -> Path:
     scorer.save_pretrained(path / "base")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        quiet = create_model("lqmamba-n", **TINY)  # the other one's weights are so large that 2 bits are noise
+        quiet = create_model("lqmamba-n", **TINY)  # in the other one's weights, 2 bits are noise
     Scorer(quiet, quick_config()).save_pretrained(path / "quiet")
     (path / "photos" / "more").mkdir(parents=True)
     for i in range(8):

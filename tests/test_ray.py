@@ -250,6 +250,32 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         score_to_parquet("photos", tmp_path)
 
 
+def test_a_failure_of_ray_is_one_line() -> None:
+    from qmamba.integrations.ray import _Run, _running
+
+    class Failing:
+        """A Ray whose cluster cannot be reached, and whose work fails."""
+
+        class exceptions:  # noqa: N801 - Ray's module
+            RayError = ConnectionError
+
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **_: Any) -> None:
+            raise ConnectionError("no cluster at 10.0.0.1\nlong advice")
+
+        def map_batches(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("lost the head node\nand a traceback")
+
+    with pytest.raises(BackendError) as caught, _running(Failing()):
+        pass
+    assert str(caught.value) == "Ray cannot be started: no cluster at 10.0.0.1"
+    with pytest.raises(BackendError) as caught:
+        _Run(Failing(), None, WIDE, None, len)._score(Failing(), 32, {})  # type: ignore[arg-type]
+    assert str(caught.value) == "Ray failed: lost the head node; finished rows are kept; run again"
+
+
 class Killer(threading.Thread):
     """Kill one scoring actor after another, each after a given number of rows."""
 

@@ -7,13 +7,16 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qmamba.checkpoints.file_names import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
-from qmamba.checkpoints.hub import HUB_PREFIX, fetch, is_repo_id
+from qmamba.checkpoints.hub import HUB_PREFIX, FetchOptions, fetch, is_repo_id
 from qmamba.checkpoints.index import Kind, listed
 from qmamba.checkpoints.named import HUB_USER_VARIABLE, Lookup, look_up, unpublished_message
 from qmamba.errors import AdapterError, CheckpointError, UnknownModelError, near_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _embedded(kind: str = "weights", files: tuple[str, str] = (CONFIG_FILE, WEIGHTS_FILE)) -> dict[str, Path]:
@@ -71,14 +74,7 @@ def _names(kind: Kind, embedded: list[str], published: bool | None) -> list[str]
     return sorted(name for name, is_published in known.items() if published in (None, is_published))
 
 
-def resolve(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-) -> Path:
+def resolve(name: str | os.PathLike[str], **options: Unpack[FetchOptions]) -> Path:
     """Return the folder of a model, downloaded if `name` is a Hub id and it is not in the cache.
 
     A name is looked up in this order: models that ship; existing folders; Hub ids, `user/repo`; the package's
@@ -89,10 +85,8 @@ def resolve(
 
     Args:
         name: name, folder or Hub id.
-        revision: branch, tag or commit; for repositories on the Hub that no index pins.
-        local_files_only: never use the network.
-        cache_dir: in place of the standard Hub cache.
-        token: in place of the token that is logged in.
+        options: see :class:`qmamba.checkpoints.hub.FetchOptions`; ``revision`` is for repositories on the Hub
+            that no index pins.
 
     Raises:
         UnknownModelError: no such model, and near names are listed; or nobody has published it yet.
@@ -100,23 +94,13 @@ def resolve(
             or the weights are not those of the index.
         HubError: as `hub.fetch`.
     """
-    found = _resolved(
-        name, "models", _embedded(), (CONFIG_FILE, WEIGHTS_FILE), revision,
-        local_files_only=local_files_only, cache_dir=cache_dir, token=token,
-    )  # fmt: skip
+    found = _resolved(name, "models", _embedded(), (CONFIG_FILE, WEIGHTS_FILE), options)
     if found.folder is None:
         raise UnknownModelError(_unknown(os.fspath(name), found))
     return found.folder
 
 
-def resolve_adapter(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-) -> Path:
+def resolve_adapter(name: str | os.PathLike[str], **options: Unpack[FetchOptions]) -> Path:
     """Return the folder of an adapter: a name, an existing folder, or a Hub id.
 
     Order and options are those of `resolve`.
@@ -125,10 +109,7 @@ def resolve_adapter(
         AdapterError: no such adapter, or nobody has published it yet.
         CheckpointError, HubError: as `resolve`.
     """
-    found = _resolved(
-        name, "adapters", _embedded_adapters(), ADAPTER_FILES, revision,
-        local_files_only=local_files_only, cache_dir=cache_dir, token=token,
-    )  # fmt: skip
+    found = _resolved(name, "adapters", _embedded_adapters(), ADAPTER_FILES, options)
     if found.folder is None:
         raise AdapterError(_unknown_adapter(os.fspath(name), found))
     return found.folder
@@ -139,15 +120,14 @@ def _resolved(
     kind: Kind,
     embedded: dict[str, Path],
     files: tuple[str, str],
-    revision: str | None,
-    **options: Any,
+    options: FetchOptions,
 ) -> Lookup:
     """Return what a name leads to: what ships, a folder, a Hub id, then indexes and the Hub user."""
-    hub = partial(fetch, revision=revision, files=files, **options)
-    folder = _find(name, embedded, hub, revision, files)
+    hub = partial(fetch, files=files, **options)
+    folder = _find(name, embedded, hub, options.get("revision"), files)
     if folder is not None:
         return Lookup(folder)
-    return look_up(name, kind, files, revision=revision, **options) if isinstance(name, str) else Lookup()
+    return look_up(name, kind, files, **options) if isinstance(name, str) else Lookup()
 
 
 def _find(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from qmamba.errors import QMambaError
+from qmamba.errors import ArgumentError, QMambaError
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,26 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def two_numbers(text: str, option: str, form: str) -> tuple[float, float]:
+    """Return the two numbers of an option's text.
+
+    Args:
+        text: such as "0:1".
+        option, form: the option, and how its text is written, for the error.
+
+    Raises:
+        ArgumentError: it is no such text.
+
+    >>> two_numbers("100:0", "--scale", "WORST:BEST")
+    (100.0, 0.0)
+    """
+    first, _, second = text.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        raise ArgumentError(f"{option} must be {form}, got {text!r}") from None
 
 
 def check_target(path: Path, force: bool, *, is_folder_made: bool = False) -> None:

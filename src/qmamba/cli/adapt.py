@@ -13,14 +13,15 @@ import typer
 from qmamba.cli._command import with_groups
 from qmamba.cli._options import Model, Seed
 from qmamba.cli._ratings import Data, source_of
-from qmamba.cli._shared import note
+from qmamba.cli._shared import note, two_numbers
 from qmamba.cli._watch import RunOptions
-from qmamba.errors import AdapterError, HubError, RecipeError
+from qmamba.errors import AdapterError, HubError
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
     from qmamba.train import AdaptRecipe
 
+SCALE_FORM = "WORST:BEST, such as 1:5, or 100:0 if lower is better"
 EPILOG = """\
 \b
 Examples:
@@ -161,7 +162,8 @@ def adapt(
     method_options, recipe = _options(option or []), how.recipe()
     source = source_of(data)
     ratings = source.read()
-    ratings = rescaled(ratings, _note_scale(ratings) if scale is None else _ends(scale))
+    ends = _note_scale(ratings) if scale is None else two_numbers(scale, "--scale", SCALE_FORM)
+    ratings = rescaled(ratings, ends)
     device = run.prepare()
     names = card.trained_on or ([] if source.is_manifest else [source.name])
     with run.watch() as watch, watch.ends(run.resume):
@@ -175,21 +177,6 @@ def adapt(
     typer.echo(str(folder))
     if is_base:
         raise typer.Exit(1)
-
-
-def _ends(text: str) -> tuple[float, float]:
-    """Return the worst and the best end of a scale.
-
-    >>> _ends("100:0")
-    (100.0, 0.0)
-    """
-    worst, _, best = text.partition(":")
-    try:
-        return float(worst), float(best)
-    except ValueError:
-        raise RecipeError(
-            f"--scale must be WORST:BEST, such as 1:5, or 100:0 if lower is better, got {text!r}"
-        ) from None
 
 
 def _note_scale(ratings: list[Rated]) -> tuple[float, float]:

@@ -9,8 +9,7 @@ import typer
 
 from qmamba.cli._command import with_groups
 from qmamba.cli._options import Force, Image, MaxPixels, ScorerOptions
-from qmamba.cli._shared import check_target, hushed
-from qmamba.errors import ArgumentError
+from qmamba.cli._shared import check_target, hushed, two_numbers
 
 EPILOG = """\
 \b
@@ -49,23 +48,10 @@ def draw_map(
         from qmamba.images import MAX_PIXELS, decode, label
 
         check_target(out, force)
-        limits = None if ends is None else _limits(ends)
+        limits = None if ends is None else two_numbers(ends, "--range", "LOW:HIGH, such as 0:1")
         check_picture_name(out)
         pixels = decode(image, max_pixels=max_pixels or MAX_PIXELS)
         loaded = scorer.load()
         found = loaded.quality_map(image if loaded.draft else pixels, max_pixels=max_pixels)
         save_map(out, pixels, found, name=label(image.name), limits=limits)
         typer.echo(str(out))
-
-
-def _limits(text: str) -> tuple[float, float]:
-    """Return the ends of a colour scale.
-
-    >>> _limits("0:1")
-    (0.0, 1.0)
-    """
-    low, _, high = text.partition(":")
-    try:
-        return float(low), float(high)
-    except ValueError:
-        raise ArgumentError(f"--range must be LOW:HIGH, such as 0:1, got {text!r}") from None

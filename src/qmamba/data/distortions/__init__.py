@@ -1,4 +1,4 @@
-"""Twenty-five distortions, each at five levels from just visible to severe.
+"""Distortions, each at five levels from just visible to severe.
 
 The kinds are those of the data set KADID-10k. The levels of the default scale "qmamba" are this package's;
 those of the scale "kadid" are KADID-10k's, each with its mean human rating.
