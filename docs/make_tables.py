@@ -12,6 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import fault_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
 ADAPTERS = ROOT / "src" / "qmamba" / "weights" / "adapters"
@@ -71,9 +73,9 @@ def main() -> None:
 def rendered() -> dict[str, dict[str, str]]:
     """Tables by page, by the name of their markers."""
     measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
-    beside, adapters, generality, speed = (
+    beside, adapters, generality, speed, faults = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("accuracy", "adapters", "generality", "speed")
+        for name in ("accuracy", "adapters", "generality", "speed", "faults")
     )
     return {
         "README.md": {
@@ -96,6 +98,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "rows": rows_table(generality),
             "within": within_table(generality),
         },
+        "docs/reasons.md": fault_tables.tables(faults, markdown),
         "docs/speed.md": {
             "times": times(speed["models"]),
             "memory": peaks(speed["memory"]),
