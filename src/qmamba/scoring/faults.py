@@ -51,6 +51,7 @@ FAULTS: dict[str, dict[str, str]] = {
     "pixelated": {"pixelate": ""},
     "partly covered": {"colour_block": ""},
     "oversharpened": {"high_sharpen": ""},
+    "too much contrast": {"contrast_change": ""},
 }
 """Faults in the words that they are told in, each with the distortions that it stands for and their words."""
 
