@@ -157,7 +157,7 @@ def load_probe(path: Path) -> FaultProbe:
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the probe of faults ({error})") from error
-    tensors = read_tensors(path, data)
+    tensors: dict[str, Any] = dict(read_tensors(path, data))
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about: dict[str, Any] = json.loads(header["__metadata__"]["qmamba"])

@@ -8,6 +8,7 @@ which what is told is right often enough there.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def fit_probe(
     return replace(probe, thresholds=thresholds(samples, held_out, precision)), held_out
 
 
-def _fitted(x: Tensor, labels: Tensor, weights: Tensor, strength: float) -> dict[str, Tensor]:
+def _fitted(x: Tensor, labels: Tensor, weights: Tensor, strength: float) -> dict[str, Any]:
     """Return the parameters of a probe: L-BFGS on the weighted cross-entropy with an L2 penalty."""
     mean, deviation = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
     z = ((x - mean) / deviation).double()
