@@ -21,9 +21,10 @@ from generality_domains import Domain, digest
 from qmamba.data import Rated
 from qmamba.images import decode
 from qmamba.models.capabilities import StageFeatures, require
+from qmamba.models.statistics import channel_statistics
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
-from qmamba.train.general_features import BLOCKS, STATISTICS, GeneralTeacher, channel_statistics
+from qmamba.train.general_features import BLOCKS, STATISTICS, GeneralTeacher
 
 BATCH = 8
 

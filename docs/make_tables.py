@@ -12,6 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import fault_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
 ADAPTERS = ROOT / "src" / "qmamba" / "weights" / "adapters"
@@ -82,9 +84,9 @@ def main() -> None:
 def rendered() -> dict[str, dict[str, str]]:
     """Tables by page, by the name of their markers."""
     measured = json.loads(MODEL.read_text(encoding="utf-8"))["results"]
-    beside, adapters, generality, speed, confidence = (
+    beside, adapters, generality, speed, confidence, faults = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("accuracy", "adapters", "generality", "speed", "confidence")
+        for name in ("accuracy", "adapters", "generality", "speed", "confidence", "faults")
     )
     return {
         "README.md": {
@@ -109,6 +111,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "confidence": confidence_table(confidence, generality["domains"]),
         },
         "docs/limits.md": {"domains": limits_table(measured)},
+        "docs/reasons.md": fault_tables.tables(faults, markdown),
         "docs/speed.md": {
             "times": times(speed["models"]),
             "memory": peaks(speed["memory"]),

@@ -20,9 +20,9 @@ from PIL import Image
 from qmamba.data import Rated
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.metrics import srcc
+from qmamba.models.statistics import channel_statistics
 from qmamba.protocol import Protocol
 from qmamba.scoring import Scorer
-from qmamba.train.general_features import channel_statistics
 from tiny_scorer import photo, quick_config, tiny_config, tiny_network
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -19,9 +19,9 @@ from qmamba.cli import app
 from qmamba.data import Rated
 from qmamba.errors import CapabilityError, CheckpointError, RecipeError
 from qmamba.metrics import srcc
+from qmamba.models.statistics import channel_statistics
 from qmamba.scoring import Scorer
 from qmamba.train import HeadRecipe, fit_head, load_recipe
-from qmamba.train.general_features import channel_statistics
 from qmamba.train.ridge import Block, fit, pooled_moments, standardised
 
 SIZES: dict[str, Any] = {"widths": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}

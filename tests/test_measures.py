@@ -11,8 +11,8 @@ from PIL import Image
 
 import qmamba
 from qmamba.analysis import Reasons, reasons
-from qmamba.analysis.measures import WINDOW, blockiness, noise, resolution, sharpness
 from qmamba.errors import ImageError
+from qmamba.images.measures import WINDOW, blockiness, noise, resolution, sharpness
 
 PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 names = pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.stem)

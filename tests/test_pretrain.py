@@ -21,6 +21,7 @@ from qmamba.cli import app
 from qmamba.data.distortions import KADID_KINDS, kadid_quality
 from qmamba.data.photos import CROP, Shards
 from qmamba.errors import CheckpointError, RecipeError
+from qmamba.models.statistics import channel_statistics
 from qmamba.train import Phase, PretrainRecipe, load_recipe, pretrain, train
 from qmamba.train.general_features import (
     ENDS,
@@ -28,7 +29,6 @@ from qmamba.train.general_features import (
     STATISTICS,
     GeneralFeatures,
     GeneralTeacher,
-    channel_statistics,
     measure,
 )
 from qmamba.train.processes import Processes

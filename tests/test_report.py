@@ -81,6 +81,7 @@ def test_a_card_for_each_image(scorer, folder, tmp_path) -> None:
     assert [Path(card["data-name"]).name for card in cards] == ["0.png", "1.png", "2.png", "deep.png"]
     for card, path in zip(cards, paths(folder), strict=False):
         assert float(card["data-score"]) == pytest.approx(scorer.score(path), abs=1e-6)
+        assert card["data-reason"] == scorer.explain(path).reason
     assert [card["data-size"] for card in cards] == ["90 × 64", "70 × 120", "900 × 500", "80 × 70"]
     assert "z.jpg" in page.text and "Not scored: 1" in page.text and "not an image" in page.text
     assert "tensor:" not in page.text

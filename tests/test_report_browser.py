@@ -127,7 +127,7 @@ def test_a_bar_filters(visit) -> None:
     assert page.locator(".card").count() == count
     assert page.locator("#shown").text_content() == f"{count} of 9 shown"
     lines = page.evaluate("csv()").strip().split("\n")
-    assert lines[0] == "path,score" and len(lines) == 1 + count
+    assert lines[0] == "path,score,reason" and len(lines) == 1 + count
     with page.expect_download() as saved:
         page.locator("#export").click()
     assert saved.value.suggested_filename == "scores.csv"

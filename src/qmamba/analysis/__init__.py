@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from qmamba.images.measures import Reasons, reasons
+
 from .comparison import PairedComparison, compare, compare_folders
-from .measures import Reasons, reasons
 
 __all__ = ["PairedComparison", "Reasons", "compare", "compare_folders", "reasons"]

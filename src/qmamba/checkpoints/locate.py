@@ -36,6 +36,11 @@ def embedded_models() -> list[str]:
     return list(_embedded())
 
 
+def embedded_folders() -> list[Path]:
+    """Return the folders of the checkpoints that ship with the library, sorted by name."""
+    return list(_embedded().values())
+
+
 def embedded_adapters() -> list[str]:
     """Return the names of the adapters that ship with the library, sorted; reads file names only."""
     return list(_embedded_adapters())

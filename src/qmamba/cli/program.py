@@ -14,6 +14,7 @@ from qmamba.cli import (
     distort,
     env,
     evaluate,
+    explain,
     export,
     features,
     map,
@@ -59,6 +60,7 @@ def _build() -> typer.Typer:
     application.callback()(_main)
     for module, command in (
         (score, score.score),
+        (explain, explain.explain),
         (compare, compare.compare),
         (map, map.draw_map),
         (report, report.report),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -22,9 +21,8 @@ from qmamba.cli._options import (
     ScorerOptions,
 )
 from qmamba.cli._parquet import OUT, Engine, score_by_ray, score_here
-from qmamba.cli._progress import bar_of
-from qmamba.cli._rows import Row, footer, header, prepare_stdout, render
-from qmamba.cli._shared import hushed, note_failed
+from qmamba.cli._rows import Row, write_rows
+from qmamba.cli._shared import hushed
 from qmamba.errors import ArgumentError
 from qmamba.scoring.pipeline import outcome
 
@@ -107,7 +105,7 @@ def score(
                 failed = score_here(scorer.load(), files, **target, **options)
             else:
                 rows = _rows(scorer.load(), files, options)
-                failed = _write(rows, Format(form.value), len(files), progress)
+                failed = write_rows(rows, Format(form.value), len(files), progress)
     if failed or not is_complete:
         raise typer.Exit(1)
 
@@ -115,32 +113,3 @@ def score(
 def _rows(scorer: Scorer, files: list[Path], options: dict[str, Any]) -> Iterator[Row]:
     for index, result in scorer.iter_scores(opened(files), **options):
         yield Row(str(files[index]), *outcome(result))
-
-
-def _write(rows: Iterator[Row], form: Format, total: int, progress: bool | None) -> int:
-    """Write each row as it comes; return how many are failures."""
-    prepare_stdout(form)
-    failed = 0
-    with bar_of(total, progress) as bar:
-        _emit(header(form), bar)
-        try:
-            for done, row in enumerate(rows):
-                _emit(render(form, row, first=done == 0), bar)
-                failed += row.error is not None
-                bar.update()
-        finally:
-            _emit(footer(form), bar)  # after Ctrl-C too, so that JSON is a complete array
-    note_failed(failed, total)
-    return failed
-
-
-def _emit(text: str, bar: Any) -> None:
-    if not text:
-        return
-    if bar.disable or not sys.stdout.isatty():
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    with bar.external_write_mode(file=sys.stdout):  # rows and bar share a screen: the bar makes room
-        sys.stdout.write(text)
-        sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,9 +15,14 @@ from qmamba.errors import BackendError, ImageError
 from qmamba.images import Decoded
 from qmamba.images.pillow import Least
 from qmamba.protocol import least_size
+from qmamba.scoring.explanation import Explainer, Explanation
+from qmamba.scoring.faults import FaultProbe
 from qmamba.scoring.parallel import each
 from qmamba.scoring.pipeline import pixel_limit
 from qmamba.scoring.stream import decoded
+
+if TYPE_CHECKING:
+    from qmamba.scoring.scorer import Scorer
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -52,6 +57,43 @@ class ImageVerbs(nn.Module):
         """
         limit = pixel_limit(1, max_pixels, workers)
         return self._each(images, repeat(None), lambda image, _: work(image), limit, workers)
+
+    def explain(
+        self,
+        image: Any,
+        *,
+        batch_size: int = 32,
+        max_pixels: int | None = None,
+        probe: FaultProbe | None = None,
+    ) -> Explanation:
+        """Return what is known about an image's score: its fault, where it is worst, and what was measured.
+
+        A fault is named by a linear probe on the network's features that belongs to the weights, and only
+        where the probe is sure; docs/reasons.md says how often it is right. Other weights have no probe
+        unless one is given: then only the score and what is measured of the pixels are told.
+
+        Args:
+            image: one image of any kind that `qmamba.images.decode` takes.
+            batch_size: crops per forward pass.
+            max_pixels: as for `score`.
+            probe: that belongs to these weights, from `qmamba.scoring.faults.load_probe`; by default the one
+                that ships.
+
+        Returns:
+            The explanation; `str` of it is a sentence.
+
+        Raises:
+            ImageError: the image cannot be scored.
+            CheckpointError: the probe belongs to other weights.
+            ArgumentError: an option of a wrong type or out of range.
+
+        Examples:
+            >>> import qmamba
+            >>> print(qmamba.load("lqmamba-n").explain(torch.zeros(3, 300, 400)))  # doctest: +ELLIPSIS
+            ...; score 0... ± 0...; 100% of the pixels are black; ...
+        """
+        look = Explainer(cast("Scorer", self), batch_size=batch_size, max_pixels=max_pixels, probe=probe)
+        return look(self.decoded(image, max_pixels))[0]
 
     def _each(
         self, images: Any, extras: Iterator[A], work: Callable[[Decoded, A], T], limit: int, workers: int = 1

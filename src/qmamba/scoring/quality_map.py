@@ -58,6 +58,15 @@ class QualityMap:
     views: tuple[View, ...]
     span: float = 1.0
 
+    @property
+    def std(self) -> float:
+        """Weighted standard deviation of the scores of the parts; 0 for a single part."""
+        weights, scores = zip(
+            *((1 / len(grids), float(grid.mean())) for grids in self.parts for grid in grids), strict=True
+        )
+        shares = np.array(weights) / sum(weights)
+        return float(np.sqrt((shares * (np.array(scores) - self.score) ** 2).sum()))
+
     def coarse(self) -> np.ndarray:
         """Return `image` with a longer side of `COARSE`, which is fine enough for all positions."""
         scale = COARSE / max(self.height, self.width)

@@ -157,7 +157,7 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
         """Return the parts of an image's score, which is Σ weight · score.
 
         Args:
-            image: one image of any kind that `qmamba.images.decode` takes.
+            image: one image of any kind that `qmamba.images.decode` takes, or what `decoded` returned for it.
             batch_size: crops per forward pass.
             max_pixels: as for `score`.
 
@@ -169,7 +169,8 @@ class Scorer(OwnType, ImageVerbs, AdapterVerbs, CheckpointVerbs):
             ArgumentError: an option of a wrong type or out of range.
         """
         limit = pixel_limit(batch_size, max_pixels)
-        return self._crop_scores(self.decoded(image, limit), self._chosen(), batch_size, limit)
+        found = image if isinstance(image, Decoded) else self.decoded(image, limit)
+        return self._crop_scores(found, self._chosen(), batch_size, limit)
 
     def _crop_scores(
         self, image: Decoded, chosen: Loaded | None, batch_size: int, max_pixels: int

@@ -10,7 +10,7 @@ deviations over positions, and last the 1280 means of the features that ImageNet
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..models import create_model
 from ..models.lite0 import LITE0, EfficientNetLite0, start_lite0
+from ..models.statistics import channel_statistics
 from .networks import interface_of
 from .processes import Processes
 
@@ -28,9 +29,6 @@ ENDS = [
 ]
 PARTS = (2 * (16 + 24 + 40), 2 * (80 + 112), 2 * (192 + 320), 1280)  # early, middle and late ends, the last
 STATISTICS = sum(PARTS)
-VARIANCE_FLOOR = (
-    1e-6  # the gradient of a square root is infinite at zero; as in the head that reads statistics
-)
 
 
 class GeneralFeatures(NamedTuple):
@@ -67,19 +65,6 @@ class GeneralTeacher(nn.Module):
         outputs, last = cast(EfficientNetLite0, self.network).block_outputs(images, BLOCKS)
         maps = [output.float() for output in outputs]
         return GeneralFeatures(maps, torch.cat([channel_statistics(maps), last.float().mean((2, 3))], dim=1))
-
-
-def channel_statistics(maps: Sequence[Tensor]) -> Tensor:
-    """Return means and deviations over positions: (B, C, H, W) per map → (B, 2 · ΣC).
-
-    Map by map the means come first. A deviation is sqrt(variance + 1e-6), the variance that of all positions,
-    so that a single position has one.
-    """
-    parts: list[Tensor] = []
-    for each in maps:
-        variance, mean = torch.var_mean(each, dim=(2, 3), correction=0)
-        parts += [mean, (variance + VARIANCE_FLOOR).sqrt()]
-    return torch.cat(parts, dim=1)
 
 
 def measure(teacher: nn.Module, pixels: Iterator[Tensor], processes: Processes) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,10 @@ from ..images import decode
 from ..metrics import srcc
 from ..models import create_model
 from ..models.capabilities import ReadsStatistics, require
+from ..models.statistics import channel_statistics
 from ..scoring import Scorer
 from .calibrating import fit_calibration
 from .folds import digest_of
-from .general_features import channel_statistics
 from .recipe import HeadRecipe
 from .ridge import Block, Moments, Ridge, fit, pooled_moments, standardised
 from .sampling import drawn

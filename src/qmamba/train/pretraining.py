@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from ..data.photos import Shards, rated_sets
 from ..errors import RecipeError
 from ..models.capabilities import StageFeatures, require
+from ..models.statistics import channel_statistics
 from .checkpoint_task import CheckpointTask
 from .distil import Distiller
 from .engine import Report, Run, fit
-from .general_features import ENDS, PARTS, STATISTICS, GeneralTeacher, channel_statistics, measure
+from .general_features import ENDS, PARTS, STATISTICS, GeneralTeacher, measure
 from .losses import ranking_loss, smooth_l1
 from .pretrain_batch import CLEAN, PretrainBatch, make_pretrain_batch, random_cut
 from .processes import Processes

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import html
 import io
-import math
 import os
 import re
 import shutil
@@ -22,13 +21,15 @@ from PIL import Image
 
 from qmamba.errors import ImageError
 from qmamba.images import Decoded, label, thumbnail
-from qmamba.scoring import QualityMap, Scorer
-from qmamba.scoring.pipeline import pixel_limit, senseless
+from qmamba.scoring import Explanation, QualityMap, Scorer
+from qmamba.scoring.explanation import Explainer
+from qmamba.scoring.pipeline import pixel_limit
 from qmamba.scoring.quality_map import mappable
 
 THUMBNAIL = 360  # pixels of the longer side
 JPEG_QUALITY = 78
 BINS = 20
+REASONS = "below each score: what it may be due to, where the model is sure, and measures that stand out"
 STRIP = 8  # maximum number of images in the strips of the best and of the worst
 
 
@@ -61,9 +62,9 @@ def write_report(
 ) -> Summary:
     """Score image files and write a page about them: one HTML file that loads nothing else.
 
-    The page has a thumbnail and a map of each image, sorts them by score or name, and shows a histogram, the
-    best and the worst, and the errors of images that could not be scored. While the next images are scored,
-    cards of the earlier ones are kept on disk, about 20 KB each.
+    The page has a thumbnail, a map and the reasons (`Scorer.explain`) of each image. It sorts them by score
+    or name, and shows a histogram, the best and the worst, and the errors of images that could not be scored.
+    While the next images are scored, cards of the earlier ones are kept on disk, about 20 KB each.
 
     Args:
         path: of the page. It is written when all images have been scored, and replaces a file of that name.
@@ -84,11 +85,12 @@ def write_report(
     limit, edges = pixel_limit(batch_size, max_pixels), np.linspace(*scorer.score_range, BINS + 1)
     mappable(scorer.network, scorer.config)  # before images are read
 
-    def look(image: Decoded) -> tuple[QualityMap, Image.Image]:
-        found = scorer.quality_map(image, batch_size=batch_size, max_pixels=limit)
-        if not math.isfinite(found.score):
-            raise senseless(found.score)
-        return found, thumbnail(image.pixels, THUMBNAIL)
+    explain = Explainer(scorer, batch_size=batch_size, max_pixels=limit)
+
+    def look(image: Decoded) -> tuple[Explanation, QualityMap, Image.Image]:
+        explanation, found = explain(image)
+        assert found is not None  # the network is mappable
+        return explanation, found, thumbnail(image.pixels, THUMBNAIL)
 
     scored: list[_Scored] = []
     errors: list[str] = []
@@ -97,12 +99,13 @@ def write_report(
             if isinstance(result, ImageError):
                 errors.append(_error(label(images[place]), str(result)))
             else:
-                found, small = result
-                cards.write(_card(place, images[place], small, found, _bin(found.score, edges)))
+                explanation, found, small = result
+                bin_index = _bin(found.score, edges)
+                cards.write(_card(place, images[place], small, found, bin_index, explanation.reason))
                 scored.append(_Scored(place, label(images[place]), found.score))
             done()
         cards.seek(0)
-        slots = _slots(title, scorer, scored, errors)
+        slots = _slots(title, scorer, scored, errors) | {"reasons": html.escape(explain.no_probe or REASONS)}
         _write(Path(path), slots, cards)
     return Summary(len(scored), len(errors))
 
@@ -136,20 +139,26 @@ def _bin(score: float, edges: np.ndarray) -> int:
 
 
 def _card(
-    place: int, path: str | os.PathLike[str], small: Image.Image, found: QualityMap, bin_index: int
+    place: int,
+    path: str | os.PathLike[str],
+    small: Image.Image,
+    found: QualityMap,
+    bin_index: int,
+    reason: str,
 ) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text, short = html.escape(label(path)), html.escape(label(Path(path).name))
-    folder = html.escape(label(Path(path).parent))
+    folder, why = html.escape(label(Path(path).parent)), html.escape(reason)
     return (
         f'<li><button type="button" class="card" id="image-{place}" data-place="{place}" '
         f'data-score="{found.score:.6f}" data-bin="{bin_index}" data-folder="{folder}" '
-        f'data-name="{text}" data-size="{found.width} × {found.height}" '
+        f'data-name="{text}" data-reason="{why}" data-size="{found.width} × {found.height}" '
         f'data-map="{_map_text(found)}"><img src="data:image/jpeg;base64,{data}" width="{small.width}" '
         f'height="{small.height}" alt="" loading="lazy"><span class="score">{found.score:.3f}</span>'
-        f'<span class="name" title="{text}">{short}</span></button></li>\n'
+        f'<span class="name" title="{text}">{short}</span>'
+        f'<span class="reason" title="{why}">{why}</span></button></li>\n'
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qmamba.images import as_bytes, decode
+from qmamba.images.decoding import as_bytes, decode
 
 Luma = npt.NDArray[np.float32]
 """(h, w), Y' of ITU-R BT.601, 0 to 255."""
@@ -107,9 +107,19 @@ def reasons(image: Any, *, max_pixels: int | None = None) -> Reasons:
         (1.0, 1.0, 0.0)
     """
     pixels = decode(image) if max_pixels is None else decode(image, max_pixels=max_pixels)
+    return reasons_in(pixels, int(pixels.shape[1]), int(pixels.shape[2]))
+
+
+def reasons_in(pixels: torch.Tensor, height: int, width: int) -> Reasons:
+    """Return what `reasons` does, of decoded pixels.
+
+    Args:
+        pixels: (3, h, w), as `decode` returns them.
+        height, width: of the image, which has more pixels if it was reduced while it was decoded.
+    """
     planes = as_bytes(pixels).cpu()
-    height, width = int(planes.shape[1]), int(planes.shape[2])
-    lumas = [_luma(planes[:, top : top + h, left : left + w]) for top, left, h, w in _windows(height, width)]
+    windows = _windows(int(planes.shape[1]), int(planes.shape[2]))
+    lumas = [_luma(planes[:, top : top + h, left : left + w]) for top, left, h, w in windows]
     return Reasons(
         height=height,
         width=width,
