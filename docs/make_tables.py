@@ -48,6 +48,9 @@ TIMED = {
     "`lqmamba-n`": "lqmamba-n",
     "ResNet-50": "resnet-50",
 }
+BESIDE_LODA = {"`loda`": "loda", "`lqmamba-t`": "lqmamba-t", "Swin-T": "swin-t"}
+LODA_CASES = ("one 224 crop", "ten 224 crops", "forward + backward, ten 224 crops")
+NOT_MEASURED = "not measured"
 KINDS = {  # of rows of the generality bench
     "left out": "a domain left out",
     "probe": "fitted on BIQ2021",
@@ -100,8 +103,17 @@ def rendered() -> dict[str, dict[str, str]]:
             "times": times(speed["models"]),
             "memory": peaks(speed["memory"]),
             "parts": parts(speed["parts"]),
+            "loda": loda_speed(measured_or_none("speed_loda")),
         },
+        "docs/loda.md": {"training": loda_training(measured_or_none("loda_training"))},
     }
+
+
+def measured_or_none(name: str) -> dict[str, Any] | None:
+    """Return a result file, None where nothing has been measured."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -125,7 +137,16 @@ def model_row(test: dict[str, Any]) -> str:
                 interval(test, "srcc"),
                 interval(test, "plcc"),
                 "the whole image at 448² and 480² pixels",
-            ]
+            ],
+            [
+                "none: [train or convert one](docs/loda.md)",
+                "`loda`",
+                "36 MB, and 437 MB of base models",
+                "",
+                NOT_MEASURED,
+                NOT_MEASURED,
+                "15 random crops of 224² pixels",
+            ],
         ],
         numbers=(2, 4, 5),
     )
@@ -365,6 +386,44 @@ def peaks(memory: dict[str, Any]) -> str:
     names = ("lqmamba-t", "swin-t")
     rows = [[case, *(f"{row[name]:,.0f}" for name in names)] for case, row in memory.items()]
     return markdown(["peak memory of a pass, MB", "`lqmamba-t`", "Swin-T"], rows, (1, 2))
+
+
+def loda_speed(found: dict[str, Any] | None) -> str:
+    """Time and peak memory of LoDa beside two others, at equal crops; cells say so where there is no file."""
+    rows = []
+    for case in LODA_CASES:
+        times = None if found is None else found["models"][case]
+        rows.append(
+            [
+                f"{case}, ms",
+                *(
+                    NOT_MEASURED if times is None else f"{times[name]['ms']:,.0f}"
+                    for name in BESIDE_LODA.values()
+                ),
+            ]
+        )
+    for case in LODA_CASES[:2]:
+        peak = None if found is None else found["memory"][case]
+        rows.append(
+            [
+                f"{case}, peak MB",
+                *(NOT_MEASURED if peak is None else f"{peak[name]:,.0f}" for name in BESIDE_LODA.values()),
+            ]
+        )
+    return markdown(["", *BESIDE_LODA], rows, range(1, 4))
+
+
+def loda_training(found: dict[str, Any] | None) -> str:
+    """Loss, SRCC and cost of each epoch of a training with small towers."""
+    heads = ["epoch", "mean loss", "val SRCC", "hours of training so far"]
+    if found is None:
+        rows = [["", *[NOT_MEASURED] * 3]]
+    else:
+        rows = [
+            [str(row["epoch"]), f"{row['loss']:.3f}", f"{row['val_srcc']:.3f}", f"{row['hours']:.2f}"]
+            for row in found["epochs"]
+        ]
+    return markdown(heads, rows, range(4))
 
 
 def parts(cases: dict[str, Any]) -> str:

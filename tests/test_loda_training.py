@@ -58,9 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest "bright", with folds."""
     root = tmp_path_factory.mktemp("sets")
     folds = ("train", "train", "test", "val", "train")
-    rows = [
-        f"{r.path},{r.mos:.3f},{folds[i % 5]}\n" for i, r in enumerate(rated_photos(root / "photos", 15))
-    ]
+    rows = [f"{r.path},{r.mos:.3f},{folds[i % 5]}\n" for i, r in enumerate(rated_photos(root / "photos", 15))]
     (root / "bright.csv").write_text("image,mos,fold\n" + "".join(rows))
     return root
 
@@ -113,7 +111,9 @@ def test_crops_are_mirrored_in_both_directions(tmp_path: Path) -> None:
 
     def corners(**changes: Any) -> list[int]:
         crops = Crops([of], dataclasses.replace(recipe, **changes), 0)
-        quarters = [crops[i][0].float().unfold(1, 16, 16).unfold(2, 16, 16).mean((0, 3, 4)) for i in range(96)]
+        quarters = [
+            crops[i][0].float().unfold(1, 16, 16).unfold(2, 16, 16).mean((0, 3, 4)) for i in range(96)
+        ]
         return [int(quarter.argmax()) for quarter in quarters]
 
     assert {corner: corners().count(corner) > 10 for corner in range(4)} == dict.fromkeys(range(4), True)

@@ -116,9 +116,7 @@ def start(network: nn.Module, name: str, root: Path | None = None) -> Start:
     return Start(name, tuple(own), bases=bases)
 
 
-def _started(
-    name: str, network: nn.Module, converted: ConvertedState, architecture: Architecture
-) -> Start:
+def _started(name: str, network: nn.Module, converted: ConvertedState, architecture: Architecture) -> Start:
     missing = sorted(network.state_dict().keys() - converted.keys())
     if "head.fc.bias" in missing:
         nn.init.constant_(network.get_parameter("head.fc.bias"), MIDDLE)
