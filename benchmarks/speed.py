@@ -2,7 +2,7 @@
 
     pip install "qmamba[benchmarks]" && python benchmarks/speed.py --out speed.json --plot speed.svg
     python benchmarks/speed.py --models lqmamba-t swin-t loda --cases "one 224 crop" "ten 224 crops" \
-        --threads 2 --no-parts --out benchmarks/results/speed_loda.json    # the table of LoDa in docs/speed.md
+        --threads 2 --no-parts --out benchmarks/results/speed_loda.json    # table of LoDa in docs/speed.md
 
 Random weights, float32, eager. Models are interleaved within each round, so that slow moments of the machine
 affect all of them; ratios are medians over rounds of time ÷ Swin-T's time in the same round. Memory is the

@@ -51,10 +51,10 @@ NOTES = {
     "agiqa3k-transfer": _BASES,
     "agiqa3k-reverse": _COPY,
     "agiqa3k-universal": _COPY,
-    "loda": "Table 1 of the LoDa paper, whose results are beside ours. Both rows start from the paper's base models; in\n"
-    "`frozen-bn` the batch norms of the ResNet keep their statistics.",
-    "loda-small": "The towers are random, small and frozen, where LoDa's have learnt ImageNet: this shows that the\n"
-    "training works, and is no result of the paper.",
+    "loda": "Table 1 of the LoDa paper, whose results are beside ours. Both rows start from the paper's\n"
+    "base models; in `frozen-bn` the batch norms of the ResNet keep their statistics.",
+    "loda-small": "The towers are random, small and frozen, where LoDa's have learnt ImageNet: this shows\n"
+    "that the training works, and is no result of the paper.",
     "agiqa3k-prompts": _BASES,
     "agiqa3k-sizes": _BASES,
 }
@@ -84,10 +84,10 @@ def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "# Results",
         "",
         "The rows of the paper's tables that concern its six networks, and those of [LoDa](loda.md), as",
-        "measured by `qmamba reproduce`, beside the published results. `docs/make_results.py` writes this page",
-        "from result files: nothing is typed by hand. *Absent* rows have not been run: most of these data sets",
-        "are only available on request, and the ImageNet weights that the paper starts from are not part of",
-        "this library.",
+        "measured by `qmamba reproduce`, beside the published results. `docs/make_results.py` writes this",
+        "page from result files: nothing is typed by hand. *Absent* rows have not been run: most of these",
+        "data sets are only available on request, and the ImageNet weights that the paper starts from are not",
+        "part of this library.",
         "[Reproducing](reproducing.md) says how to run them.",
         "",
         "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit. Each",

@@ -12,6 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from speed_tables import NOT_MEASURED, loda_speed, loda_training, markdown, parts, peaks, times
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
 ADAPTERS = ROOT / "src" / "qmamba" / "weights" / "adapters"
@@ -42,15 +44,6 @@ SHORT = ("BIQ2021 test fold", "video stills", "super-resolved")
 DOMAINS = {"stills": "video stills", "upscaled": "super-resolved", "synthetic": "synthetic"}
 SEEDS = 3  # divisions of each
 ABLATED = "stills"  # the domain of Tables 9 and 10
-TIMED = {
-    "`lqmamba-t`": "lqmamba-t",
-    "`lqmamba-t`, plain torch": "lqmamba-t torch",
-    "`lqmamba-n`": "lqmamba-n",
-    "ResNet-50": "resnet-50",
-}
-BESIDE_LODA = {"`loda`": "loda", "`lqmamba-t`": "lqmamba-t", "Swin-T": "swin-t"}
-LODA_CASES = ("one 224 crop", "ten 224 crops", "forward + backward, ten 224 crops")
-NOT_MEASURED = "not measured"
 KINDS = {  # of rows of the generality bench
     "left out": "a domain left out",
     "probe": "fitted on BIQ2021",
@@ -373,74 +366,8 @@ def gain(row: dict[str, Any]) -> str:
     return "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})".format(**row)
 
 
-def times(models: dict[str, Any]) -> str:
-    """Times over Swin-T's of the same round."""
-    rows = [
-        [case, *(f"{row[name]['ratio']:.2f}" for name in TIMED.values()), f"{row['swin-t']['ms']:,.0f} ms"]
-        for case, row in models.items()
-    ]
-    return markdown(["", *TIMED, "Swin-T"], rows, range(1, 6))
-
-
-def peaks(memory: dict[str, Any]) -> str:
-    names = ("lqmamba-t", "swin-t")
-    rows = [[case, *(f"{row[name]:,.0f}" for name in names)] for case, row in memory.items()]
-    return markdown(["peak memory of a pass, MB", "`lqmamba-t`", "Swin-T"], rows, (1, 2))
-
-
-def loda_speed(found: dict[str, Any] | None) -> str:
-    """Time and peak memory of LoDa beside two others, at equal crops; cells say so where there is no file."""
-    rows = []
-    for case in LODA_CASES:
-        times = None if found is None else found["models"][case]
-        rows.append(
-            [
-                f"{case}, ms",
-                *(
-                    NOT_MEASURED if times is None else f"{times[name]['ms']:,.0f}"
-                    for name in BESIDE_LODA.values()
-                ),
-            ]
-        )
-    for case in LODA_CASES[:2]:
-        peak = None if found is None else found["memory"][case]
-        rows.append(
-            [
-                f"{case}, peak MB",
-                *(NOT_MEASURED if peak is None else f"{peak[name]:,.0f}" for name in BESIDE_LODA.values()),
-            ]
-        )
-    return markdown(["", *BESIDE_LODA], rows, range(1, 4))
-
-
-def loda_training(found: dict[str, Any] | None) -> str:
-    """Loss, SRCC and cost of each epoch of a training with small towers."""
-    heads = ["epoch", "mean loss", "val SRCC", "hours of training so far"]
-    if found is None:
-        rows = [["", *[NOT_MEASURED] * 3]]
-    else:
-        rows = [
-            [str(row["epoch"]), f"{row['loss']:.3f}", f"{row['val_srcc']:.3f}", f"{row['hours']:.2f}"]
-            for row in found["epochs"]
-        ]
-    return markdown(heads, rows, range(4))
-
-
-def parts(cases: dict[str, Any]) -> str:
-    heads = list(next(iter(cases.values())))
-    rows = [[case, *(f"{row[part]:,.0f}" for part in heads)] for case, row in cases.items()]
-    return markdown(["ms", *heads], rows, range(1, 1 + len(heads)))
-
-
 def interval(row: dict[str, Any], metric: str) -> str:
     return f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
-
-
-def markdown(heads: list[str], rows: list[list[str]], numbers: Any) -> str:
-    """A table whose columns at these places are set to the right."""
-    rule = "|".join("---:" if place in numbers else "---" for place in range(len(heads)))
-    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (heads, *rows)]
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 if __name__ == "__main__":

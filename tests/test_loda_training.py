@@ -1,4 +1,4 @@
-"""LoDa's training on the one engine: its losses, schedule, crops and frozen towers, and where it starts from."""
+"""LoDa's training on the one engine: losses, schedule, crops, frozen towers, and what it starts from."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_run_trains_the_learner_alone(cnn_bn: str, root: Path, tmp_path: Path,
 
 
 def test_it_learns(root: Path, tmp_path: Path) -> None:
-    """Brightness, from random towers; the checkpoint then holds everything, since its towers are on no Hub."""
+    """Brightness, from random towers; the checkpoint holds them, since they are on no Hub."""
     results, folder = done(dataclasses.replace(TINY, epochs=20), root, tmp_path)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if "loss" in event]
@@ -313,7 +313,7 @@ def test_an_architecture_without_bases_is_one_line() -> None:
 
 
 def test_a_run_on_ratings_keeps_the_bases_of_its_start(root: Path, tmp_path: Path, cache: Path) -> None:
-    """`qmamba train` with a recipe of ratings: its checkpoint names what it started from, and goes on from it."""
+    """A recipe of ratings: its checkpoint names its bases, and another training starts from it."""
     write_bases(cache, **SMALL)
     photos = rated_photos(tmp_path / "photos")
     recipe = dataclasses.replace(

@@ -83,7 +83,7 @@ def test_an_adapter_starts_as_the_network_and_learns(method: str, network: nn.Mo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_comes_before_an_adapter_can_be_kept(method: str, network: nn.Module) -> None:
-    """Frozen towers are computed once for a fixed crop; for a linear probe the class token is all there is."""
+    """Frozen towers are computed once for a fixed crop; a linear probe needs the class token alone."""
     adapter, x = louder(make(method, network)), images(3, 3, 64, 64)
     with torch.no_grad():
         kept = adapter.before(network, x)

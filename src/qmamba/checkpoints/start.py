@@ -78,11 +78,11 @@ def start(network: nn.Module, name: str, root: Path | None = None) -> Start:
 
     Args:
         network: what ``create_model`` built, changed in place.
-        name: "" for fresh weights, as the architecture starts a training; "bases" for its frozen base weights,
-            from the Hub or its cache, and fresh weights for the rest; a name of ``qmamba.list_models()``;
-            a checkpoint folder; a file of weights (``.pth``, read with ``weights_only=True``, or
-            safetensors), ours or published; or a Hub id: ``user/repository`` for its ``model.safetensors``,
-            ``user/repository/file.pth`` for another file.
+        name: "" for fresh weights, as the architecture starts a training; "bases" for its frozen base
+            weights, from the Hub or its cache, and fresh ones for the rest; a name of
+            ``qmamba.list_models()``; a checkpoint folder; a file of weights (``.pth``, read with
+            ``weights_only=True``, or safetensors), ours or published; or a Hub id: ``user/repository`` for
+            its ``model.safetensors``, ``user/repository/file.pth`` for another file.
         root: a folder that files may lie in.
 
     Returns:

@@ -131,7 +131,7 @@ class LoDa(nn.Module):
         return out
 
     def _prompted(self, s: int, z: Tensor, prompts: Prompts | None) -> Tensor:
-        """Apply the prompt of a stage to its patch tokens; that of the last to the class token, which is read."""
+        """Apply the prompt of a stage to its patch tokens; that of the last to the class token."""
         if prompts is None:
             return z
         if s == len(self._last_blocks) - 1:
