@@ -53,8 +53,8 @@ NOTES = {
     "agiqa3k-universal": _COPY,
     "loda": "Table 1 of the LoDa paper, whose results are beside ours. Both rows start from the paper's\n"
     "base models; in `frozen-bn` the batch norms of the ResNet keep their statistics.",
-    "loda-small": "The towers are random, small and frozen, where LoDa's have learnt ImageNet: this shows\n"
-    "that the training works, and is no result of the paper.",
+    "loda-small": "The towers are random, small and frozen, where LoDa's have learnt ImageNet: this tests\n"
+    "the training, and is no result of the paper.",
     "agiqa3k-prompts": _BASES,
     "agiqa3k-sizes": _BASES,
 }

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import qmamba
+from dataset_trees import TREES
 from published_loda import SMALL, write_bases, write_published
 from qmamba.checkpoints import load_checkpoint, read_config
 from qmamba.checkpoints.start import start
@@ -25,9 +26,9 @@ from qmamba.models import create_model
 from qmamba.models.loda import is_stored
 from qmamba.train import Phase, load_recipe, train
 from qmamba.train.losses import correlation, correlation_loss, squared_correlation_loss
-from qmamba.train.paper import PaperRecipe, Workshop
+from qmamba.train.paper import PaperRecipe, Workshop, do_row
 from qmamba.train.paper.cost import estimate_rows
-from qmamba.train.paper.runs import folder_of, identity, runs_of
+from qmamba.train.paper.runs import dry_recipe, folder_of, identity, runs_of
 from qmamba.train.paper.sets import Crops, RatedSet, sized, split_set
 from qmamba.train.paper.task import do_run
 from rated_photos import RECIPE, rated_photos
@@ -278,6 +279,20 @@ def test_reproduce_marks_absent_sets(tmp_path: Path) -> None:
             cells[2:] == [name, "absent", "-", f"{srcc:.3f}", "-", "-", f"{plcc:.3f}", "-"] for cells in lines
         )
         assert f"{name} absent: no {tmp_path / name}" in result.stdout
+
+
+@pytest.mark.parametrize("row", ["loda", "frozen-bn"])
+def test_dry_run_of_all_sets(row: str, tmp_path: Path) -> None:
+    """With a narrow network, which is quick; the slow tests of `qmamba reproduce` build the paper's."""
+    plan = load_recipe(f"loda/{row}")
+    for name in plan.data:
+        TREES[name](tmp_path / "root" / name)
+    narrow = dry_recipe(dataclasses.replace(plan, overrides={**SMALL, **plan.overrides}))
+    shop = Workshop(tmp_path / "root", tmp_path / "runs", cpu=True, dry=True)
+    found = do_row(narrow, shop, tmp_path / "row.json")
+    assert [cell["test"] for cell in found["cells"]] == list(plan.data)
+    assert all(cell["absent"] is None and cell["splits"][0]["n"] == 2 for cell in found["cells"])
+    assert all(tuple(cell["paper"]) == plan.paper[cell["test"]] for cell in found["cells"])
 
 
 # Where a network starts from
