@@ -1,10 +1,13 @@
 """Time our models on a CPU, whole and in parts, against Swin-T and other models of Hugging Face.
 
     pip install "qmamba[benchmarks]" && python benchmarks/speed.py --out speed.json --plot speed.svg
+    python benchmarks/speed.py --models lqmamba-t swin-t loda --cases "one 224 crop" "ten 224 crops" \
+        --threads 2 --no-parts --out benchmarks/results/speed_loda.json    # table of LoDa in docs/speed.md
 
 Random weights, float32, eager. Models are interleaved within each round, so that slow moments of the machine
 affect all of them; ratios are medians over rounds of time ÷ Swin-T's time in the same round. Memory is the
-peak of one pass in a separate process, beyond the memory before it.
+peak of one pass in a separate process, beyond the memory before it. A model that takes images of one size is
+left out of the other cases. The backward pass reaches what a model trains: in LoDa not its towers' weights.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import qmamba
+from qmamba.models.capabilities import OneSize
 from qmamba.models.qmamba.ss2d import SS2D
 
 Forward = Callable[[Tensor], Tensor]
@@ -39,6 +43,7 @@ CASES = {  # name → batch, height, width
     "768×1024": (1, 768, 1024),
     "1536×2048": (1, 1536, 2048),
 }
+MEASURED_MEMORY = (BASE, "lqmamba-t", "lqmamba-n", "loda")
 SLOW = {"reference": 10 * 224**2, "vit-s": 768 * 1024}  # maximum pixels for slow models
 
 
@@ -116,7 +121,11 @@ def whole_models(nets: dict[str, tuple[nn.Module, Forward]], args: argparse.Name
     for title in args.cases:
         batch, height, width = CASES[title]
         images, pixels = images_of(CASES[title]), batch * height * width
-        fit = {name: f for name, (_, f) in nets.items() if pixels <= SLOW.get(name, pixels)}
+        fit = {
+            name: forward
+            for name, (net, forward) in nets.items()
+            if pixels <= SLOW.get(name, pixels) and takes(net, height, width)
+        }
         with torch.inference_mode():
             runs = {name: partial(forward, images) for name, forward in fit.items()}
             rounds = args.rounds if pixels < 10**6 else max(2, args.rounds // 2)
@@ -127,6 +136,11 @@ def whole_models(nets: dict[str, tuple[nn.Module, Forward]], args: argparse.Name
         title = "forward + backward, ten 224 crops"
         found[title] = _report(title, images.numel() // 3, in_turns(runs, max(2, args.rounds // 2)))
     return found
+
+
+def takes(net: nn.Module, height: int, width: int) -> bool:
+    """Return whether a network takes images of this size."""
+    return not isinstance(net, OneSize) or net.input_size == (height, width)
 
 
 def step(net: nn.Module, forward: Forward, images: Tensor) -> Tensor:
@@ -231,7 +245,7 @@ def parts(arch: str, case: tuple[int, int, int], rounds: int) -> dict[str, float
 
 
 def peak_memory(name: str, case: tuple[int, int, int], threads: int) -> float:
-    """Return the peak MB of a forward pass beyond the memory before it."""
+    """Return the peak MB of a forward pass beyond the memory before it, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, case, threads))
 
@@ -267,6 +281,7 @@ STYLES = {
     "resnet-50": ("#666666", "D-"),
     "convnext-t": ("#CC79A7", "v-"),
     "vit-s": ("#000000", "X-"),
+    "loda": ("#E69F00", "*-"),
 }
 
 
@@ -302,6 +317,7 @@ def main() -> None:
         "convnext-t",
         "vit-s",
         "resnet-50",
+        "loda",
     ]
     parser.add_argument(
         "--models",
@@ -322,7 +338,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds, float32")
     report: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads, "rounds": args.rounds}
     torch._dynamo.config.recompile_limit = 64  # dtypes of a model and shapes of all cases
-    report["models"] = whole_models(models(args.models), args)
+    nets = models(args.models)
+    report["models"] = whole_models(nets, args)
     if args.parts:
         report["parts"] = {title: parts("lqmamba-t", CASES[title], args.rounds) for title in args.cases[:2]}
         for title, row in report["parts"].items():
@@ -330,7 +347,11 @@ def main() -> None:
     if args.memory:
         report["memory"] = {}
         for title in args.cases:
-            chosen = [n for n in args.models if n in (BASE, "lqmamba-t", "lqmamba-n")]
+            chosen = [
+                name
+                for name in args.models
+                if name in MEASURED_MEMORY and takes(nets[name][0], *CASES[title][1:])
+            ]
             row = {name: peak_memory(name, CASES[title], args.threads) for name in chosen}
             report["memory"][title] = row
             print(f"peak memory, {title}, MB: " + ", ".join(f"{k} {v}" for k, v in row.items()), flush=True)

@@ -32,6 +32,8 @@ TITLES = {
     "agiqa3k-universal": "Table 2's task: four public sets, LQMamba-N",
     "agiqa3k-prompts": "Table 9: number of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
     "agiqa3k-sizes": "Table 10: size of prompts, BIQ2021 to AGIQA-3K, LQMamba-N",
+    "loda": "LoDa: task-specific, the seven sets of its paper",
+    "loda-small": "Not in the paper: LoDa with small random towers",
     "public": "Not in the paper: sets that anyone can download",
     "nano": "Not in the paper: its sets with LQMamba-N",
 }
@@ -49,6 +51,10 @@ NOTES = {
     "agiqa3k-transfer": _BASES,
     "agiqa3k-reverse": _COPY,
     "agiqa3k-universal": _COPY,
+    "loda": "Table 1 of the LoDa paper, whose results are beside ours. Both rows start from the paper's\n"
+    "base models; in `frozen-bn` the batch norms of the ResNet keep their statistics.",
+    "loda-small": "The towers are random, small and frozen, where LoDa's have learnt ImageNet: this tests\n"
+    "the training, and is no result of the paper.",
     "agiqa3k-prompts": _BASES,
     "agiqa3k-sizes": _BASES,
 }
@@ -77,10 +83,11 @@ def results_page(rows: Mapping[str, Mapping[str, Any]]) -> str:
     text = [
         "# Results",
         "",
-        "The rows of the paper's tables that concern its six networks, as measured by `qmamba reproduce`,",
-        "beside the paper's results. `docs/make_results.py` writes this page from result files: nothing is",
-        "typed by hand. *Absent* rows have not been run: most of these data sets are only available on",
-        "request, and the ImageNet weights that the paper starts from are not part of this library.",
+        "The rows of the paper's tables that concern its six networks, and those of [LoDa](loda.md), as",
+        "measured by `qmamba reproduce`, beside the published results. `docs/make_results.py` writes this",
+        "page from result files: nothing is typed by hand. *Absent* rows have not been run: most of these",
+        "data sets are only available on request, and the ImageNet weights that the paper starts from are",
+        "not part of this library.",
         "[Reproducing](reproducing.md) says how to run them.",
         "",
         "SRCC and PLCC are medians over splits; PLCC is computed after the four-parameter logistic fit. Each",

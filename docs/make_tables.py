@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_tables
+from speed_tables import NOT_MEASURED, loda_speed, loda_training, markdown, parts, peaks, times
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "src" / "qmamba" / "weights" / "lqmamba-n" / "config.json"
@@ -54,12 +55,6 @@ SETS = {
 DOMAINS = {"stills": "video stills", "upscaled": "super-resolved", "synthetic": "synthetic"}
 SEEDS = 3  # divisions of each
 ABLATED = "stills"  # the domain of Tables 9 and 10
-TIMED = {
-    "`lqmamba-t`": "lqmamba-t",
-    "`lqmamba-t`, plain torch": "lqmamba-t torch",
-    "`lqmamba-n`": "lqmamba-n",
-    "ResNet-50": "resnet-50",
-}
 KINDS = {  # of rows of the generality bench
     "left out": "a domain left out",
     "probe": "fitted on BIQ2021",
@@ -116,8 +111,17 @@ def rendered() -> dict[str, dict[str, str]]:
             "times": times(speed["models"]),
             "memory": peaks(speed["memory"]),
             "parts": parts(speed["parts"]),
+            "loda": loda_speed(measured_or_none("speed_loda")),
         },
+        "docs/loda.md": {"training": loda_training(measured_or_none("loda_training"))},
     }
+
+
+def measured_or_none(name: str) -> dict[str, Any] | None:
+    """Return a result file, None where nothing has been measured."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -141,7 +145,16 @@ def model_row(test: dict[str, Any]) -> str:
                 interval(test, "srcc"),
                 interval(test, "plcc"),
                 "the whole image at 448² and 480² pixels",
-            ]
+            ],
+            [
+                "none: [train or convert one](docs/loda.md)",
+                "`loda`",
+                "36 MB, and 437 MB of base models",
+                "",
+                NOT_MEASURED,
+                NOT_MEASURED,
+                "15 random crops of 224² pixels",
+            ],
         ],
         numbers=(2, 4, 5),
     )
@@ -387,36 +400,8 @@ def gain(row: dict[str, Any]) -> str:
     return "{gain:+.3f} ({gain_low:+.3f} to {gain_high:+.3f})".format(**row)
 
 
-def times(models: dict[str, Any]) -> str:
-    """Times over Swin-T's of the same round."""
-    rows = [
-        [case, *(f"{row[name]['ratio']:.2f}" for name in TIMED.values()), f"{row['swin-t']['ms']:,.0f} ms"]
-        for case, row in models.items()
-    ]
-    return markdown(["", *TIMED, "Swin-T"], rows, range(1, 6))
-
-
-def peaks(memory: dict[str, Any]) -> str:
-    names = ("lqmamba-t", "swin-t")
-    rows = [[case, *(f"{row[name]:,.0f}" for name in names)] for case, row in memory.items()]
-    return markdown(["peak memory of a pass, MB", "`lqmamba-t`", "Swin-T"], rows, (1, 2))
-
-
-def parts(cases: dict[str, Any]) -> str:
-    heads = list(next(iter(cases.values())))
-    rows = [[case, *(f"{row[part]:,.0f}" for part in heads)] for case, row in cases.items()]
-    return markdown(["ms", *heads], rows, range(1, 1 + len(heads)))
-
-
 def interval(row: dict[str, Any], metric: str) -> str:
     return f"{row[metric]:.3f} ({row[f'{metric}_low']:.3f} to {row[f'{metric}_high']:.3f})"
-
-
-def markdown(heads: list[str], rows: list[list[str]], numbers: Any) -> str:
-    """A table whose columns at these places are set to the right."""
-    rule = "|".join("---:" if place in numbers else "---" for place in range(len(heads)))
-    lines = [f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (heads, *rows)]
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 if __name__ == "__main__":

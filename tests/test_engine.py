@@ -190,7 +190,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for wrong, says in (
         ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16, got 'int8'"),
         ({"optimiser": "muon", "precision": "float16"}, "use 'bfloat16'"),
-        ({"clip": 0.0}, "clip must be above 0, got 0.0"),
+        ({"clip": -1.0}, "clip must be at least 0, got -1.0"),
         ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
     ):
         with pytest.raises(RecipeError, match=says):

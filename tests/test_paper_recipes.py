@@ -21,7 +21,7 @@ from qmamba.train.recipe_files import parse_recipe
 ROWS = {  # rows of our networks in the paper's tables
     "table1": 6, "table2": 2, "table3": 5, "table5": 6, "table6": 2, "table7": 5, "public": 3,
     "agiqa3k": 2, "agiqa3k-transfer": 9, "agiqa3k-reverse": 5, "agiqa3k-universal": 2, "agiqa3k-prompts": 6,
-    "agiqa3k-sizes": 5, "nano": 2,
+    "agiqa3k-sizes": 5, "nano": 2, "loda": 2, "loda-small": 1,
 }  # fmt: skip
 HEAD = 'task = "single"\nname = "a"\narch = "lqmamba-n"\ndata = ["livec"]\n'
 
@@ -102,12 +102,15 @@ TRANSFER = 'task = "transfer"\nname = "a"\narch = "lqmamba-n"\nadapter = "none"\
         (HEAD + "epochs = 0\n", "epochs must be at least 1"),
         (HEAD + "crop = 16\n", "crop must be at least 32"),
         (HEAD + "lr = 0\n", "lr must be above 0"),
-        (HEAD + 'schedule = "cosine"\n', "schedule must be one of deiqt, steps"),
+        (HEAD + 'schedule = "linear"\n', "schedule must be one of deiqt, steps, cosine, got 'linear'"),
         (HEAD + 'precision = "int8"\n', "precision must be one of"),
         (HEAD + 'convention = "random"\n', "convention must be one of deiqt, loda, own"),
         (HEAD + "batch = 7\naccumulate = 2\n", r"batch \(7\) must divide by accumulate"),
         (HEAD + "batch = 2\naccumulate = 2\n", "batch must be at least 4"),
-        (HEAD + "losses = { mse = 1.0 }\n", "a loss must be one of smooth-l1, plcc, ranking, got 'mse'"),
+        (
+            HEAD + "losses = { mse = 1.0 }\n",
+            "a loss must be one of smooth-l1, plcc, .*, squared-correlation, got 'mse'",
+        ),
         (HEAD + "losses = { plcc = 0 }\n", "at least one with"),
         (HEAD + 'losses = { plcc = "much" }\n', "losses.plcc must be of type float, got 'much'"),
         (HEAD + "weights = { koniq10k = 2.0 }\n", "weights has 'koniq10k', which is not among"),

@@ -101,7 +101,7 @@ PHASE = "[[phases]]\ncrop = 32\nsteps = 1\n"
         (HEAD + "ranked = 25\n" + PHASE, r"ranked must be 0 to images \(24\), got 25"),
         (HEAD + "lr = 0\n" + PHASE, "lr must be above 0"),
         (HEAD + "lr = nan\n" + PHASE, "lr must be above 0"),
-        (HEAD + "clip = inf\n" + PHASE, "clip must be above 0"),
+        (HEAD + "clip = inf\n" + PHASE, "clip must be at least 0"),
         (HEAD + 'optimiser = "sgd"\n' + PHASE, "optimiser must be one of adamw, muon, got 'sgd'"),
         (HEAD + "warmup = 1.0\n" + PHASE, "below 1"),
         (HEAD + "ema = 1.0\n" + PHASE, "below 1"),

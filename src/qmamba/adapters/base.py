@@ -39,9 +39,8 @@ class Adapter(nn.Module):
 
     Args:
         options: the method's options, a frozen dataclass with fields that JSON can hold.
-        prompts: one module per stage, applied to its output (B, H, W, C) after the downsample; it keeps the
-            shape.
-        head: replaces the network's head: (B, H, W, C) → (B, 1).
+        prompts: one module per stage, applied to its output (B, H, W, C); it keeps the shape.
+        head: replaces the network's head, and takes what it takes.
 
     Attributes:
         method: registered name.
@@ -78,13 +77,13 @@ class Adapter(nn.Module):
         """
         if self.start is None:
             return (images,)
-        return network.forward_until(images, self.start % len(network.stages))
+        return network.forward_until(images, self.start % len(network.out_widths))
 
     def after(self, network: AdapterHost, kept: Sequence[Tensor]) -> Tensor:
         """Compute the rest: ``after(network, before(network, images))`` is ``forward(network, images)``."""
         if self.start is None:
             return self(network, *kept)  # type: ignore[no-any-return]
-        return network(kept, self.prompts, self.head, start=self.start % len(network.stages))
+        return network(kept, self.prompts, self.head, start=self.start % len(network.out_widths))
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors to store: the parameters, without elements that can never act."""

@@ -78,8 +78,8 @@ def reproduce(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Weights to start all rows from: a file in the data root, a name, a Hub id, or `random`. "
-            "Default: the recipe's."
+            help="Weights to start all rows from: a file in the data root, a name, a Hub id, `bases` for "
+            "the architecture's base models, or `random`. Default: the recipe's."
         ),
     ] = None,
     dry_run: Annotated[

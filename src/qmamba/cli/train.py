@@ -51,7 +51,10 @@ class StartOptions:
 
     init: Annotated[
         str | None,
-        typer.Option(help="Checkpoint to start from: folder, name or Hub id. Default: random weights."),
+        typer.Option(
+            help="Checkpoint to start from: folder, name or Hub id, or `bases` for the architecture's base "
+            "models. Default: random weights."
+        ),
     ] = None
     teacher: Annotated[
         str | None,

@@ -50,11 +50,11 @@ class TakesPrompts(Protocol):
     """A network that takes a prompt after each stage, and another head: adapters consist of these.
 
     Attributes:
-        out_widths: channels of each stage's output, which its prompt acts on.
+        out_widths: channels of each stage's output, which its prompt acts on, as (B, H, W, C').
+        head: what an adapter may replace.
     """
 
     out_widths: tuple[int, ...]
-    stages: nn.ModuleList
     head: nn.Module
 
     def __call__(
@@ -72,8 +72,22 @@ class TakesPrompts(Protocol):
         ...
 
     def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
-        """Return the output (B, H, W, C') of a stage, and what else the head reads of the stages so far."""
+        """Return what lies before the prompt of a stage, as tensors whose first dimension is the batch's.
+
+        They can be kept: nothing that an adapter trains from that stage on changes them.
+        """
         ...
+
+
+@runtime_checkable
+class LowRankTargets(Protocol):
+    """A network that names the Linears that low-rank updates (LoRA) act on.
+
+    Attributes:
+        lora_targets: regular expression that whole names of modules match.
+    """
+
+    lora_targets: str
 
 
 class AdapterHost(TakesPrompts, Positions, Protocol):
@@ -122,6 +136,7 @@ _LACKING: dict[type, str] = {
     StageFeatures: "its network does not give features of stages",
     Positions: "its network does not give values of positions",
     TakesPrompts: "its network takes no prompts",
+    LowRankTargets: "its network does not name the layers to update",
     ReadsStatistics: "its head does not read statistics of stages",
     OneSize: "its network takes images of any size",
     DecayGroups: "its network does not tell which parameters not to decay",

@@ -62,8 +62,8 @@ class CheckpointTask(Task[B]):
         return nn.ModuleList()
 
     def setup(self, processes: Processes) -> None:
-        self.network, _ = make_network(self.plan, processes.device, self.init)
-        self.config = default_config(self.network, self.plan.name, **self.about)
+        self.network, began = make_network(self.plan, processes.device, self.init)
+        self.config = default_config(self.network, self.plan.name, bases=began.bases, **self.about)
         self.interface = Interface.of(self.config)
         self.heads = self.make_heads().to(processes.device)
 

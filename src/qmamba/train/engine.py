@@ -186,7 +186,8 @@ class Run:
         self.processes.average_(_batch_statistics(self.task.network))
         if self.recipe.precision == "float16":
             self.processes.accelerator.unscale_gradients()
-        nn.utils.clip_grad_norm_(self.task.network.parameters(), self.recipe.clip)
+        if self.recipe.clip > 0:
+            nn.utils.clip_grad_norm_(self.task.network.parameters(), self.recipe.clip)
         for optimiser in self.optimisers:
             optimiser.step()
         self._follow()

@@ -25,6 +25,32 @@ def plcc_loss(pred: Tensor, mos: Tensor, floor: float = 0.1) -> Tensor:
     return (1 - correlation) / 2
 
 
+def correlation(pred: Tensor, mos: Tensor) -> Tensor:
+    """Return Pearson's correlation ρ of predictions and MOS over a batch (LoDa, equation 5).
+
+    Both are standardised: their mean is subtracted, and they are divided by their population standard
+    deviation plus 1e-8, as in LoDa's public code. If all predictions or all MOS are the same, ρ is 0.
+    """
+    p, m = ((x - x.mean()) / (x.std(correction=0) + 1e-8) for x in (pred, mos))
+    return (p * m).mean()
+
+
+def correlation_loss(pred: Tensor, mos: Tensor) -> Tensor:
+    """Return (1 - ρ) / 2 over a batch (LoDa, equation 5). It is blind to the scale of both.
+
+    >>> mos = torch.tensor([0.1, 0.4, 0.9])
+    >>> round(float(correlation_loss(3 * mos + 7, mos)), 4), round(float(correlation_loss(-mos, mos)), 4)
+    (0.0, 1.0)
+    """
+    return (1 - correlation(pred, mos)) / 2
+
+
+def squared_correlation_loss(pred: Tensor, mos: Tensor) -> Tensor:
+    """Return (1 - ρ) / 4 + (1 - ρ²) / 8 over a batch, which LoDa's public code minimises."""
+    rho = correlation(pred, mos)
+    return (1 - rho) / 4 + (1 - rho.square()) / 8
+
+
 def score_loss(pred: Tensor, scores: Tensor) -> Tensor:
     """Return how far predictions are from a teacher's scores, in value and in correlation."""
     return smooth_l1(pred, scores) + 0.5 * plcc_loss(pred, scores)

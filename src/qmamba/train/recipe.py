@@ -23,7 +23,7 @@ class Optimisation:
     Attributes:
         optimiser: "adamw", or "muon" for the matrices inside the network, with AdamW for the rest.
         weight_decay: of weights; none on norms, biases and other parameters that the network names.
-        clip: maximum norm of the gradient of the network.
+        clip: maximum norm of the gradient of the network; 0 for no limit.
         ema: decay of the running mean of the weights, which is what is evaluated and saved; 0 for none.
         precision: of matrix products in training: "float32", "bfloat16", or "float16" on a GPU.
         accumulate: parts that a batch is computed in, one after the other, to need less memory.
@@ -43,8 +43,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         one_of(self.optimiser, OPTIMISERS, "optimiser")
         one_of(self.precision, PRECISIONS, "precision")
-        self.at_least(weight_decay=0, seed=0, accumulate=1, save_every=1)
-        self.above_zero("clip")
+        self.at_least(weight_decay=0, clip=0, seed=0, accumulate=1, save_every=1)
         if not 0 <= self.ema < 1:
             raise RecipeError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.optimiser == "muon" and self.precision == "float16":

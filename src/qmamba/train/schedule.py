@@ -24,6 +24,15 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup: float, cooldown: f
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - (1 - cooldown)) / cooldown))
 
 
+def cosine(step: int, steps: int, peak: float) -> float:
+    """Return the rate that falls from the peak, at step 0, to zero after the last step, along a cosine.
+
+    >>> [round(cosine(step, 4, 1.0), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    return peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def step_decay(step: int, peak: float, warmup_steps: float, decay_steps: int) -> float:
     """Return the rate that rises linearly over ``warmup_steps``, and is divided by ten every ``decay_steps``.
 

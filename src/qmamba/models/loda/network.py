@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from einops import rearrange
@@ -17,6 +17,8 @@ from .sizes import Sizes
 from .vit import VisionTransformer
 
 STAGES = 4  # the ViT's blocks, in equal parts, as those of other networks
+Prompts: TypeAlias = Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList
+"""One function a stage, see :meth:`LoDa.forward`."""
 
 
 class LoDa(nn.Module):
@@ -32,6 +34,8 @@ class LoDa(nn.Module):
         vit, cnn: the frozen towers, with timm's tensor names inside.
         extractor, injectors, scale, head: the trained parts; ``scale`` is (depth, width), one s_i a row.
         feature_info: ``num_chs``, ``reduction`` and ``module`` of each of :meth:`forward_features`.
+        out_widths: channels of each stage's tokens, for adapters.
+        lora_targets: names of the Linears that low-rank updates act on: those of the ViT's blocks.
         checkpointing: keep only the tokens before each block for the backward pass, which computes the rest
             again: more time, less memory, the same gradients. Set it to True or False at any time.
         arch, overrides: the registered name and the changes it was built with, set by ``create_model``.
@@ -40,6 +44,7 @@ class LoDa(nn.Module):
     arch: str = "custom"
     overrides: dict[str, Any]
     checkpointing: bool = False
+    lora_targets = r"vit\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 
     def __init__(self, sizes: Sizes | None = None) -> None:
         super().__init__()
@@ -66,6 +71,8 @@ class LoDa(nn.Module):
             {"num_chs": sizes.width, "reduction": sizes.patch_size, "module": f"vit.blocks.{last}"}
             for last in self._last_blocks
         ]
+        self.out_widths = (sizes.width,) * stages
+        self._side = sizes.image_size // sizes.patch_size  # of the grid of patches
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -77,13 +84,37 @@ class LoDa(nn.Module):
         out: Tensor = self.extractor(self.cnn(images))
         return out
 
-    def _walk(self, images: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Return the class feature (B, width), and tokens (B, 1 + patches, width) after blocks to keep."""
+    def _walk(
+        self, images: Tensor | Sequence[Tensor], prompts: Prompts | None = None, start: int | None = None
+    ) -> list[Tensor]:
+        """Return the ViT's tokens (B, 1 + patches, width) after each stage and its prompt, from ``start`` on.
+
+        After the last prompt there is the class token alone, (B, 1, width).
+        """
+        if start is None:
+            assert isinstance(images, Tensor)
+            z, distortion = self._begin(images)
+            walked, first = [], 0
+        else:
+            z, *kept = images
+            z = self._prompted(start, z, prompts)
+            # Behind the last stage nothing reads the distortion tokens.
+            distortion = kept[0] if kept else z
+            walked, first = [z], start + 1
+        for s in range(first, len(self._last_blocks)):
+            z = self._prompted(s, self._stage(s, z, distortion), prompts)
+            walked.append(z)
+        return walked
+
+    def _begin(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens before the first injector (B, 1 + patches, width), and F_msd."""
         self._check_images(images)
-        distortion = self.distortion_tokens(images)
-        z = self.vit.embed(images)  # (B, 1 + patches, width)
-        kept = []
-        for i in range(len(self.injectors)):
+        return self.vit.embed(images), self.distortion_tokens(images)
+
+    def _stage(self, s: int, z: Tensor, distortion: Tensor) -> Tensor:
+        """Compute the blocks of a stage: (B, 1 + patches, width) → the same shape."""
+        first = self._last_blocks[s - 1] + 1 if s else 0
+        for i in range(first, self._last_blocks[s] + 1):
             if self.checkpointing and torch.is_grad_enabled():
                 # Nothing is drawn here, but an adapter inside a block may draw its dropout.
                 z = checkpoint(
@@ -91,9 +122,7 @@ class LoDa(nn.Module):
                 )
             else:
                 z = self._step(i, z, distortion)
-            if i in keep:
-                kept.append(z)
-        return self.vit.norm(z)[:, 0], kept
+        return z
 
     def _step(self, i: int, z: Tensor, distortion: Tensor) -> Tensor:
         """Injector i, then block i of the ViT: (B, 1 + patches, width) → the same shape."""
@@ -101,24 +130,66 @@ class LoDa(nn.Module):
         out: Tensor = self.vit.blocks[i](z)
         return out
 
+    def _prompted(self, s: int, z: Tensor, prompts: Prompts | None) -> Tensor:
+        """Apply the prompt of a stage to its patch tokens; that of the last to the class token."""
+        if prompts is None:
+            return z
+        if s == len(self._last_blocks) - 1:
+            return prompts[s](z[:, None, :1])[:, 0]  # (B, 1, 1, width) → (B, 1, width)
+        patches = rearrange(z[:, 1:], "b (h w) c -> b h w c", h=self._side)
+        return torch.cat([z[:, :1], rearrange(prompts[s](patches), "b h w c -> b (h w) c")], dim=1)
+
+    def _read(self, z: Tensor) -> Tensor:
+        """Return c, the class token behind the last LayerNorm: (B, 1 or more, width) → (B, width)."""
+        out: Tensor = self.vit.norm(z[:, 0])
+        return out
+
     def class_feature(self, images: Tensor) -> Tensor:
         """Return the class token behind the last LayerNorm: (B, 3, S, S) → (B, width)."""
-        return self._walk(images)[0]
+        return self._read(self._walk(images)[-1])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, S, S) → raw quality (B, 1)."""
-        out: Tensor = self.head(self.dropout(self.class_feature(images)))
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        prompts: Prompts | None = None,
+        head: nn.Module | None = None,
+        *,
+        start: int | None = None,
+    ) -> Tensor:
+        """Normalised images (B, 3, S, S) → raw quality (B, 1).
+
+        Args:
+            images: as above; with ``start``, what :meth:`forward_until` returned for that stage.
+            prompts: of an adapter, one function a stage: (B, h, w, width) → the same shape. They are applied
+                to the patch tokens, after the last stage to the class token, (B, 1, 1, width).
+            head: in place of the network's own: (B, width) → (B, 1).
+            start: zero-based index of the stage whose prompt comes first.
+        """
+        head = self.head if head is None else head
+        feature = self._read(self._walk(images, prompts, start)[-1])
+        out: Tensor = head(self.dropout(feature))
         return out
+
+    def forward_until(self, images: Tensor, stage: int) -> tuple[Tensor, ...]:
+        """Compute what lies before the prompt of a stage (zero-based index), for :meth:`forward`.
+
+        Returns:
+            The tokens (B, 1 + patches, width) and F_msd (B, 4·grid², latent); for the last stage the class
+            token alone, (B, 1, width).
+        """
+        z, distortion = self._begin(images)
+        for s in range(stage + 1):
+            z = self._stage(s, z, distortion)
+        return (z[:, :1],) if stage == len(self._last_blocks) - 1 else (z, distortion)
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return raw quality (B, 1), and the ViT's patch tokens after each quarter of its blocks.
 
         They are (B, width, S/patch, S/patch) each, for normalised images (B, 3, S, S).
         """
-        feature, kept = self._walk(images, keep=self._last_blocks)
-        side = self.sizes.image_size // self.sizes.patch_size
-        maps = [rearrange(z[:, 1:], "b (h w) c -> b c h w", h=side) for z in kept]
-        return self.head(self.dropout(feature)), maps
+        walked = self._walk(images)
+        maps = [rearrange(z[:, 1:], "b (h w) c -> b c h w", h=self._side) for z in walked]
+        return self.head(self.dropout(self._read(walked[-1]))), maps
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that an optimiser should not decay: none, as in the published training."""

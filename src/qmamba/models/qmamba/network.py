@@ -58,6 +58,7 @@ class QMamba(nn.Module):
     Attributes:
         out_widths: channels of each stage's output, after the downsample.
         feature_info: ``num_chs``, ``reduction`` and ``module`` of each stage, as in timm.
+        lora_targets: names of the Linears that low-rank updates act on: those of the blocks.
         checkpointing: keep only the blocks' inputs for the backward, which recomputes the rest: more time,
             less memory, the same gradients. It can be set at any time.
         arch, overrides: the registered name and the keyword arguments given, set by ``create_model``.
@@ -66,6 +67,8 @@ class QMamba(nn.Module):
     arch: str = "custom"
     overrides: dict[str, Any]
     checkpointing: bool = False
+    # Without the route gate's Linears: an operator reads their weights and never calls them.
+    lora_targets = r".*\.(in_proj|x_proj|out_proj|fc1|fc2)"
 
     def __init__(
         self,

@@ -167,7 +167,8 @@ class _Rater:
 def _step_seconds(crops: Crops, run: Run, recipe: PaperRecipe, device: torch.device) -> Seconds:
     """Return the time of a step: crops, losses, gradients, the optimiser."""
     rater = _Rater(run, recipe, device)
-    rater.base.requires_grad_(rater.trained is rater.base)
+    if rater.trained is not rater.base:  # what an architecture freezes stays frozen in either case
+        rater.base.requires_grad_(False)
     optimisers = make_optimisers(rater.trained.train(), nn.ModuleList(), recipe)
     part = crops.batch // recipe.accumulate
 

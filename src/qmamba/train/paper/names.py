@@ -93,7 +93,7 @@ def _part(transfer: Transfer, wanted: str) -> Transfer | None:
 
 def _of_sets(recipe: PaperRecipe, names: Sequence[str]) -> dict[str, Any]:
     """Return the values that a recipe has by set, for these sets."""
-    by_set = {key: getattr(recipe, key) for key in ("weights", "sizes", "split_by", "paper")}
+    by_set = {key: getattr(recipe, key) for key in ("weights", "sizes", "interpolation", "split_by", "paper")}
     return {
         key: {name: value for name, value in values.items() if name in names}
         for key, values in by_set.items()

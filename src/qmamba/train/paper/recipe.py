@@ -11,11 +11,12 @@ from typing import Any
 from ...data.splitting import CONVENTIONS
 from ...errors import RecipeError
 from ..recipe import Optimisation, one_of
-from ..schedule import step_decay
+from ..schedule import cosine, step_decay
 
 TASKS = ("single", "universal", "transfer")
-LOSSES = ("smooth-l1", "plcc", "ranking")
-SCHEDULES = ("deiqt", "steps")
+LOSSES = ("smooth-l1", "plcc", "ranking", "correlation", "squared-correlation")
+SCHEDULES = ("deiqt", "steps", "cosine")
+INTERPOLATIONS = ("bilinear", "bicubic")
 SPLIT_BY = ("image", "reference")
 OWN = "own"  # in place of a convention: the folds that come with the data
 AVERAGE = "average"  # in place of a set: what a paper prints in that column
@@ -25,7 +26,7 @@ _ORDER = (  # of rows, as the paper has them
     "qmamba-t", "qmamba-s", "qmamba-b", "lqmamba-t", "lqmamba-s", "lqmamba-b",
     "no-tuning", "linear-probe", "full", "style-prompt", "style-prompt-r",
     "ssf", "crossattn-prompt", "conv-prompt", "lora", "n1", "n2", "n4", "n6", "n8", "n10",
-    "1x1", "7x7", "14x14", "28x28", "layer",
+    "1x1", "7x7", "14x14", "28x28", "layer", "loda", "frozen-bn",
 )  # fmt: skip
 
 Printed = dict[str, tuple[float, float]]
@@ -62,7 +63,9 @@ class PaperRecipe(Optimisation):
         weights: how often a set's images are seen, 1 unless given: 2 is twice in each epoch.
         sizes: size that images of a set are resized to before they are cropped, in place of the common one:
             the shorter side, or height and width; 0 for their own size.
-        init_from: weights to start from, see :func:`qmamba.checkpoints.start.start`; "" for random ones.
+        interpolation: by set, "bilinear" or "bicubic", how images are resized; "bilinear" unless given.
+        init_from: weights to start from, see :func:`qmamba.checkpoints.start.start`; "" for random ones,
+            "bases" for the architecture's frozen base weights.
         convention: how splits are drawn: "deiqt", "loda", or "own" for the folds that come with a set, and
             as by "deiqt" for sets without folds.
         split_by: what is divided by set: "image", or "reference", such as the prompt of generated images; by
@@ -70,14 +73,16 @@ class PaperRecipe(Optimisation):
         splits: number of splits; folds that come with a set are the same in all, with another seed.
         epochs, crops: an epoch has this many random crops of every image of the training folds.
         crop: side of a crop, in training and in testing.
+        vertical_flip: whether half of the training crops are mirrored top to bottom as well; half of them are
+            always mirrored left to right.
         test_crops: random crops of an image in testing, whose mean is its score.
         batch: crops per step; by default 32 for up to 5,000 training images and 128 for more.
         lr: peak learning rate.
-        schedule: "deiqt" or "steps", see :meth:`lr_at`.
+        schedule: "deiqt", "steps" or "cosine", see :meth:`lr_at`.
         decay_epochs: epochs after which the learning rate is divided by ten.
         warmup: for "steps", the share of all steps in which the learning rate rises.
-        losses: weights of the losses by name: "smooth-l1", "plcc", "ranking". The last two compare the crops
-            that one process computes at once.
+        losses: weights of the losses by name: "smooth-l1", "plcc", "ranking", and LoDa's "correlation" and
+            "squared-correlation". All but the first compare the crops that one process computes at once.
         beta: of the smooth-L1 loss, on labels in [0, 1].
         adapter: for a transfer, a method of :mod:`qmamba.adapters`, or "none" for no tuning;
             ``adapter_options`` are its own, ``adapter_lr`` is the method's own by default.
@@ -97,6 +102,7 @@ class PaperRecipe(Optimisation):
     transfers: tuple[Transfer, ...] = ()
     weights: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    interpolation: dict[str, str] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
     init_from: str = ""
     convention: str = "deiqt"
@@ -105,6 +111,7 @@ class PaperRecipe(Optimisation):
     epochs: int = 9
     crops: int = 10
     crop: int = 224
+    vertical_flip: bool = False
     test_crops: int = 10
     batch: int | None = None
     lr: float = 2e-4
@@ -160,7 +167,7 @@ class PaperRecipe(Optimisation):
         elif not self.data or self.transfers or self.adapter:
             raise RecipeError(f"task {self.task!r} must have data, and neither [[transfers]] nor an adapter")
         known = set(self.sets)
-        for key in ("weights", "sizes", "split_by"):
+        for key in ("weights", "sizes", "interpolation", "split_by"):
             if unknown := sorted(getattr(self, key).keys() - known):
                 raise RecipeError(f"{key} has {unknown[0]!r}, which is not among the recipe's sets")
         for paper, sets in ((self.paper, known), *((t.paper, set(t.targets)) for t in self.transfers)):
@@ -172,6 +179,8 @@ class PaperRecipe(Optimisation):
     def _check_rates(self) -> None:
         for by in self.split_by.values():
             one_of(by, SPLIT_BY, "split_by of a set")
+        for kind in self.interpolation.values():
+            one_of(kind, INTERPOLATIONS, "interpolation of a set")
         if not 0 <= self.held_out < 1:
             raise RecipeError(f"held_out must be at least 0 and below 1, got {self.held_out}")
         if any(not 0 < rate < math.inf for rate in self.rates):
@@ -193,12 +202,15 @@ class PaperRecipe(Optimisation):
           the first ``warmup`` of all steps, as the QMamba paper describes it.
         * ``deiqt``: the scheduler of DEIQT's code: a linear warm-up over ``decay_epochs`` epochs, and after
           it the steps of ``steps``, which are by then at a tenth of the peak.
+        * ``cosine``: from the peak to zero along a cosine, without a warm-up, as LoDa's code has it.
 
         >>> recipe = PaperRecipe(task="single", name="a", arch="lqmamba-n", data=("livec",), warmup=0.0)
         >>> [f"{recipe.lr_at(epoch, 1, 2e-4):.1e}" for epoch in range(9)]
         ['6.7e-05', '1.3e-04', '2.0e-04', '2.0e-05', '2.0e-05', '2.0e-05', '2.0e-06', '2.0e-06', '2.0e-06']
         """
         steps, decay_steps = self.epochs * epoch_steps, self.decay_epochs * epoch_steps
+        if self.schedule == "cosine":
+            return cosine(step, steps, peak)
         warmup = self.warmup * steps if self.schedule == "steps" else float(min(decay_steps, steps))
         return step_decay(step, peak, warmup, decay_steps)
 

@@ -15,9 +15,11 @@ from .recipe import NO_TUNING, PaperRecipe
 # Keys of a recipe that do not matter to a single run, or not to its numbers.
 _OF_THE_ROW = (
     "task", "name", "title", "paper", "licence", "data", "transfers", "splits", "save_every", "weights",
-    "sizes", "split_by", "rates",
+    "sizes", "interpolation", "split_by", "rates",
 )  # fmt: skip
-_BY_SET = ("weights", "sizes", "split_by")
+_BY_SET = ("weights", "sizes", "interpolation", "split_by")
+# Keys that came after results were published: left out where they are not used, so that digests stay.
+_LATER = ("interpolation", "vertical_flip")
 _OF_ADAPTERS = ("adapter", "adapter_options", "adapter_lr", "held_out")
 
 
@@ -89,6 +91,7 @@ def identity(run: Run, recipe: PaperRecipe) -> dict[str, Any]:
         values["adapter_lr"] = run.rate
     for key in _BY_SET:
         values[key] = {name: v for name, v in getattr(recipe, key).items() if name in run.sets}
+    values = {key: value for key, value in values.items() if value or key not in _LATER}
     base = None if run.base is None else identity(run.base, recipe)
     return {**values, "train": list(run.train), "test": list(run.test), "base": base}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,7 +21,7 @@ from ...data import DATASETS, Rated, read_dataset, read_manifest
 from ...data.splitting import make_splits
 from ...errors import DataSetError, RecipeError
 from ...images import as_bytes, decode
-from ...images.resizing import resize
+from ...images.resizing import resize, unit
 from ..batches import random_crop
 from ..folds import by_fold
 from ..sampling import mixed_epoch
@@ -67,6 +68,7 @@ class RatedSet:
         folds: images by fold, "train", "test" and perhaps "val"; MOS scaled to [0, 1], higher is better.
         size: size that images are resized to before they are cropped: the shorter side, or height and width;
             0 for their own size.
+        interpolation: of that resizing, "bilinear" or "bicubic".
         cache: folder for resized images; None for none.
     """
 
@@ -74,6 +76,7 @@ class RatedSet:
     split: str
     folds: Mapping[str, Sequence[Rated]]
     size: Any = 0
+    interpolation: str = "bilinear"
     cache: Path | None = None
 
     def pixels(self, rated: Rated) -> Tensor:
@@ -84,13 +87,14 @@ class RatedSet:
             RecipeError: the size is not a size.
         """
         if self.cache is None or self.size == 0:
-            return sized(rated.path, self.size)
+            return sized(rated.path, self.size, self.interpolation)
         about = rated.path.stat() if rated.path.is_file() else None
         key = f"{rated.path.resolve()} {about and (about.st_mtime_ns, about.st_size)} {self.size}"
+        key += "" if self.interpolation == "bilinear" else f" {self.interpolation}"
         place = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if not place.is_file():
             buffer = io.BytesIO()
-            np.save(buffer, sized(rated.path, self.size).numpy())
+            np.save(buffer, sized(rated.path, self.size, self.interpolation).numpy())
             self.cache.mkdir(parents=True, exist_ok=True)
             replace_file(place, buffer.getvalue())
         return torch.from_numpy(np.load(place, mmap_mode="c"))  # a crop reads its part only
@@ -135,11 +139,12 @@ def split_set(
         DataSetError: a fold has too few images.
     """
     size = {**SIZES, **recipe.sizes}.get(name, 0)
+    interpolation = recipe.interpolation.get(name, "bilinear")
     if dry:
         ends = [min(ratings, key=lambda r: r.mos), max(ratings, key=lambda r: r.mos)]
         names = ("train", "val", "test") if held_out else ("train", "test")
         folds = dict.fromkeys(names, _unit(name, ends, ends))
-        return RatedSet(name, "dry run", folds, size, cache)
+        return RatedSet(name, "dry run", folds, size, interpolation, cache)
     if recipe.convention == OWN and any(r.fold for r in ratings):
         label, rated = f"own-{index:02d}", list(ratings)
     else:
@@ -155,7 +160,7 @@ def split_set(
         if len(folds[fold]) < 2:
             raise DataSetError(f"{name}: two images or more are needed in the fold {fold!r} of {label}")
     scaled = {fold: _unit(name, images, folds["train"]) for fold, images in folds.items()}
-    return RatedSet(name, label, scaled, size, cache)
+    return RatedSet(name, label, scaled, size, interpolation, cache)
 
 
 def hold_out(rated: Sequence[Rated], share: float, by_reference: bool, seed: int) -> list[Rated]:
@@ -177,8 +182,15 @@ def _unit(name: str, images: Sequence[Rated], train: Sequence[Rated]) -> list[Ra
     return [replace(r, mos=(r.mos - low) / (high - low), scale=(0.0, 1.0)) for r in images]
 
 
-def sized(path: Path, size: Any) -> Tensor:
+def sized(path: Path, size: Any, interpolation: str = "bilinear") -> Tensor:
     """Decode an image and resize it to a shorter side, or to a height and width: (3, H, W) uint8.
+
+    Shrinking is antialiased.
+
+    Args:
+        path: image file; its EXIF orientation is applied.
+        size: the shorter side, or height and width, in pixels; 0 for the image's own size.
+        interpolation: "bilinear" or "bicubic".
 
     Raises:
         ImageError: it cannot be decoded.
@@ -193,7 +205,12 @@ def sized(path: Path, size: Any) -> Tensor:
         height, width = (max(1, round(side * size / shorter)) for side in (height, width))
     elif size != 0 or type(size) is not int:
         raise RecipeError(f"sizes must have the shorter side, or [height, width], of each set, got {size!r}")
-    return as_bytes(resize(image, height, width))
+    if interpolation == "bilinear" or (height, width) == image.shape[1:]:
+        return as_bytes(resize(image, height, width))
+    resized = F.interpolate(
+        unit(image)[None], size=(height, width), mode="bicubic", align_corners=False, antialias=True
+    )
+    return as_bytes(resized[0].clamp(0, 1))  # cubic interpolation overshoots at edges
 
 
 class Crops(Dataset[tuple[Tensor, float]]):
@@ -240,4 +257,7 @@ class Crops(Dataset[tuple[Tensor, float]]):
         which, item = mixed_epoch(sizes, tuple(self.counts), self.seed, epoch)[within]
         rated = self.images[which][item]
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return random_crop(self.sets[which].pixels(rated), self.recipe.crop, (), g), rated.mos
+        crop = random_crop(self.sets[which].pixels(rated), self.recipe.crop, (), g)
+        if self.recipe.vertical_flip and bool(torch.randint(2, (1,), generator=g)):
+            crop = crop.flip(1)
+        return crop, rated.mos

@@ -18,7 +18,7 @@ from ...adapters import Adapter, AdapterConfig, create, save_adapter
 from ...calibration import Calibration
 from ...checkpoints import default_config
 from ...checkpoints.safetensors_file import replace_file, serialise
-from ...checkpoints.start import Start, no_start
+from ...checkpoints.start import BASES, Start, no_start
 from ...data import Rated
 from ...errors import DataSetError
 from ...metrics import plcc, srcc
@@ -27,7 +27,13 @@ from ...scoring.pipeline import quality
 from ...version import __version__
 from ..calibrating import fit_calibration
 from ..engine import Report, Run, fit
-from ..losses import pairwise_ranking, plcc_loss, smooth_l1
+from ..losses import (
+    correlation_loss,
+    pairwise_ranking,
+    plcc_loss,
+    smooth_l1,
+    squared_correlation_loss,
+)
 from ..networks import Interface, make_network
 from ..processes import Processes, is_first
 from ..state import forget_state
@@ -138,12 +144,10 @@ class PaperTask(Task[Batch]):
     def setup(self, processes: Processes) -> None:
         recipe, run, shop, self.heads = self.recipe, self.run, self.shop, nn.ModuleList()
         if run.base is None:
-            lacking = shop.dry and no_start(recipe.init_from, shop.root) is not None
-            init = "" if lacking else recipe.init_from
-            self.network, self.began = make_network(recipe, processes.device, init, shop.root)
+            self.network, self.began = make_network(recipe, processes.device, self._init(), shop.root)
             self.config = default_config(
                 self.network, recipe.name, trained_on=run.train, licence=recipe.licence,
-                protocol=protocol_of(recipe),
+                protocol=protocol_of(recipe), bases=self.began.bases,
             )  # fmt: skip
         else:
             base = load(shop.out / folder_of(run.base, recipe) / "checkpoint", device=processes.device)
@@ -156,6 +160,13 @@ class PaperTask(Task[Batch]):
             self.network = adapter.to(processes.device)
             self.peak = run.rate or recipe.adapter_lr or adapter.lr
         self.device, self.interface = processes.device, Interface.of(self.config)
+
+    def _init(self) -> str:
+        """Return what the network starts from; a dry run downloads no base weights."""
+        init = self.recipe.init_from
+        if self.shop.dry and (init == BASES or no_start(init, self.shop.root) is not None):
+            return ""
+        return init
 
     def fingerprint(self) -> dict[str, Any]:
         return identity(self.run, self.recipe)
@@ -293,6 +304,8 @@ def losses_of(raw: Tensor, mos: Tensor, recipe: PaperRecipe) -> dict[str, Tensor
         "smooth-l1": lambda p, m: smooth_l1(p, m, recipe.beta),
         "plcc": plcc_loss,
         "ranking": pairwise_ranking,
+        "correlation": correlation_loss,
+        "squared-correlation": squared_correlation_loss,
     }
     parts = {name: kinds[name](raw, mos) for name in recipe.losses}
     total = torch.stack([recipe.losses[name] * loss for name, loss in parts.items()]).sum()
