@@ -8,9 +8,11 @@ import typer
 
 from qmamba.cli import (
     adapt,
+    ask,
     compare,
     convert,
     data,
+    describe,
     distort,
     env,
     evaluate,
@@ -62,6 +64,8 @@ def _build() -> typer.Typer:
         (compare, compare.compare),
         (map, map.draw_map),
         (report, report.report),
+        (ask, ask.ask),
+        (describe, describe.describe),
         (models, models.models),
         (evaluate, evaluate.evaluate),
         (train, train.train),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .api import DEFAULT_MODEL, load, score
+from .language import LanguageScorer
 from .quality_map import QualityMap
 from .scorer import Scorer
 
-__all__ = ["DEFAULT_MODEL", "QualityMap", "Scorer", "load", "score"]
+__all__ = ["DEFAULT_MODEL", "LanguageScorer", "QualityMap", "Scorer", "load", "score"]
