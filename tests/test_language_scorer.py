@@ -210,9 +210,10 @@ def test_an_answer_is_the_likeliest_text(scorer: LanguageScorer) -> None:
 def test_limits_cut_an_answer(scorer: LanguageScorer, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo(40, 60)
     monkeypatch.setattr(scorer.vocabulary, "stop", -5)  # no end by itself
-    assert len(scorer.vocabulary.ids(scorer.answer(image, "Is it sharp?", max_tokens=5))) == 5
-    short = scorer.answer(image, "Is it sharp?", max_tokens=50, seconds=1e-9)
-    assert len(scorer.vocabulary.ids(short)) == 1
+    assert len(list(scorer.stream(image, "Is it sharp?", max_tokens=5))) == 5
+    assert len(list(scorer.stream(image, "Is it sharp?", max_tokens=50, seconds=1e-9))) == 1
+    room = 256 - scorer.vocabulary.prompt("Is it sharp?").shape[1]
+    assert len(list(scorer.stream(image, "Is it sharp?", max_tokens=1000))) == room
 
 
 def test_answers_end_where_the_network_ends_them(

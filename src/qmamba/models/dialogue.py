@@ -13,8 +13,8 @@ MAX_CHOICES = len(ascii_uppercase)
 class Dialogue:
     """The template of a conversation about an image, and the questions that qmamba asks itself.
 
-    A conversation is ``system USER: <image>\\nquestion ASSISTANT: answer<stop>USER: question ASSISTANT:``
-    and so on; visual tokens take the place of ``<image>``.
+    A conversation is ``system USER: <image>\\nquestion ASSISTANT: answer<stop>``, then ``USER: question
+    ASSISTANT: answer<stop>`` and so on; visual tokens take the place of ``<image>``.
 
     Attributes:
         system: the first sentence.

@@ -227,14 +227,14 @@ class LanguageScorer(Scorer):
     ) -> Iterator[str]:
         end = None if seconds is None else time.monotonic() + seconds
         step: Step = self._whole(image, lambda images: self._reader(images, question), limit)
-        return self.vocabulary.pieces(self._written(step, image.name, max_tokens, end))
+        room = self.vocabulary.text_tokens - self.vocabulary.prompt(question).shape[1]
+        return self.vocabulary.pieces(self._written(step, image.name, min(max_tokens, room), end))
 
     def _written(self, step: Step, name: str, max_tokens: int, end: float | None) -> Iterator[int]:
         """Yield the likeliest tokens, one after the other, until the answer ends or a limit is reached."""
         device = self._weight().device
-        room = self.vocabulary.text_tokens
         token: Tensor | None = None
-        for _ in range(min(max_tokens, room)):
+        for _ in range(max_tokens):
             try:
                 with torch.inference_mode(), without_autocast(device):
                     token = step(token).argmax(dim=-1, keepdim=True)  # (1, 1)

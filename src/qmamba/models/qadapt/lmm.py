@@ -109,8 +109,15 @@ def lora_layers(lmm: nn.Module) -> Iterator[Any]:
 
 def visual_features(lmm: Any, images: Tensor) -> Tensor:
     """Return V (B, N, D), the hidden state of the vision tower that the projector takes, of (B, 3, S, S)."""
-    seen = lmm.model.vision_tower(images, output_hidden_states=True)
-    features: Tensor = seen.hidden_states[lmm.config.vision_feature_layer]
+    tower = lmm.model.vision_tower
+    if lmm.config.vision_config.model_type == "siglip_vision_model":
+        # What transformers does, up to the block where the tower was cut. Collecting hidden states would put
+        # hooks on all blocks, with which no module can be pickled.
+        embedded = tower.embeddings(images.to(tower.embeddings.patch_embedding.weight.dtype))
+        features: Tensor = tower.encoder(inputs_embeds=embedded).last_hidden_state
+    else:
+        seen = tower(images, output_hidden_states=True)
+        features = seen.hidden_states[lmm.config.vision_feature_layer]
     return features[:, 1:] if lmm.config.vision_feature_select_strategy == "default" else features
 
 
