@@ -20,8 +20,11 @@ pytest.importorskip("transformers", reason="q-adapt needs transformers: pip inst
 pytest.importorskip("peft", reason="q-adapt needs peft: pip install 'qmamba[explain]'")
 
 import qmamba
+from qmamba.analysis.qbench import Agreement, Answered, answer_questions, score_sets
 from qmamba.cli import app
-from qmamba.errors import ArgumentError, CapabilityError, CheckpointError, ImageError
+from qmamba.data.questions import Question, read_llvisionqa
+from qmamba.errors import ArgumentError, CapabilityError, CheckpointError, DataSetError, ImageError
+from qmamba.metrics import evaluate
 from qmamba.models.capabilities import IMAGE
 from qmamba.scoring import LanguageScorer, Scorer
 from qmamba.scoring.vocabulary import Vocabulary, padded
@@ -324,3 +327,67 @@ def test_a_model_without_words_is_one_line(pictures: list[Path]) -> None:
 def test_score_takes_a_model_with_words(folder: Path, scorer: Scorer, pictures: list[Path]) -> None:
     done = run("score", pictures[0], "-m", folder, "--format", "json")
     assert json.loads(done.stdout)[0]["score"] == pytest.approx(scorer.score(pictures[0]), abs=1e-6)
+
+
+# Benchmarks
+
+QUESTION = {"img_path": "0.png", "question": "Is it sharp?", "candidates": ["Yes", "No"], "correct_ans": "No"}
+
+
+def test_questions_are_read(pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_text(json.dumps([{**QUESTION, "type": 0}]))
+    (question,) = read_llvisionqa(tmp_path / "qa.json")
+    assert question == Question(pictures[0], "Is it sharp?", ("Yes", "No"), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"question": ""}, "question must be text"), ({"candidates": ["No"]}, "candidates must list 2 to 26"),
+        ({"candidates": ["No", 1]}, "candidates must be text"), ({"correct_ans": "B"}, "one candidate"),
+        ({"img_path": "/a.png"}, "below the folder"), ({"img_path": "9.png"}, "do not exist"),
+    ],
+)  # fmt: skip
+def test_a_wrong_question_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    (tmp_path / "qa.json").write_text(json.dumps([{**QUESTION, **changes}]))
+    with pytest.raises(DataSetError, match=line) as caught:
+        read_llvisionqa(tmp_path / "qa.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_accuracy_counts_strictly(
+    scorer: LanguageScorer, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = ["B.", "A", "It is B", "B"]
+    monkeypatch.setattr(scorer, "answer", lambda *_, **__: replies.pop(0))
+    asked = [Question(pictures[0], "Is it sharp?", ("Yes", "No"), 1)] * 4
+    assert answer_questions(scorer, asked) == Answered(questions=4, right=2, unparsed=1, failed=0)
+    monkeypatch.undo()
+    (tmp_path / "broken.png").write_bytes(b"")
+    found = answer_questions(scorer, [Question(tmp_path / "broken.png", "Is it?", ("A", "B"), 0)])
+    assert found == Answered(1, 0, 0, 1) and found.accuracy == 0
+
+
+def test_scores_are_compared_with_every_set_that_is_there(
+    folder: Path, scorer: LanguageScorer, tmp_path: Path
+) -> None:
+    sets = tmp_path / "sets" / "agiqa3k"
+    sets.mkdir(parents=True)
+    lines = ["name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"]
+    paths, mos = [], [1.0, 3.0, 2.0, 4.0]
+    for i, rating in enumerate(mos):
+        Image.fromarray(photo(40, 60, i)).save(sets / f"{i}.jpg")
+        paths.append(sets / f"{i}.jpg")
+        lines.append(f"{i}.jpg,cat {i},,,,{rating},0.1,1,0.1")
+    (sets / "data.csv").write_text("\n".join(lines))
+    found = {each.name: each for each in score_sets(scorer, tmp_path / "sets")}
+    assert len(found) > 5 and found["koniq10k"] == Agreement("koniq10k", "KonIQ-10k")
+    expected = evaluate(scorer.score(paths), mos, metrics=["srcc"], resamples=0)["srcc"]
+    assert found["agiqa3k"].images == 4 and found["agiqa3k"].srcc == pytest.approx(expected)
+    (tmp_path / "qa.json").write_text(json.dumps([{**QUESTION, "img_path": "sets/agiqa3k/0.jpg"}]))
+    done = run("qbench", "--questions", tmp_path / "qa.json", "--data-root", tmp_path / "sets", "-m", folder)
+    assert done.exit_code == 0, done.stderr
+    assert " % right of 1 questions" in done.stdout
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in done.stdout.splitlines() if "  " in line}
+    assert rows["KonIQ-10k"] == ["absent", "-", "-"] and rows["AGIQA-3K"][0] == "4"
+    assert run("qbench", "-m", folder).exit_code == 2

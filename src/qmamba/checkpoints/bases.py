@@ -179,7 +179,8 @@ def check_unchanged(network: nn.Module, config: ModelConfig) -> None:
         CheckpointError: a frozen weight differs from its base.
     """
     stored = is_stored(config)
-    frozen = {name: value for name, value in network.state_dict().items() if not stored(name)}
+    state = network.state_dict().items()
+    frozen = {name: value for name, value in state if not (stored(name) or value.is_meta)}
     fetch, names_of = fetcher(local_files_only=True), get_architecture(config.arch).names_of
     for base in config.bases:
         try:
@@ -188,7 +189,7 @@ def check_unchanged(network: nn.Module, config: ModelConfig) -> None:
             continue
         for name, tensor in _tensors(path, base, frozen, names_of):
             ours = frozen[name]
-            if not ours.is_meta and not torch.equal(tensor.to(ours.dtype), ours.cpu()):
+            if not torch.equal(tensor.to(ours.dtype), ours.cpu()):
                 raise CheckpointError(
                     f"frozen weight {name!r} differs from its base {base.repo}: save all weights, with "
                     "config.replace(bases=())"

@@ -160,6 +160,19 @@ def load_checkpoint(
     return network.to(dtype).eval(), config
 
 
+def read_stored(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """Return a folder's config and the tensors that it stores, without its bases, as float32 on the CPU.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; a quantized checkpoint is refused, too.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.quantization is not None:
+        raise CheckpointError(f"{folder} must be in float, got a quantized checkpoint; use the original")
+    return config, read_tensors(folder / WEIGHTS_FILE, _data(folder, config))
+
+
 def save_checkpoint(
     folder: str | os.PathLike[str],
     network: nn.Module,

@@ -193,6 +193,41 @@ class Converses(Protocol):
 
 
 @runtime_checkable
+class LearnsWords(Converses, Protocol):
+    """A network with words, of which a part is trained beside a frozen base."""
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield names and parameters of what is trained."""
+        ...
+
+    def lr_scales(self) -> dict[str, float]:
+        """Return factors of the learning rate by name; 1 for the parameters that are left out."""
+        ...
+
+    def draw(self) -> None:
+        """Draw the weights that are on the device "meta" and that no base holds, on the CPU."""
+        ...
+
+    def merge_lora(self) -> None:
+        """Add the updates of an earlier training to the frozen weights."""
+        ...
+
+    def loss(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        instructions: Tensor,
+        instruction_mask: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
+        """Return the cross-entropy of the labels (B, L), -100 for none, mean over them; a scalar."""
+        ...
+
+
+@runtime_checkable
 class LearningRates(Protocol):
     """A network some of whose parameters have learning rates of their own."""
 
@@ -208,6 +243,7 @@ _LACKING: dict[type, str] = {
     ReadsStatistics: "its head does not read statistics of stages",
     OneSize: "its network takes images of any size",
     Converses: "its network knows no words",
+    LearnsWords: "its network learns no words",
     LearningRates: "all its parameters have the same learning rate",
     DecayGroups: "its network does not tell which parameters not to decay",
 }

@@ -27,8 +27,8 @@ class Dialogue:
     """
 
     system: str = (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions."
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions."
     )
     stop: str = "<|endoftext|>"
     score_question: str = "Rate the quality of the image."

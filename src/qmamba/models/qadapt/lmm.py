@@ -121,6 +121,19 @@ def visual_features(lmm: Any, images: Tensor) -> Tensor:
     return features[:, 1:] if lmm.config.vision_feature_select_strategy == "default" else features
 
 
+def set_checkpointing(lmm: Any, wanted: bool) -> None:
+    """Have the blocks compute their activations again in the backward pass, or keep them."""
+    name = (
+        "activation_checkpointing"
+        if hasattr(lmm, "activation_checkpointing_enable")
+        else "gradient_checkpointing"
+    )
+    if wanted:  # the methods were renamed within transformers 5
+        getattr(lmm, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(lmm, f"{name}_disable")()
+
+
 def own_buffers(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Yield the buffers that no state dict holds: module, name, tensor. Constants such as frequencies."""
     for module in network.modules():

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capabilities import IMAGE
 from ..dialogue import Dialogue
 from .generator import Generator
 from .lmm import (
+    ADAPTER,
     add_lora,
     build_lmm,
     check_packages,
     constants_kept,
     lora_layers,
     make_constants_real,
+    set_checkpointing,
     visual_features,
 )
 from .prompter import Prompter
@@ -71,9 +74,7 @@ class QAdapt(nn.Module):
             )
             self.prompter = Prompter(width, sizes.hidden, sizes.prompt_dropout)
         make_constants_real(self)
-        self.requires_grad_(False)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.trains(name))
+        self._freeze()
 
     # What is trained
 
@@ -102,6 +103,31 @@ class QAdapt(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that an optimiser should not decay: norms and biases."""
         return {name for name, p in self.trained() if p.ndim <= 1}
+
+    def draw(self) -> None:
+        """Draw the weights that are on the device "meta" and that no base holds, on the CPU.
+
+        All but the base: LoRA, the projector, generator and prompter.
+        """
+        sizes, width = self.sizes, self.lmm.config.vision_config.hidden_size
+        with torch.device("cpu"):
+            for layer in lora_layers(self.lmm):
+                for half in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+                    half.to_empty(device="cpu")
+                layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)
+            projector = self.lmm.model.multi_modal_projector
+            for linear in (projector.linear_1, projector.linear_2):
+                linear.to_empty(device="cpu").reset_parameters()
+            if sizes.stage == 2:
+                self.generator = Generator(
+                    width, sizes.queries, sizes.qformer, keep_first_patch=sizes.keep_first_patch
+                )
+                self.prompter = Prompter(width, sizes.hidden, sizes.prompt_dropout)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self.trains(name))
 
     def merge_lora(self) -> None:
         """Add LoRA's updates to the frozen weights, which takes less time; the tensors of LoRA stay."""
@@ -146,10 +172,8 @@ class QAdapt(nn.Module):
 
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
-        if wanted:
-            self.lmm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif self._checkpointing:
-            self.lmm.gradient_checkpointing_disable()
+        if bool(wanted) != self._checkpointing:
+            set_checkpointing(self.lmm, bool(wanted))
         self._checkpointing = bool(wanted)
 
     # The forward pass
@@ -211,10 +235,37 @@ class QAdapt(nn.Module):
             mask: (B, L), 1 for a token and 0 for padding at the end; None where nothing is padded.
             instructions, instruction_mask, owners: see :meth:`prompt`; unused in stage 1.
         """
-        words = self.embed(tokens, self.look(images, instructions, instruction_mask, owners))
-        hidden = self.lmm.model.language_model(inputs_embeds=words, attention_mask=mask, use_cache=False)
-        out: Tensor = self.lmm.lm_head(hidden.last_hidden_state)
+        seen = self.look(images, instructions, instruction_mask, owners)
+        out: Tensor = self.lmm.lm_head(self._hidden(tokens, mask, seen))
         return out
+
+    def _hidden(self, tokens: Tensor, mask: Tensor | None, seen: Tensor) -> Tensor:
+        words = self.embed(tokens, seen)  # (B, L, W)
+        model = self.lmm.model.language_model
+        hidden: Tensor = model(inputs_embeds=words, attention_mask=mask, use_cache=False).last_hidden_state
+        return hidden
+
+    def loss(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        instructions: Tensor,
+        instruction_mask: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
+        """Return the cross-entropy of the labels (B, L), -100 for none, mean over them; a scalar.
+
+        Logits are computed where there is a label only: those of all places would take more memory than the
+        rest of the network.
+        """
+        hidden = self._hidden(tokens, mask, self.look(images, instructions, instruction_mask, owners))
+        following = labels[:, 1:]
+        learned = following != -100
+        logits = self.lmm.lm_head(hidden[:, :-1][learned])  # (labels, vocabulary)
+        return F.cross_entropy(logits.float(), following[learned])
 
     def continued(
         self,
