@@ -145,6 +145,18 @@ def test_base_and_projector_are_as_large_as_the_published_files(published_sizes:
     assert round(published / 1e9, 2) == round(4.99 + 1.37, 2)  # the two files, as the Hub lists them
 
 
+def test_the_sizes_of_the_documentation(published_sizes: dict[int, Any]) -> None:
+    parameters = dict(published_sizes[2].named_parameters())
+    assert sum(p.numel() for name, p in parameters.items() if not is_stored(name)) == 3_172_794_775
+    assert sum(p.numel() for name, p in parameters.items() if is_stored(name)) == 396_491_009
+    weights = [p for name, p in parameters.items() if name.endswith("base_layer.weight")]
+    assert sum(p.numel() for p in weights) == 2_516_582_400 and sum(len(p) for p in weights) == 737_280
+    qformer = [
+        p for name, p in published_sizes[2].generator.qformer.named_parameters() if "cross" not in name
+    ]
+    assert sum(p.numel() for p in qformer) == 165_578_496
+
+
 def test_constants_are_there_on_the_device_meta(published_sizes: dict[int, Any]) -> None:
     network = published_sizes[2]
     assert not any(buffer.is_meta for buffer in network.buffers())

@@ -148,6 +148,7 @@ def load_checkpoint(
     held = held if made is None else layout(held, made)
     _check_fit(folder, config, held, shapes_in(path, data), own_types(network, held))
     state = read_tensors(path, data)
+    del data  # before base weights are read: both may be large
     if made is not None:
         state, grids = _unpacked(path, state, own, made)
         set_grids(network, grids)
@@ -157,6 +158,7 @@ def load_checkpoint(
     state |= base_tensors(config.bases, frozen, fetch, names_of=names_of, dtype=dtype)
     config = config.replace(bases=pin_cached(config.bases, fetch))
     network.load_state_dict(state, strict=True, assign=True)
+    del state
     return network.to(dtype).eval(), config
 
 
