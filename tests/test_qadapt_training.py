@@ -116,14 +116,15 @@ GOOD = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("{", "is not valid JSON"), ("{}", "must hold a list"), ("[]", "must hold a list"), ("[1]", "entry 0"),
+        ("{", "is not valid JSON"), ("{}", "must hold a list"), ("[]", "must hold a list"),
+        ("[1]", "entry 0 must be an object"),
         ([{"id": "a", "image": "/x.png", "conversations": GOOD}], r"entry 0 \(id 'a'\): image must be"),
         ([{"image": "../x.png", "conversations": GOOD}], "image must be a path below"),
         ([{"image": "x.png", "conversations": GOOD[:1]}], "conversations must be a list"),
         ([{"image": "x.png", "conversations": GOOD[::-1]}], "part 0 must be from 'human'"),
         ([{"image": "x.png", "conversations": GOOD * 2}], "<image> must be in the first question"),
         ([{"image": "x.png", "conversations": [{**GOOD[0], "value": "Q"}, GOOD[1]]}], "<image> must be"),
-        ([{"image": "x.png", "conversations": [GOOD[0], {**GOOD[1], "value": " "}]}], "must not be empty"),
+        ([{"image": "x.png", "conversations": [GOOD[0], {**GOOD[1], "value": " "}]}], "not be empty"),
         ([{"image": "x.png", "conversations": GOOD}], r"x\.png of .* do not exist"),
     ],
 )  # fmt: skip

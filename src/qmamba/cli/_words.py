@@ -51,7 +51,7 @@ class WordsOptions:
         from qmamba.models.capabilities import Converses, require
         from qmamba.scoring import LanguageScorer, load
 
-        dtype = None if self.dtype is None else getattr(torch, self.dtype.value, self.dtype.value)
+        dtype: Any = None if self.dtype is None else getattr(torch, self.dtype.value, self.dtype.value)
         scorer = load(
             self.model, revision=self.revision, local_files_only=self.offline, device=self.device, dtype=dtype
         )

@@ -152,7 +152,7 @@ def make_constants_real(network: nn.Module) -> None:
         for module, name, buffer in list(own_buffers(network)):
             if buffer.is_meta:
                 config: Any = module.config
-                fresh.setdefault(module, type(module)(config))  # type: ignore[call-arg]
+                fresh.setdefault(module, type(module)(config))
                 module._buffers[name] = fresh[module]._buffers[name]
 
 
