@@ -28,6 +28,7 @@ NEEDS = {  # what the blocks of a page need beyond qmamba
     "README.md": ("matplotlib",),
     "docs/command-line.md": ("matplotlib",),
     "docs/data.md": ("scipy", "openpyxl", "imagehash"),
+    "docs/explain.md": ("transformers", "peft"),
     "docs/integrations.md": ("torchmetrics", "datasets", "pandas", "sklearn"),
     "docs/reproducing.md": ("accelerate",),
     "docs/scale.md": ("pyarrow",),

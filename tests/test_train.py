@@ -19,7 +19,17 @@ import qmamba
 from qmamba.data import Rated
 from qmamba.errors import BackendError, CheckpointError, ImageError, RecipeError, UnknownModelError
 from qmamba.models.lite0 import LITE0
-from qmamba.train import HeadRecipe, Phase, Recipe, batches, engine, list_recipes, load_recipe, train
+from qmamba.train import (
+    HeadRecipe,
+    Phase,
+    Recipe,
+    WordsRecipe,
+    batches,
+    engine,
+    list_recipes,
+    load_recipe,
+    train,
+)
 from qmamba.train.batches import choose, make_batch
 from qmamba.train.losses import plcc_loss, ranking_loss, smooth_l1
 from qmamba.train.optimisers import make_optimisers
@@ -59,8 +69,8 @@ def test_shipped_recipes() -> None:
     assert "lqmamba-n-biq2021" in list_recipes()
     for name in list_recipes():
         recipe = load_recipe(name)
-        assert recipe.arch in [*qmamba.list_archs(), LITE0]
-        assert isinstance(recipe, HeadRecipe) or recipe.steps > 0
+        assert recipe.arch in [*qmamba.list_archs(), LITE0, "q-adapt"]
+        assert isinstance(recipe, (HeadRecipe, WordsRecipe)) or recipe.steps > 0
 
 
 def test_recipe_from_a_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from qmamba.checkpoints.config import ModelConfig
 from qmamba.checkpoints.hub import fetch_file
 from qmamba.errors import CheckpointError, HubError
-from qmamba.models.registry import BaseWeights, get_architecture
+from qmamba.models.registry import BaseWeights, TokenizerFile, get_architecture
 from qmamba.quantization.packing import packed_state
 
 _BLOCK = 1 << 20
 
-Fetch = Callable[[BaseWeights], Path]
+Fetch = Callable[[BaseWeights | TokenizerFile], Path]
+NamesOf = Callable[[str], Sequence[str]]
+P = TypeVar("P", BaseWeights, TokenizerFile)
 
 
 def is_stored(config: ModelConfig) -> Callable[[str], bool]:
@@ -55,23 +58,24 @@ def fetcher(
 ) -> Fetch:
     """Return a function that finds the file of base weights in the Hub's cache, or downloads it."""
 
-    def fetch(base: BaseWeights) -> Path:
+    def fetch(base: BaseWeights | TokenizerFile) -> Path:
         try:
             return fetch_file(
                 base.repo, base.filename, revision=base.revision, local_files_only=local_files_only,
                 cache_dir=cache_dir, token=token,
             )  # fmt: skip
         except HubError as error:
-            raise HubError(f"base weights: {error}") from error
+            what = "base weights" if isinstance(base, BaseWeights) else "tokenizer"
+            raise HubError(f"{what}: {error}") from error
 
     return fetch
 
 
-def pin_cached(bases: Sequence[BaseWeights], fetch: Fetch | None = None) -> tuple[BaseWeights, ...]:
+def pin_cached(bases: Sequence[P], fetch: Fetch | None = None) -> tuple[P, ...]:
     """Fill in the digests that bases lack, from files in the Hub's cache; bases that are not there stay.
 
     Args:
-        bases: of a checkpoint.
+        bases: of a checkpoint; or its tokenizers.
         fetch: of `fetcher`; by default it looks in the standard cache and never uses the network.
     """
     fetch = fetcher(local_files_only=True) if fetch is None else fetch
@@ -86,7 +90,12 @@ def pin_cached(bases: Sequence[BaseWeights], fetch: Fetch | None = None) -> tupl
 
 
 def load_bases(
-    network: nn.Module, bases: Sequence[BaseWeights], fetch: Fetch | None = None
+    network: nn.Module,
+    bases: Sequence[BaseWeights],
+    fetch: Fetch | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    assign: bool = False,
 ) -> tuple[BaseWeights, ...]:
     """Load base weights into an untrained network: what is frozen, and what the files hold beside it.
 
@@ -96,6 +105,8 @@ def load_bases(
         network: of `create_model`, changed in place.
         bases: such as those of its architecture.
         fetch: of `fetcher`; by default it downloads what is not in the Hub's cache.
+        dtype: of the tensors, where floating.
+        assign: whether the network takes the tensors themselves, as one on the device "meta" must.
 
     Returns:
         The bases with their digests.
@@ -104,10 +115,12 @@ def load_bases(
         HubError, CheckpointError: as `base_tensors`; the network is as it was.
     """
     fetch = fetcher() if fetch is None else fetch
-    trained = get_architecture(str(getattr(network, "arch", None))).trained or (lambda name: True)
+    architecture = get_architecture(str(getattr(network, "arch", None)))
+    trained = architecture.trained or (lambda name: True)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     frozen = {name: shape for name, shape in shapes.items() if not trained(name)}
-    network.load_state_dict(base_tensors(bases, frozen, fetch, optional=shapes), strict=False)
+    tensors = base_tensors(bases, frozen, fetch, optional=shapes, names_of=architecture.names_of, dtype=dtype)
+    network.load_state_dict(tensors, strict=False, assign=assign)
     return pin_cached(bases, fetch)
 
 
@@ -116,8 +129,11 @@ def base_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     fetch: Fetch,
     optional: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    names_of: NamesOf | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Return a network's frozen tensors from the files of its bases, floating ones as float32 on the CPU.
+    """Return a network's frozen tensors from the files of its bases, on the CPU.
 
     Other tensors of the files, such as the head of a classifier, are left out.
 
@@ -126,6 +142,8 @@ def base_tensors(
         shapes: names and shapes of the frozen tensors of the network.
         fetch: of `fetcher`.
         optional: names and shapes of more tensors, which are returned where the files hold them.
+        names_of: of the architecture.
+        dtype: of floating tensors.
 
     Raises:
         HubError: a file is neither in the cache nor can be downloaded.
@@ -136,8 +154,8 @@ def base_tensors(
     wanted = {**(optional or {}), **shapes}
     for base in bases:
         path = fetch(base)
-        _check_digest(path, base)
-        for name, tensor in _tensors(path, base, wanted):
+        check_digest(path, base)
+        for name, tensor in _tensors(path, base, wanted, names_of):
             if name in found:
                 raise CheckpointError(f"bases: two of them hold {name!r}; name one of them")
             if tuple(tensor.shape) != wanted[name]:
@@ -145,7 +163,7 @@ def base_tensors(
                     f"{base.repo}: {name!r} must be of shape {list(wanted[name])}, got "
                     f"{list(tensor.shape)}; name the base that the checkpoint was trained on"
                 )
-            found[name] = tensor.float() if tensor.is_floating_point() else tensor
+            found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if missing := sorted(shapes.keys() - found.keys()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"bases: {missing[0]!r}{more} must be in one of them, got none that holds it")
@@ -161,23 +179,29 @@ def check_unchanged(network: nn.Module, config: ModelConfig) -> None:
         CheckpointError: a frozen weight differs from its base.
     """
     stored = is_stored(config)
-    frozen = {name: value for name, value in network.state_dict().items() if not stored(name)}
-    fetch = fetcher(local_files_only=True)
+    state = network.state_dict().items()
+    frozen = {name: value for name, value in state if not (stored(name) or value.is_meta)}
+    fetch, names_of = fetcher(local_files_only=True), get_architecture(config.arch).names_of
     for base in config.bases:
         try:
             path = fetch(base)
         except HubError:
             continue
-        for name, tensor in _tensors(path, base, frozen):
+        for name, tensor in _tensors(path, base, frozen, names_of):
             ours = frozen[name]
-            if not ours.is_meta and not torch.equal(tensor.to(ours.dtype), ours.cpu()):
+            if not torch.equal(tensor.to(ours.dtype), ours.cpu()):
                 raise CheckpointError(
                     f"frozen weight {name!r} differs from its base {base.repo}: save all weights, with "
                     "config.replace(bases=())"
                 )
 
 
-def _check_digest(path: Path, base: BaseWeights) -> None:
+def check_digest(path: Path, base: BaseWeights | TokenizerFile) -> None:
+    """Refuse a file whose digest is not the one that a checkpoint names.
+
+    Raises:
+        CheckpointError: it differs.
+    """
     if base.sha256 and (found := _digest(path)) != base.sha256:
         raise CheckpointError(
             f"{path}: sha256 must be {base.sha256[:8]}…, got {found[:8]}…: the download is damaged, or "
@@ -193,13 +217,17 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensors(path: Path, base: BaseWeights, names: Mapping[str, object]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    path: Path, base: BaseWeights, names: Mapping[str, object], names_of: NamesOf | None
+) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
-                if base.prefix + key in names:
-                    yield base.prefix + key, file.get_tensor(key)
+                full = base.prefix + key
+                for name in (full,) if names_of is None else names_of(full):
+                    if name in names:
+                        yield name, file.get_tensor(key)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not valid safetensors ({error}); delete and load it again") from error

@@ -11,7 +11,7 @@ from qmamba.calibration import Calibration
 from qmamba.checkpoints.file_names import NAME
 from qmamba.checks import check_weights, fail, json_object, numbers, parse_json, same_keys, text
 from qmamba.errors import CheckpointError
-from qmamba.models.registry import BaseWeights, Output
+from qmamba.models.registry import BaseWeights, Output, TokenizerFile
 from qmamba.preprocessing import Preprocessing
 from qmamba.protocol import Protocol
 from qmamba.quantization.config import Quantization
@@ -33,6 +33,12 @@ _PARTS: dict[str, type[Preprocessing] | type[Protocol] | type[Calibration]] = {
     "protocol": Protocol,
     "calibration": Calibration,
 }
+
+_RECORDS: dict[str, type[BaseWeights] | type[TokenizerFile]] = {
+    "bases": BaseWeights,
+    "tokenizers": TokenizerFile,
+}
+_OPTIONAL = {"quantization", "tokenizers"}  # keys that most files do without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +65,8 @@ class ModelConfig:
         output: what the network returns, as its `Architecture` has it: "number", "levels" or "words".
         bases: frozen weights that the checkpoint names and does not store; empty where it stores all weights.
         quantization: what is quantized, and how; None for a network in float, whose file has no such key.
+        tokenizers: files that the checkpoint names and does not store; empty for a network without words,
+            whose file has no such key.
         format_version: 2. A file of version 1 is read as one without `output` and `bases`, and with inputs of
             any size.
 
@@ -91,6 +99,7 @@ class ModelConfig:
     output: Output = "number"
     bases: tuple[BaseWeights, ...] = ()
     quantization: Quantization | None = None
+    tokenizers: tuple[TokenizerFile, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -117,11 +126,11 @@ class ModelConfig:
         object.__setattr__(self, "trained_on", tuple(text(item, "trained_on") for item in self.trained_on))
         if self.output not in get_args(Output):
             raise fail("output", f"one of {', '.join(get_args(Output))}", self.output)
-        if not isinstance(self.bases, (list, tuple)) or not all(
-            isinstance(base, BaseWeights) for base in self.bases
-        ):
-            raise fail("bases", "a list of BaseWeights", self.bases)
-        object.__setattr__(self, "bases", tuple(self.bases))
+        for key, record in _RECORDS.items():
+            value = getattr(self, key)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(each, record) for each in value):
+                raise fail(key, f"a list of {record.__name__}", value)
+            object.__setattr__(self, key, tuple(value))
         if self.quantization is not None and not isinstance(self.quantization, Quantization):
             raise fail("quantization", "a Quantization or None", self.quantization)
         if self.quantization is not None and self.bases:
@@ -141,16 +150,18 @@ class ModelConfig:
         # A deep copy: the caller may change what it gets without changing this frozen config.
         data["overrides"] = {key: _lists(value) for key, value in self.overrides.items()}
         data |= {key: json_object(data[key], key) for key in ("training", "results")}
-        data["bases"] = [dataclasses.asdict(base) for base in self.bases]
-        if self.quantization is None:
-            del data["quantization"]
+        data |= {key: [dataclasses.asdict(each) for each in getattr(self, key)] for key in _RECORDS}
+        for key in _OPTIONAL:
+            if not getattr(self, key):
+                del data[key]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Return the config that `to_dict` or a file of version 1 holds.
 
-        Every key must be there, `quantization` in quantized checkpoints only, and no other.
+        Every key must be there, `quantization` in quantized checkpoints only, `tokenizers` in those of
+        networks with words only, and no other.
 
         Raises:
             CheckpointError: an unknown format version, a missing or unknown key, a value of a wrong type.
@@ -163,8 +174,8 @@ class ModelConfig:
                 f"config: format_version is {version!r}, this qmamba reads 1 and {FORMAT_VERSION}: "
                 "upgrade qmamba (pip install -U qmamba), or check that the folder is a qmamba checkpoint"
             )
-        names = {field.name for field in dataclasses.fields(cls)} - ({"quantization"} - data.keys())
-        same_keys(data, names if version > 1 else names - {"output", "bases", "quantization"})
+        names = {field.name for field in dataclasses.fields(cls)} - (_OPTIONAL - data.keys())
+        same_keys(data, names if version > 1 else names - {"output", "bases", *_OPTIONAL})
         values = {**data, "format_version": FORMAT_VERSION}
         for key in _PARTS:
             if not isinstance(data[key], Mapping):
@@ -173,7 +184,7 @@ class ModelConfig:
             same_keys(data["preprocessing"], {"mean", "std"}, "preprocessing")
             values["preprocessing"] = {**Preprocessing().to_dict(), **data["preprocessing"]}
         values |= {key: kind.from_dict(values[key]) for key, kind in _PARTS.items()}
-        values["bases"] = _bases(data.get("bases", []))
+        values |= {key: _records(data.get(key, []), key) for key in _RECORDS}
         if "quantization" in data:
             values["quantization"] = Quantization.from_dict(data["quantization"])
         return cls(**values)
@@ -188,16 +199,16 @@ class ModelConfig:
         return cls.from_dict(parse_json(text))
 
 
-def _bases(values: Any) -> tuple[BaseWeights, ...]:
+def _records(values: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(values, list):
-        raise fail("bases", "a list of objects", values)
-    bases = []
+        raise fail(key, "a list of objects", values)
+    record, records = _RECORDS[key], []
     for value in values:
         if not isinstance(value, Mapping):
-            raise fail("bases", "a list of objects", values)
-        same_keys(value, {field.name for field in dataclasses.fields(BaseWeights)}, "bases")
+            raise fail(key, "a list of objects", values)
+        same_keys(value, {field.name for field in dataclasses.fields(record)}, key)
         try:
-            bases.append(BaseWeights(**value))
+            records.append(record(**value))
         except ValueError as error:
-            raise CheckpointError(f"config: bases: {error}") from error
-    return tuple(bases)
+            raise CheckpointError(f"config: {key}: {error}") from error
+    return tuple(records)

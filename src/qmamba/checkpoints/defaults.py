@@ -15,7 +15,7 @@ from qmamba.models.capabilities import OneSize
 def default_config(network: nn.Module, name: str, **fields: Any) -> ModelConfig:
     """Return the config of a network of `create_model`, as its architecture has it.
 
-    Where the network takes images of one size only, crops are of that size.
+    Where the network takes images of one size only, crops are of that size, unless images are seen whole.
 
     Args:
         network: of `create_model`.
@@ -35,9 +35,11 @@ def default_config(network: nn.Module, name: str, **fields: Any) -> ModelConfig:
     preprocessing, protocol = architecture.preprocessing, architecture.protocol
     if isinstance(network, OneSize):
         preprocessing = replace(preprocessing, size=network.input_size)
-        protocol = replace(protocol, crop=min(network.input_size))
+        if protocol.kind != "whole":
+            protocol = replace(protocol, crop=min(network.input_size))
     defaults = {
         "overrides": getattr(network, "overrides", {}), "preprocessing": preprocessing, "protocol": protocol,
         "output": architecture.output, "bases": architecture.bases,
+        "tokenizers": architecture.tokenizers,
     }  # fmt: skip
     return ModelConfig(**{"name": name, "arch": arch, **defaults, **fields})

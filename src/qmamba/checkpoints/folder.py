@@ -113,6 +113,7 @@ def load_checkpoint(
     local_files_only: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Module, ModelConfig]:
     """Build the network that a checkpoint folder describes, and load its weights strictly.
 
@@ -123,9 +124,10 @@ def load_checkpoint(
         local_files_only: for the base weights that the config names, take them from the cache and never use
             the network. A checkpoint without bases never uses it.
         cache_dir, token: for base weights, as for `qmamba.load`.
+        dtype: of the network. Base weights are read into it one by one.
 
     Returns:
-        The network, float32 on the CPU whatever type the file holds, in evaluation mode, and its config.
+        The network, of that type on the CPU whatever type the file holds, in evaluation mode, and its config.
 
     Raises:
         CheckpointError: a file is missing, damaged or truncated (sha256), the weights are a pickle, or stored
@@ -146,15 +148,31 @@ def load_checkpoint(
     held = held if made is None else layout(held, made)
     _check_fit(folder, config, held, shapes_in(path, data), own_types(network, held))
     state = read_tensors(path, data)
+    del data  # before base weights are read: both may be large
     if made is not None:
         state, grids = _unpacked(path, state, own, made)
         set_grids(network, grids)
     frozen = {name: tuple(value.shape) for name, value in own.items() if not stored(name)}
     fetch = fetcher(local_files_only=local_files_only, cache_dir=cache_dir, token=token)
-    state |= base_tensors(config.bases, frozen, fetch)
+    names_of = get_architecture(config.arch).names_of
+    state |= base_tensors(config.bases, frozen, fetch, names_of=names_of, dtype=dtype)
     config = config.replace(bases=pin_cached(config.bases, fetch))
     network.load_state_dict(state, strict=True, assign=True)
-    return network.float().eval(), config
+    del state
+    return network.to(dtype).eval(), config
+
+
+def read_stored(folder: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    """Return a folder's config and the tensors that it stores, without its bases, as float32 on the CPU.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`; a quantized checkpoint is refused, too.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.quantization is not None:
+        raise CheckpointError(f"{folder} must be in float, got a quantized checkpoint; use the original")
+    return config, read_tensors(folder / WEIGHTS_FILE, _data(folder, config))
 
 
 def save_checkpoint(
@@ -202,6 +220,7 @@ def save_checkpoint(
         weights_bytes=len(data),
         dtype=name,
         bases=pin_cached(config.bases),
+        tokenizers=pin_cached(config.tokenizers),
     )
     files = (
         (WEIGHTS_FILE, data),
@@ -273,14 +292,15 @@ def _build(folder: Path, config: ModelConfig) -> nn.Module:
 def _build_empty(config: ModelConfig) -> nn.Module | None:
     """Return the network on the device "meta", where absurd widths cost nothing before weights are compared.
 
-    None for an architecture that computes with tensors while it is built, or has buffers outside its state.
+    None for an architecture that computes with tensors while it is built, or leaves buffers outside its
+    state there.
     """
     try:
         with torch.device("meta"):
             network = create_model(config.arch, **config.overrides)
     except (NotImplementedError, RuntimeError):
         return None
-    buffers = {name for name, _ in network.named_buffers()}
+    buffers = {name for name, buffer in network.named_buffers() if buffer.is_meta}
     return network if buffers <= network.state_dict().keys() else None
 
 

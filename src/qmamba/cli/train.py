@@ -17,7 +17,7 @@ from qmamba.errors import RecipeError
 
 if TYPE_CHECKING:
     from qmamba.data import Rated
-    from qmamba.train import HeadRecipe, PretrainRecipe, Recipe
+    from qmamba.train import HeadRecipe, PretrainRecipe, Recipe, WordsRecipe
 
 EPILOG = """\
 \b
@@ -26,6 +26,8 @@ Examples:
   qmamba train lqmamba-n-biq2021 --data biq2021=BIQ2021 --out runs/n --processes 2
   qmamba train mine.toml --data ratings.csv --out runs/mine
   qmamba train lqmamba-n-head --data ratings.csv --init runs/n/checkpoint --out runs/head
+  qmamba train q-adapt-stage1 --data pathway.json --images IMAGES --out runs/words1 --device cuda
+  qmamba train q-adapt-stage2 --data all.json --images IMAGES --init runs/words1/checkpoint --out runs/words2
 
 \b
 Exit code:
@@ -64,6 +66,10 @@ class StartOptions:
             "that rates in OUT first. Default: one that knows features only.",
         ),
     ] = None
+    images: Annotated[
+        Path | None,
+        typer.Option(help="For conversations: folder of their images. Default: the folder of the JSON file."),
+    ] = None
     arch: Annotated[
         str | None, typer.Option(help="Architecture to train instead of the recipe's, without its overrides.")
     ] = None
@@ -82,7 +88,8 @@ def train(
             "-d",
             metavar="DATA",
             help="What the recipe trains on: a CSV file with image, mos and fold; NAME=FOLDER for a data set "
-            "of `qmamba data list`; packed photographs; for a recipe with a task, the folder of all sets.",
+            "of `qmamba data list`; packed photographs; a JSON file of conversations; for a recipe with a "
+            "task, the folder of all sets.",
         ),
     ],
     out: Annotated[
@@ -101,7 +108,7 @@ def train(
     The fold `train` is learnt, the fold `val` is validated on, and the fold `test` is not used. The same
     command resumes a run that was interrupted.
     """
-    from qmamba.train import HeadRecipe, load_recipe
+    from qmamba.train import HeadRecipe, WordsRecipe, load_recipe
     from qmamba.train.paper import PaperRecipe
 
     plan = load_recipe(recipe)
@@ -116,8 +123,13 @@ def train(
     if isinstance(plan, HeadRecipe):
         typer.echo(str(_fit_head(plan, data, out, start, run)))
         return
+    if start.images is not None and not isinstance(plan, WordsRecipe):
+        raise RecipeError("--images is for recipes that train on conversations")
     if paper != PaperOptions():
         raise RecipeError("--log, --workers, --cache are for recipes with a task, see docs/reproducing.md")
+    if isinstance(plan, WordsRecipe):
+        typer.echo(str(_train_words(plan, data, out, start, run, processes=processes)))
+        return
     if (arch := start.arch) is not None:
         plan = replace(plan, arch=arch, overrides={}, name=plan.name.replace(plan.arch, arch))
     options = {"processes": processes, "device": run.prepare(), "resume": run.resume}
@@ -133,6 +145,20 @@ def _fit_head(plan: HeadRecipe, data: str, out: Path, start: StartOptions, run: 
     ratings, device = read_ratings(data), run.prepare()
     with run.watch() as watch, watch.ends(run.resume):
         return fit_head(plan, ratings, out, init=start.init, device=device, resume=run.resume, report=watch)
+
+
+def _train_words(
+    plan: WordsRecipe, data: str, out: Path, start: StartOptions, run: RunOptions, *, processes: int
+) -> Path:
+    """Return the folder of a checkpoint that answers in words."""
+    from qmamba.train import read_conversations, train_words
+
+    if start.teacher is not None or start.arch is not None:
+        raise RecipeError("a recipe with a stage takes no --teacher and no --arch")
+    conversations = read_conversations(data, start.images)
+    options = {"processes": processes, "device": run.prepare(), "resume": run.resume}
+    with run.watch(plan.steps_for(len(conversations))) as watch, watch.ends(run.resume):
+        return train_words(plan, conversations, out, init=start.init, report=watch, **options)
 
 
 def _train_after_teacher(

@@ -8,8 +8,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor, nn
 
 from ..errors import CapabilityError
+from .dialogue import Dialogue
 
 C = TypeVar("C")
+
+IMAGE = -1
+"""Stands for a visual token in the tokens of a text."""
 
 
 @runtime_checkable
@@ -132,6 +136,105 @@ class OneSize(Protocol):
         ...
 
 
+@runtime_checkable
+class Converses(Protocol):
+    """A network that reads an image and text around it, and continues the text token by token.
+
+    Text is tokens (B, L) int64 in which :data:`IMAGE` stands for a visual token, ``image_tokens`` of them for
+    an image. Instructions are tokens (T, I) of another vocabulary with a mask (T, I) and the images (T,) that
+    they are for; a network may do without them.
+
+    Attributes:
+        dialogue: the template of its conversations.
+    """
+
+    dialogue: Dialogue
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of visual tokens of an image."""
+        ...
+
+    @property
+    def instruction_tokens(self) -> int:
+        """Maximum length of an instruction in tokens; 0 where instructions are not read."""
+        ...
+
+    @property
+    def text_tokens(self) -> int:
+        """Maximum length of a text in tokens, with those of the image."""
+        ...
+
+    def __call__(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *,
+        instructions: Tensor,
+        instruction_mask: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
+        """Return logits (B, L, vocabulary) of the token after each, for normalised images (B, 3, H, W)."""
+        ...
+
+    def continued(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        *,
+        instructions: Tensor,
+        instruction_mask: Tensor,
+        owners: Tensor,
+    ) -> Callable[[Tensor | None], Tensor]:
+        """Return a function from the next token (B, 1), None at first, to logits (B, vocabulary) after it."""
+        ...
+
+
+@runtime_checkable
+class LearnsWords(Converses, Protocol):
+    """A network with words, of which a part is trained beside a frozen base."""
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield names and parameters of what is trained."""
+        ...
+
+    def lr_scales(self) -> dict[str, float]:
+        """Return factors of the learning rate by name; 1 for the parameters that are left out."""
+        ...
+
+    def draw(self) -> None:
+        """Draw the weights that are on the device "meta" and that no base holds, on the CPU."""
+        ...
+
+    def merge_lora(self) -> None:
+        """Add the updates of an earlier training to the frozen weights."""
+        ...
+
+    def loss(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        instructions: Tensor,
+        instruction_mask: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
+        """Return the cross-entropy of the labels (B, L), -100 for none, mean over them; a scalar."""
+        ...
+
+
+@runtime_checkable
+class LearningRates(Protocol):
+    """A network some of whose parameters have learning rates of their own."""
+
+    def lr_scales(self) -> dict[str, float]:
+        """Return factors of the learning rate by name; 1 for the parameters that are left out."""
+        ...
+
+
 _LACKING: dict[type, str] = {
     StageFeatures: "its network does not give features of stages",
     Positions: "its network does not give values of positions",
@@ -139,6 +242,9 @@ _LACKING: dict[type, str] = {
     LowRankTargets: "its network does not name the layers to update",
     ReadsStatistics: "its head does not read statistics of stages",
     OneSize: "its network takes images of any size",
+    Converses: "its network knows no words",
+    LearnsWords: "its network learns no words",
+    LearningRates: "all its parameters have the same learning rate",
     DecayGroups: "its network does not tell which parameters not to decay",
 }
 

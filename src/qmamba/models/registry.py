@@ -23,6 +23,8 @@ _REPO = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]*/[\w.-]+", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w./-]*", re.ASCII)
 _PREFIX = re.compile(r"[\w.]*", re.ASCII)
+_JSON = re.compile(r"[A-Za-z0-9_][\w.-]*\.json", re.ASCII)
+_ROLE = re.compile(r"[a-z]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,50 @@ class BaseWeights:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        for name, form, expected in (
-            ("repo", _REPO, "a Hub id, user/repo"),
-            ("revision", _REVISION, "a branch, a tag or a commit"),
-            ("filename", _FILE, "the name of a .safetensors file, without a folder"),
-            ("sha256", _SHA256, "64 lower-case hexadecimal digits, or empty"),
-            ("prefix", _PREFIX, "letters, digits, '_' or '.'"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not form.fullmatch(value):
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        _check_forms(
+            self,
+            filename=(_FILE, "the name of a .safetensors file, without a folder"),
+            prefix=(_PREFIX, "letters, digits, '_' or '.'"),
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer that a checkpoint names and does not store: a ``tokenizer.json`` on the Hub.
+
+    Args:
+        role: what it is for, "language" or "instruction", say.
+        repo, revision, sha256: as for :class:`BaseWeights`.
+        filename: a JSON file at the top of the repository, in the form of the library tokenizers.
+
+    Raises:
+        ValueError: a value of another form.
+    """
+
+    role: str
+    repo: str
+    revision: str
+    filename: str
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check_forms(
+            self,
+            role=(_ROLE, "lower-case letters"),
+            filename=(_JSON, "the name of a .json file, without a folder"),
+        )
+
+
+def _check_forms(record: BaseWeights | TokenizerFile, **forms: tuple[re.Pattern[str], str]) -> None:
+    shared = {
+        "repo": (_REPO, "a Hub id, user/repo"),
+        "revision": (_REVISION, "a branch, a tag or a commit"),
+        "sha256": (_SHA256, "64 lower-case hexadecimal digits, or empty"),
+    }
+    for name, (form, expected) in {**shared, **forms}.items():
+        value = getattr(record, name)
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -74,9 +110,13 @@ class Architecture:
             best; or "words".
         bases: frozen weights that its checkpoints name and do not store.
         trained: whether a tensor of this name is stored in a checkpoint that names bases; None where all are.
+        names_of: names that a tensor of a base's file, its prefix in front, may have in the network; None
+            where it has that very name.
+        starts: more files that a training starts from, none of which a checkpoint names.
+        tokenizers: that its checkpoints name and do not store.
         start: gives an untrained network the weights that a training starts from; None where it is built
             with them.
-        listed: whether :func:`list_archs` names it. Teachers, which need packages of their own, are not.
+        listed: whether :func:`list_archs` names it; not where it needs packages of its own.
     """
 
     name: str
@@ -87,6 +127,9 @@ class Architecture:
     output: Output = "number"
     bases: tuple[BaseWeights, ...] = ()
     trained: Callable[[str], bool] | None = None
+    names_of: Callable[[str], Sequence[str]] | None = None
+    starts: tuple[BaseWeights, ...] = ()
+    tokenizers: tuple[TokenizerFile, ...] = ()
     start: Callable[[Any], None] | None = None
     listed: bool = True
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from .api import DEFAULT_MODEL, load, score
 from .explanation import Explanation
 from .faults import Fault, FaultProbe
+from .language import LanguageScorer
 from .quality_map import QualityMap
 from .scorer import Scorer
 
-__all__ = ["DEFAULT_MODEL", "Explanation", "Fault", "FaultProbe", "QualityMap", "Scorer", "load", "score"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Explanation",
+    "Fault",
+    "FaultProbe",
+    "LanguageScorer",
+    "QualityMap",
+    "Scorer",
+    "load",
+    "score",
+]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from qmamba.adapters.host import DEFAULT_NAME
+from qmamba.checkpoints import ModelConfig
 from qmamba.errors import BackendError
 from qmamba.ops.fork import use_one_thread_in_forked_child
 from qmamba.ops.precision import fastest_dtype
@@ -64,7 +65,7 @@ def load(
             less memory and more time. `scorer.network.checkpointing` switches it later.
 
     Returns:
-        A frozen scorer.
+        A frozen scorer; a `qmamba.scoring.LanguageScorer` where the network answers in words.
 
     Raises:
         UnknownModelError: no model has this name, and near names are listed; or nobody has published it yet.
@@ -78,21 +79,14 @@ def load(
     from qmamba.checkpoints.locate import resolve
 
     use_one_thread_in_forked_child()
-    folder = resolve(
-        name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-    )
-    network, config = load_checkpoint(
-        folder, local_files_only=local_files_only, cache_dir=cache_dir, token=token
-    )
+    dtype = _floating(dtype, device)
+    options: Any = {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+    folder = resolve(name, revision=revision, **options)
+    network, config = load_checkpoint(folder, dtype=dtype, **options)
     if isinstance(protocol, Protocol):
         config = config.replace(protocol=protocol)
     elif protocol is not None:
         config = config.replace(protocol=config.protocol.as_kind(protocol))
-    if dtype == "auto":
-        dtype = fastest_dtype(torch.device(device or "cpu"))
-    if dtype is not None and dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        known = 'torch.float32, torch.float16, torch.bfloat16 or "auto"'
-        raise BackendError(f"dtype must be {known}, got {dtype!r}")
     try:
         network = network.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
@@ -102,12 +96,33 @@ def load(
             f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'"
         ) from error
     cast(Any, network).checkpointing = checkpointing
-    scorer = Scorer(network, config)
+    scorer = _scorer(network, config, options)
     scorer.draft = draft
     if adapter is not None:
-        scorer.load_adapter(adapter, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
+        scorer.load_adapter(adapter, **options)
         scorer.set_adapter(DEFAULT_NAME)
     return scorer
+
+
+def _floating(dtype: torch.dtype | Literal["auto"] | None, device: str | torch.device | None) -> torch.dtype:
+    """Return the floating type of the weights."""
+    if dtype == "auto":
+        return fastest_dtype(torch.device(device or "cpu"))
+    if dtype is None:
+        return torch.float32
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        known = 'torch.float32, torch.float16, torch.bfloat16 or "auto"'
+        raise BackendError(f"dtype must be {known}, got {dtype!r}")
+    return dtype
+
+
+def _scorer(network: torch.nn.Module, config: ModelConfig, options: Any) -> Scorer:
+    if config.output != "words":
+        return Scorer(network, config)
+    from qmamba.checkpoints.bases import fetcher
+    from qmamba.scoring.language import LanguageScorer
+
+    return LanguageScorer.of(network, config, fetcher(**options))
 
 
 _default_lock = threading.Lock()

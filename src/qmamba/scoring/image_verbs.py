@@ -34,11 +34,13 @@ class ImageVerbs(nn.Module):
     Attributes:
         draft: whether large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, where that is still
             twice as large as what the protocol looks at. It takes less time, and scores change a little.
+        one_at_a_time: whether images are worked on one after the other on a CPU too, with all threads.
     """
 
     config: ModelConfig
     network: nn.Module
     draft = False
+    one_at_a_time = False
 
     def decoded(self, image: Any, max_pixels: int | None = None) -> Decoded:
         """Decode an image as `score` does, see `qmamba.images.decode_for`."""

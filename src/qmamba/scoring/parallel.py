@@ -34,9 +34,9 @@ _local = threading.local()  # `working`: set in threads that score
 def threads_for(scorer: nn.Module, device: torch.device, count: int | None) -> int:
     """Return how many images to score at once: as many as torch has threads, or 1.
 
-    It is 1 on other devices than a CPU, where torch cannot be told to compute with one thread in one thread
-    only, and where something follows what happens in the caller's thread: a hook on a module, a compiler, a
-    tracer, a profiler, a dispatch mode.
+    It is 1 on other devices than a CPU, for a scorer that wants all threads for each image, where torch
+    cannot be told to compute with one thread in one thread only, and where something follows what happens in
+    the caller's thread: a hook on a module, a compiler, a tracer, a profiler, a dispatch mode.
 
     Args:
         scorer: all modules that are called.
@@ -46,6 +46,8 @@ def threads_for(scorer: nn.Module, device: torch.device, count: int | None) -> i
     use_one_thread_in_forked_child()
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or count == 1 or getattr(_local, "working", False):
+        return 1
+    if getattr(scorer, "one_at_a_time", False):
         return 1
     if watched() or any_hooked(scorer) or torch._C._autograd._profiler_enabled():
         return 1

@@ -14,6 +14,7 @@ from .ratings import train
 from .recipe import QUICK, AdaptRecipe, HeadRecipe, Phase, PretrainRecipe, Recipe
 from .recipe_files import list_recipes, load_recipe
 from .task import Task
+from .words import WordsRecipe, read_conversations, train_words
 
 __all__ = [
     "QUICK",
@@ -24,6 +25,7 @@ __all__ = [
     "QuantizeRecipe",
     "Recipe",
     "Task",
+    "WordsRecipe",
     "adapt",
     "fit",
     "fit_head",
@@ -31,5 +33,7 @@ __all__ = [
     "load_recipe",
     "pretrain",
     "quantize",
+    "read_conversations",
     "train",
+    "train_words",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..checkpoints import default_config
+from ..errors import RecipeError
 from ..models import get_architecture
 from ..protocol import Protocol
 from ..scoring import Scorer
@@ -36,6 +37,7 @@ class CheckpointTask(Task[B]):
 
     Raises:
         UnknownModelError: the recipe's architecture.
+        RecipeError: it is one that answers in words.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class CheckpointTask(Task[B]):
         protocol: Protocol | None = None,
         init: str | Path | None = None,
     ) -> None:
-        get_architecture(recipe.arch)  # an unknown one is refused before anything is written
+        if get_architecture(recipe.arch).output == "words":  # refused before anything is written
+            raise RecipeError(f"{recipe.arch!r} learns words, no ratings; use a recipe with a stage")
         self.plan, self.steps, self.init = recipe, recipe.steps, init
         self.about: dict[str, Any] = {
             "trained_on": tuple(trained_on), "licence": recipe.licence, "limits": recipe.limits,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackendError, RecipeError
-from .optimisers import make_optimisers
+from .optimisers import LR_SCALE, make_optimisers
 from .processes import MAX_PROCESSES, Processes, accelerated, joined, launched, random_state_kept
 from .recipe import Optimisation
 from .state import LOG, check_folder, load_state, save_state, shorten_log
@@ -158,7 +158,7 @@ class Run:
         groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
         trained: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         for group in groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_SCALE, 1.0)
         for p in trained:
             p.grad = None
         means: dict[str, float] = {}

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..models.capabilities import DecayGroups
+from ..models.capabilities import DecayGroups, LearningRates
 from .recipe import Optimisation
+
+LR_SCALE = "lr_scale"  # key of a group: the factor of its learning rate
 
 
 def undecayed(module: nn.Module) -> set[str]:
@@ -27,6 +29,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the trained parameters as groups: decayed, not decayed, and heads (not decayed).
 
+    Parameters whose learning rate the network scales follow, two groups for each factor.
+
     Args:
         network: what is trained and kept. Its parameters without ``requires_grad`` stay as they are.
         heads: what trains along and is not kept.
@@ -34,12 +38,24 @@ def parameter_groups(
         leave_out: names of the network's parameters that another optimiser has.
     """
     still = undecayed(network)
+    scales = network.lr_scales() if isinstance(network, LearningRates) else {}
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad and n not in leave_out]
-    groups = [
-        {"params": [p for n, p in named if n not in still], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if n in still], "weight_decay": 0.0},
+    plain = [(n, p) for n, p in named if n not in scales]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in plain if n not in still], "weight_decay": weight_decay},
+        {"params": [p for n, p in plain if n in still], "weight_decay": 0.0},
         {"params": [p for p in heads.parameters() if p.requires_grad], "weight_decay": 0.0},
     ]
+    for scale in sorted({scales[n] for n, _ in named if n in scales}):
+        scaled = [(n, p) for n, p in named if scales.get(n) == scale]
+        groups += [
+            {
+                "params": [p for n, p in scaled if (n in still) == is_still],
+                "weight_decay": decay,
+                LR_SCALE: scale,
+            }
+            for is_still, decay in ((False, weight_decay), (True, 0.0))
+        ]
     return groups
 
 

@@ -10,6 +10,7 @@ from ..errors import RecipeError
 from ..toml import from_table, parse_toml
 from .paper.recipe import PaperRecipe, list_paper_recipes, paper_recipe_text
 from .recipe import HeadRecipe, PretrainRecipe, Recipe
+from .words.recipe import WordsRecipe
 
 
 def list_recipes() -> list[str]:
@@ -24,7 +25,8 @@ def load_recipe(name: str | Path) -> Any:
 
     Returns:
         A :class:`qmamba.train.paper.PaperRecipe` where there is a ``task``, a :class:`HeadRecipe` where there
-        is a ``head``, a :class:`PretrainRecipe` where ``data`` is "photos", and otherwise a :class:`Recipe`.
+        is a ``head``, a :class:`WordsRecipe` where there is a ``stage``, a :class:`PretrainRecipe` where
+        ``data`` is "photos", and otherwise a :class:`Recipe`.
 
     Raises:
         RecipeError: no such recipe, not TOML, an unknown key, or a value that a key cannot have.
@@ -55,4 +57,6 @@ def parse_recipe(text: str, where: str = "recipe") -> Any:
         return from_table(PaperRecipe, values, where)
     if "head" in values:
         return from_table(HeadRecipe, values, where)
+    if "stage" in values:
+        return from_table(WordsRecipe, values, where)
     return from_table(PretrainRecipe if values.get("data") == "photos" else Recipe, values, where)
