@@ -17,7 +17,7 @@ def tables(report: dict[str, Any], markdown: Markdown) -> dict[str, str]:
     return {
         "data": data(report),
         "summary": summary(report, markdown),
-        "faults": faults(test["faults"], markdown),
+        "faults": faults(test["faults"], report["without soft"]["faults"], markdown),
         "kinds": kinds(test["kinds"], markdown),
         "confusion": confusion(test["confusion"], markdown),
     }
@@ -43,7 +43,7 @@ def summary(report: dict[str, Any], markdown: Markdown) -> str:
         "right of damaged": "damaged copies of which the right fault is told",
         "told of undamaged": "undamaged copies of which a fault is told",
     }
-    sets = [report[name] for name in ("held out", "test")]
+    sets = [report[name] for name in ("held out", "test", "without soft")]
     rows = [[title, *(share(each[key]) for each in sets)] for key, title in titles.items()]
     rows += [
         [f"right fault told at level {level}", *(share(each["right by level"][level]) for each in sets)]
@@ -54,15 +54,33 @@ def summary(report: dict[str, Any], markdown: Markdown) -> str:
         "recall": "copies damaged in one region of which it is told",
         "told of undamaged": "undamaged copies of which a region is told",
     }
-    rows += [[title, *(share(each["places"][key]) for each in sets)] for key, title in regions.items()]
-    return markdown(["", "held-out photographs", "test photographs"], rows, (1, 2))
+    rows += [
+        [title, *(share(each["places"][key]) for each in sets[:2]), "-"] for key, title in regions.items()
+    ]
+    return markdown(["", "held-out photographs", "test photographs", "those without PolyU"], rows, (1, 2, 3))
 
 
-def faults(found: dict[str, Any], markdown: Markdown) -> str:
-    rows = [[name, *_row(found[name]), ", ".join(f"`{kind}`" for kind in FAULTS[name])] for name in FAULTS]
-    return markdown(
-        ["fault", "copies", "told", "right", "precision", "recall", "distortions"], rows, range(1, 6)
-    )
+def faults(found: dict[str, Any], sharp: dict[str, Any], markdown: Markdown) -> str:
+    rows = [
+        [
+            name,
+            *_row(found[name]),
+            share(sharp[name]["precision"]),
+            ", ".join(f"`{kind}`" for kind in members),
+        ]
+        for name, members in FAULTS.items()
+    ]
+    heads = [
+        "fault",
+        "copies",
+        "told",
+        "right",
+        "precision",
+        "recall",
+        "precision without PolyU",
+        "distortions",
+    ]
+    return markdown(heads, rows, range(1, 7))
 
 
 def kinds(found: dict[str, Any], markdown: Markdown) -> str:

@@ -20,7 +20,7 @@ from ..scoring.faults import CLEAN, FAULTS, FaultProbe, most_probable
 
 KINDS = (*(kind for members in FAULTS.values() for kind in members), CLEAN)
 FOLDS = 4
-LEAST_TOLD = 8  # samples: what is told of fewer held-out ones is not known to be right
+CONFIDENCE = 1.645  # standard deviations: the precision asked for is reached with a confidence of 95 %
 STEPS = 60  # of L-BFGS
 
 
@@ -47,7 +47,7 @@ class Samples:
 
 
 def fit_probe(
-    samples: Samples, *, side: int, weights_sha256: str, strength: float = 0.01, precision: float = 0.9
+    samples: Samples, *, side: int, weights_sha256: str, strength: float = 0.03, precision: float = 0.9
 ) -> tuple[FaultProbe, Tensor]:
     """Fit a probe, and choose its thresholds on held-out photographs.
 
@@ -56,8 +56,8 @@ def fit_probe(
         side: square root of the number of pixels at which the statistics were taken.
         weights_sha256: of the network's weights.
         strength: of the L2 penalty on the weights of standardised statistics.
-        precision: share of what is told that must be right among held-out photographs, in [0, 1], where half
-            of the samples are undamaged.
+        precision: share of what is told that must be right among held-out photographs, in [0, 1], with a
+            confidence of 95 %, where half of the samples are undamaged.
 
     Returns:
         The probe, which tells no regions yet, and held-out probabilities (n, K) of its kinds.
@@ -135,23 +135,34 @@ def thresholds(samples: Samples, probabilities: Tensor, precision: float) -> dic
 
 
 def least_threshold(
-    sure: np.ndarray, right: np.ndarray, weights: np.ndarray, precision: float, least: int = LEAST_TOLD
+    sure: np.ndarray, right: np.ndarray, weights: np.ndarray, precision: float, confidence: float = CONFIDENCE
 ) -> float | None:
-    """Return the least value from which what is told is right in a share of the cases, or None.
+    """Return the least value from which what is told is right often enough, or None.
+
+    Often enough means that the lower end of Wilson's interval for the share of right statements reaches
+    `precision`: a few statements that happen to be right do not suffice.
 
     Args:
         sure: (n,) how sure each statement is.
         right: (n,) whether it is true.
         weights: (n,) what it counts.
         precision: the share, in [0, 1], by weight.
-        least: number of statements that there must be.
+        confidence: standard deviations from the share to the end of its interval; 0 takes the share itself.
 
-    >>> least_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 1, 0, 1]), np.ones(4), 0.9, least=2)
+    >>> sure, right = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
+    >>> least_threshold(sure, right, np.ones(4), 0.8, confidence=0)
     0.8
     """
     order = np.argsort(-sure, kind="stable")
     sure, right, weights = sure[order], right[order].astype(float), weights[order]
-    shares = np.cumsum(right * weights) / np.maximum(np.cumsum(weights), 1e-12)
+    totals, squares = np.cumsum(weights), np.cumsum(weights**2)
+    shares, count = (
+        np.cumsum(right * weights) / totals,
+        totals**2 / squares,
+    )  # count: as if weights were equal
+    z = confidence**2 / count
+    spread = confidence * np.sqrt(shares * (1 - shares) / count + z / (4 * count))
+    low = (shares + z / 2 - spread) / (1 + z)
     last_of_equals = np.append(sure[1:] != sure[:-1], True)[: len(sure)]
-    enough = (shares >= precision) & (np.arange(1, len(sure) + 1) >= least) & last_of_equals
-    return float(sure[np.flatnonzero(enough)[-1]]) if enough.any() else None
+    enough = np.flatnonzero((low >= precision) & last_of_equals)
+    return float(sure[enough[-1]]) if len(enough) else None
