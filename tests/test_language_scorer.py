@@ -24,6 +24,7 @@ from qmamba.analysis.qbench import Agreement, Answered, answer_questions, score_
 from qmamba.cli import app
 from qmamba.data.questions import Question, read_llvisionqa
 from qmamba.errors import ArgumentError, CapabilityError, CheckpointError, DataSetError, ImageError
+from qmamba.integrations.onnx import export_onnx
 from qmamba.metrics import evaluate
 from qmamba.models.capabilities import IMAGE
 from qmamba.scoring import LanguageScorer, Scorer
@@ -177,6 +178,10 @@ def test_what_it_cannot_do_is_one_line(scorer: LanguageScorer) -> None:
         scorer.quality_map(photo(40, 60))
     with pytest.raises(CapabilityError, match="no adapters"):
         scorer.base()
+    with pytest.raises(CapabilityError, match="cannot be quantized: its network answers in words"):
+        qmamba.quantize(scorer)
+    with pytest.raises(CapabilityError, match="has no ONNX file"):
+        export_onnx(scorer, "a.onnx")
     with pytest.raises(CapabilityError, match="has no answers: its network knows no words"):
         LanguageScorer(torch.nn.Identity(), scorer.config, scorer.vocabulary)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackendError
+from ..errors import BackendError, CapabilityError
 from ..models.capabilities import OneSize
 from ..ops.compile import as_operators
 from ..scoring import Scorer
@@ -40,7 +40,10 @@ def export_onnx(scorer: Scorer, path: str | Path) -> Path:
 
     Raises:
         BackendError: the packages ``onnx`` and ``onnxscript`` are not installed, or torch is older than 2.7.
+        CapabilityError: the network answers in words.
     """
+    if scorer.config.output == "words":
+        raise CapabilityError(f"{scorer.name} has no ONNX file: its network answers in words")
     if getattr(torch.compiler, "is_exporting", None) is None:
         raise BackendError("ONNX export needs torch 2.7 or newer; upgrade torch")
     try:

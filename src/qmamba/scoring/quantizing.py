@@ -118,8 +118,10 @@ def prepared(
     """Return a copy of a scorer's network with quantizers that are not calibrated, and a report.
 
     Raises:
-        CapabilityError: the network is quantized already, or has nothing that can be.
+        CapabilityError: the network is quantized already, answers in words, or has nothing that can be.
     """
+    if scorer.config.output == "words":
+        raise CapabilityError(f"{scorer.name} cannot be quantized: its network answers in words")
     if scorer.config.quantization is not None:
         raise CapabilityError(
             f"{scorer.name} is quantized already; quantize the float model that it was made from"
