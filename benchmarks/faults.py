@@ -4,8 +4,8 @@
 
 Photographs of repositories that the model was pretrained on are damaged by `qmamba.distort` at levels 2 to 5.
 The probe is fitted to them, and its thresholds are chosen by photographs held out in turn. It is tested on
-the photographs in examples/ and of repositories that no training has seen. CLONES holds clones of all of
-them, as OWNER+NAME. Writes the probe beside the embedded weights, and benchmarks/results/faults.json; then
+the photographs in examples/, on those that ``generality.py`` distorts, and on means of many shots, none of
+which was rated in training. CLONES holds clones of all of them, as OWNER+NAME. Writes the probe beside the embedded weights, and benchmarks/results/faults.json; then
 `make docs-figures` fills the tables of docs/reasons.md. Statistics are kept in --cache, so that a second run
 only fits.
 """
@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 import qmamba
+from generality_domains import PHOTOGRAPHS, PRISTINE, spread
 from qmamba.data.photos import Source, find_clone, list_sources, photographs
 from qmamba.images import Decoded
 from qmamba.protocol import Protocol
@@ -46,11 +47,7 @@ FITTED = {  # shares of the photographs; the last two are of the web, as people 
     "RlNZLER/Image-Text-Matching": 0.15,
 }
 SOFT = "csjunxu/PolyU-Real-World-Noisy-Images-Dataset"  # crops at 100 %, dark and soft by themselves
-TESTED = (
-    (Source("jbhuang0604/SelfExSR", ("data/Sun-Hays80/*_HR.png",)), 0.4),
-    (Source("jbhuang0604/SelfExSR", ("data/Urban100/image_SRF_2/*_HR.png",)), 0.4),
-    (Source(SOFT, ("CroppedImages/*_mean.JPG",)), 0.2),
-)
+MEANS = Source(SOFT, ("CroppedImages/*_mean.JPG",))
 SIDES = (448, 640)  # photographs are shrunk to between so many pixels, squared, before they are damaged
 LEVELS = (2, 3, 4, 5)
 DAMAGED = 6  # copies of a photograph; two more are undamaged, one of them saved as a good JPEG
@@ -92,15 +89,16 @@ def fitted_photographs(clones: Path, count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def tested_photographs(clones: Path, examples: Path, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield source and content of the examples, and of photographs that no training has seen."""
+    """Yield source and content of the examples, of the bench's photographs, and of means of many shots."""
     files = sorted(examples.glob("*.jpg"))
     for path in files:
         yield "examples", path.read_bytes()
-    for source, share in TESTED:
-        yield from _of(source, clones, round(share * (count - len(files))))
+    for _, content in spread(list(_of(PRISTINE, clones)), PHOTOGRAPHS):
+        yield PRISTINE.repository, content
+    yield from _of(MEANS, clones, max(0, count - len(files) - PHOTOGRAPHS))
 
 
-def _of(source: Source, clones: Path, count: int) -> Iterator[tuple[str, bytes]]:
+def _of(source: Source, clones: Path, count: int | None = None) -> Iterator[tuple[str, bytes]]:
     place = find_clone(source, clones)
     if place is None:
         raise SystemExit(f"no clone of {source.repository} in {clones}; clone it there")
