@@ -5,9 +5,9 @@
 Photographs of repositories that the model was pretrained on are damaged by `qmamba.distort` at levels 2 to 5.
 The probe is fitted to them, and its thresholds are chosen by photographs held out in turn. It is tested on
 the photographs in examples/, on those that ``generality.py`` distorts, and on means of many shots, none of
-which was rated in training. CLONES holds clones of all of them, as OWNER+NAME. Writes the
-probe beside the embedded weights, and benchmarks/results/faults.json; then `make docs-figures` fills the tables of docs/reasons.md. Statistics are kept in --cache, so that a second run
-only fits.
+which was rated in training. CLONES holds clones of all of them, as OWNER+NAME. Writes the probe
+beside the embedded weights, and benchmarks/results/faults.json; then `make docs-figures` fills the tables of
+docs/reasons.md. Statistics are kept in --cache, so that a second run only fits.
 """
 
 from __future__ import annotations
