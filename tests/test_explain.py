@@ -49,7 +49,7 @@ def probe_of(scorer: Scorer, kind: str, **changes: Any) -> FaultProbe:
     return dataclasses.replace(probe, **changes)
 
 
-def made_up(photographs: int = 12, alike: tuple[str, ...] = ()) -> Samples:
+def made_up(photographs: int = 40, alike: tuple[str, ...] = ()) -> Samples:
     """Samples of each kind around a centre of its own; kinds that are alike share theirs."""
     rng = np.random.default_rng(0)
     centres = {kind: rng.normal(size=WIDTH) * 3 for kind in KINDS}
@@ -95,7 +95,7 @@ def test_kinds_that_look_alike_are_told_together(fitted) -> None:
 
 
 def test_what_cannot_be_told_is_not_told() -> None:
-    samples = made_up(8, alike=("denoise", CLEAN))
+    samples = made_up(alike=("denoise", CLEAN))
     probe, _ = fit_probe(samples, side=64, weights_sha256="")
     assert "smeared by noise removal" not in probe.thresholds and "noisy" in probe.thresholds
 
@@ -115,15 +115,23 @@ def test_samples_that_do_not_suffice_are_refused() -> None:
     [
         ([0.9, 0.8, 0.7], [1, 1, 1], 0.7),
         ([0.7, 0.9, 0.8], [0, 1, 1], 0.8),
-        ([0.9, 0.8, 0.8], [1, 1, 0], None),  # equal values are told together
+        ([0.9, 0.8, 0.8], [1, 1, 0], 0.9),  # equal values are told together
         ([0.9, 0.8, 0.7], [0, 1, 1], None),
-        ([0.9], [1], None),  # too few to know
         ([], [], None),
     ],
 )
 def test_the_least_threshold(sure, right, expected) -> None:
-    found = least_threshold(np.array(sure), np.array(right, bool), np.ones(len(sure)), 0.8, least=2)
+    found = least_threshold(np.array(sure), np.array(right, bool), np.ones(len(sure)), 0.8, confidence=0)
     assert found == expected
+
+
+def test_few_statements_that_happen_to_be_right_do_not_suffice() -> None:
+    sure = np.linspace(0.9, 0.5, 40)
+    for count, expected in ((10, None), (11, sure[10]), (40, sure[-1])):
+        found = least_threshold(sure[:count], np.ones(count, bool), np.ones(count), 0.8)
+        assert found == expected
+    weights = np.where(np.arange(40) == 0, 50.0, 1.0)  # one statement counts for most of them
+    assert least_threshold(sure, np.ones(40, bool), weights, 0.8) is None
 
 
 def test_a_probe_is_the_same_from_a_file(fitted, tmp_path) -> None:

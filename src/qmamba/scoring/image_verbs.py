@@ -91,8 +91,9 @@ class ImageVerbs(nn.Module):
 
         Examples:
             >>> import qmamba
-            >>> print(qmamba.load("lqmamba-n").explain(torch.zeros(3, 300, 400)))  # doctest: +ELLIPSIS
-            ...; score 0... ± 0...; 100% of the pixels are black; ...
+            >>> found = qmamba.load("lqmamba-n").explain(torch.zeros(3, 300, 400))
+            >>> found.measured.notes()[0]
+            '100% of the pixels are black'
         """
         look = Explainer(cast("Scorer", self), batch_size=batch_size, max_pixels=max_pixels, probe=probe)
         return look(self.decoded(image, max_pixels))[0]
