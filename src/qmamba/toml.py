@@ -49,9 +49,9 @@ def from_table(
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
         if field.name not in given
     }
-    for key in table.keys() - fields.keys():
+    for key in sorted(table.keys() - fields.keys()):
         raise error(f"{where} has the unknown key {key!r}; {near_names(key, sorted(fields))}")
-    for key, field in fields.items():
+    for key, field in sorted(fields.items()):
         if key not in table and field.default is field.default_factory is dataclasses.MISSING:
             raise error(f"{where} lacks {key!r}; the keys are {', '.join(sorted(fields))}")
     hints = get_type_hints(kind)
