@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from qmamba.errors import BackendError, CheckpointError, HubError
 from qmamba.models import create_model, get_architecture
@@ -322,6 +324,28 @@ def test_a_wrong_size_is_one_line(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         create_model("q-adapt", **{**TINY, **changes})
     assert "\n" not in str(caught.value)
+
+
+# Images
+
+
+@pytest.mark.parametrize("size", [(40, 61), (61, 40), (37, 37), (28, 28), (9, 12), (3, 140)])
+def test_an_image_is_padded_to_a_square_and_resized(size: tuple[int, int]) -> None:
+    preprocessing = dataclasses.replace(get_architecture("q-adapt").preprocessing, size=(28, 28))
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    side = max(size)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square = torch.full((1, 3, side, side), 0.5)
+    square[:, :, top : top + size[0], left : left + size[1]] = image
+    resized = F.interpolate(square, size=(28, 28), mode="bicubic", antialias=True)
+    torch.testing.assert_close(preprocessing(image), (resized - 0.5) / 0.5, atol=1e-5, rtol=0)
+
+
+def test_a_narrow_strip_is_never_a_large_square() -> None:
+    preprocessing = get_architecture("q-adapt").preprocessing
+    seen = preprocessing(torch.ones(1, 3, 1000, 50_000))  # a square of it would take 30 GB
+    assert seen.shape == (1, 3, 384, 384)
+    assert seen[0, 0, [192, 0], [192, 0]].tolist() == pytest.approx([1, 0], abs=1e-3)
 
 
 # Files

@@ -75,12 +75,18 @@ class Preprocessing:
         if self.padding == "mean":
             tall = max(height, -(-width * self.size[0] // self.size[1]))
             wide = max(width, -(-height * self.size[1] // self.size[0]))
+            # A side that is not padded is resized first: the square around a strip may fill the memory.
+            first = (
+                height if tall > height else self.size[0],
+                width if wide > width else self.size[1],
+            )
             top, left = (tall - height) // 2, (wide - width) // 2
-            sides = (left, wide - width - left, top, tall - height - top)
-            crops = F.pad(crops - mean, sides) + mean
-        return F.interpolate(
-            crops, size=self.size, mode=self.interpolation, align_corners=False, antialias=True
-        )
+            margins = (left, wide - width - left, top, tall - height - top)
+            crops = F.pad(self._resized(crops, first) - mean, margins) + mean
+        return self._resized(crops, self.size)
+
+    def _resized(self, crops: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(crops, size=size, mode=self.interpolation, align_corners=False, antialias=True)
 
     def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, each (3, 1, 1) float32."""
