@@ -100,7 +100,7 @@ def rendered() -> dict[str, dict[str, str]]:
             "cost": cost_table(adapters["cost"]),
         },
         "docs/generality.md": {
-            "default": domains_table(generality, "lqmamba-n, left out"),
+            "default": domains_table(generality, "lqmamba-n, score"),
             "rows": rows_table(generality),
             "within": within_table(generality),
             "confidence": confidence_table(confidence, generality["domains"]),
@@ -344,7 +344,7 @@ def domains_table(report: dict[str, Any], name: str) -> str:
         rows.append(
             [title, "", "", interval(base[key], "srcc"), interval(ours[key], "srcc"), gain(ours[key])]
         )
-    heads = ["SRCC", "images", "contents", "ridge on Lite0", f"ridge on `{ours['model']}`", "difference"]
+    heads = ["SRCC", "images", "contents", "ridge on Lite0", f"`{ours['model']}`", "difference"]
     return markdown(heads, rows, range(1, 6))
 
 
