@@ -165,7 +165,7 @@ def test_user_indexes_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     second.write_text(f"[models]\n{line_of('mine')}\n[adapters]\n{line_of('soft', base='lqmamba-n')}\n")
     monkeypatch.setenv("QMAMBA_INDEX", f"{first}, {second}")
     assert qmamba.list_models() == ["lqmamba-n", NAME, "mine"]
-    assert qmamba.list_adapters() == ["soft", "upscaled", "video-stills"]
+    assert qmamba.list_adapters() == ["soft", "video-stills"]
     assert NAME not in qmamba.list_models(published=False)
     rows = {row["name"]: row for row in json.loads(run("models", "--all", "-f", "json").stdout)}
     assert rows[NAME]["where"] == "lab/x" and rows[NAME]["srcc"] == 0.5

@@ -69,7 +69,7 @@ def list_adapters(*, published: bool | None = True) -> list[str]:
 
     >>> import qmamba
     >>> qmamba.list_adapters()
-    ['upscaled', 'video-stills']
+    ['video-stills']
     """
     return _names("adapters", embedded_adapters(), published)
 
