@@ -84,7 +84,7 @@ class TestEach:
 def test_one_for_each_image(scorer: qmamba.Scorer) -> None:
     images = [photo(i) for i in range(3)]
     mixed = scorer.score(images, adapters=["video-stills", None, "video-stills"])
-    assert len({round(float(s), 6) for s in scorer.score([images[0]] * 3, adapters=[None, *NAMES, *NAMES])}) == 2
+    assert scorer.score([images[0]], adapters=[None]) != scorer.score([images[0]], adapters=NAMES)
     for image, name, score in zip(images, ("video-stills", None, "video-stills"), mixed, strict=True):
         alone = scorer.score([image], adapters=[name])
         assert torch.as_tensor(alone).equal(torch.as_tensor([score]))
