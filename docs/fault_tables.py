@@ -40,7 +40,7 @@ def summary(report: dict[str, Any], markdown: Markdown) -> str:
     titles = {
         "precision": "told faults that are right, where half of the copies are undamaged",
         "told of damaged": "damaged copies of which a fault is told",
-        "right of damaged": "damaged copies of which the right fault is told",
+        "right of damaged": "damaged copies whose fault is named correctly",
         "told of undamaged": "undamaged copies of which a fault is told",
     }
     sets = [report[name] for name in ("held out", "test", "without soft")]

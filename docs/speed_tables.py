@@ -31,7 +31,7 @@ def peaks(memory: dict[str, Any]) -> str:
 
 
 def loda_speed(found: dict[str, Any] | None) -> str:
-    """Time and peak memory of LoDa beside two others, at equal crops; cells say so where there is no file."""
+    """Return time and peak memory of LoDa and two others, at equal crops; "not measured" without results."""
     rows = []
     for what, unit, cases in (("models", "ms", LODA_CASES), ("memory", "peak MB", LODA_CASES[:2])):
         for case in cases:

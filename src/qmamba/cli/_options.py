@@ -102,6 +102,10 @@ Resume = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Resume the run that --out holds, or refuse such a folder."),
 ]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub id. Default: the default branch.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache for a Hub id.")]
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,8 @@ class ModelOptions:
     """Which model to load."""
 
     model: Model = "lqmamba-n"
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hub id. Default: the default branch.")
-    ] = None
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only what is in the cache for a Hub id.")
-    ] = False
+    revision: Revision = None
+    offline: Offline = False
 
     def load_options(self) -> dict[str, Any]:
         """Return the arguments of `qmamba.load`; the name is ``model``."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmamba.cli._options import Device, DtypeName
+from qmamba.cli._options import Device, DtypeName, Offline, Revision
 
 if TYPE_CHECKING:
     from qmamba.scoring import LanguageScorer
@@ -23,12 +23,8 @@ class WordsOptions:
             "--model", "-m", help="Model that answers in words: a folder, a Hub id, or a name from an index."
         ),
     ]
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a Hub id. Default: the default branch.")
-    ] = None
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only what is in the cache for a Hub id.")
-    ] = False
+    revision: Revision = None
+    offline: Offline = False
     device: Device = None
     dtype: Annotated[
         DtypeName | None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataSetError
+from .image_entries import path_below, read_entries, shown
 
 MAX_CHOICES = 26  # a letter each
 
@@ -41,41 +41,24 @@ def read_llvisionqa(file: str | Path, images: str | Path | None = None) -> list[
         DataSetError: the file cannot be read, an entry has another form, or images are missing; the first
             entry at fault is named.
     """
-    file = Path(file)
-    root = file.parent if images is None else Path(images)
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataSetError(f"{file} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataSetError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataSetError(f"{file} must hold a list of questions, got {type(entries).__name__}")
-    questions = [_question(entry, f"{file}: entry {i}", root) for i, entry in enumerate(entries)]
-    missing = [each.path for each in questions if not each.path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataSetError(f"{missing[0]}{more} of {file} do not exist; give the folder of the images")
-    return questions
+    return read_entries(file, images, "questions", _question)
 
 
 def _question(entry: Any, where: str, root: Path) -> Question:
     if not isinstance(entry, Mapping):
-        raise DataSetError(f"{where} must be an object with img_path and question, got {entry!r:.60}")
+        raise DataSetError(f"{where} must be an object with img_path and question, got {shown(entry)}")
     for key in ("img_path", "question", "correct_ans"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise DataSetError(f"{where}: {key} must be text, got {entry.get(key)!r:.60}")
-    image, candidates = entry["img_path"], entry.get("candidates")
-    if PurePosixPath(image).is_absolute() or ".." in Path(image).parts:
-        raise DataSetError(f"{where}: img_path must be below the folder of images, got {image!r:.60}")
+            raise DataSetError(f"{where}: {key} must be text, got {shown(entry.get(key))}")
+    path, candidates = path_below(root, entry["img_path"], f"{where}: img_path"), entry.get("candidates")
     if not isinstance(candidates, list) or not 2 <= len(candidates) <= MAX_CHOICES:
         raise DataSetError(
-            f"{where}: candidates must list 2 to {MAX_CHOICES} answers, got {candidates!r:.60}"
+            f"{where}: candidates must list 2 to {MAX_CHOICES} answers, got {shown(candidates)}"
         )
     if any(not isinstance(each, str) or not each.strip() for each in candidates):
-        raise DataSetError(f"{where}: candidates must be text, got {candidates!r:.60}")
+        raise DataSetError(f"{where}: candidates must be text, got {shown(candidates)}")
     if candidates.count(entry["correct_ans"]) != 1:
-        raise DataSetError(f"{where}: correct_ans must be one candidate, got {entry['correct_ans']!r:.60}")
+        raise DataSetError(f"{where}: correct_ans must be one candidate, got {shown(entry['correct_ans'])}")
     return Question(
-        root / image, entry["question"].strip(), tuple(candidates), candidates.index(entry["correct_ans"])
+        path, entry["question"].strip(), tuple(candidates), candidates.index(entry["correct_ans"])
     )

@@ -64,7 +64,7 @@ def adapt(
         base: any name that ``qmamba.load`` takes.
         ratings: on any scale. The fold "val" is the held-out part; without one, a part of the others is
             drawn, with all photographs of a reference together. Results are measured on the fold "test" if
-            there is one, and otherwise on the held-out part, which then has also selected the weights.
+            there is one, and otherwise on the held-out part, which has then selected the weights, too.
         out: folder for ``state.pt`` (to resume from), ``log.jsonl`` and ``adapter/``.
         method: one of :func:`qmamba.adapters.list_methods`.
         options: of the method.

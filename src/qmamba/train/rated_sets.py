@@ -80,7 +80,7 @@ def quantiles(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
 def mixed_choice(
     members: Mapping[str, Sequence[Rated]], counts: Mapping[str, int], seed: int, step: int
 ) -> list[Rated]:
-    """Return a step's ratings: so many of each set, each set in shuffled epochs of its own."""
+    """Return a step's ratings: ``counts[name]`` of each set, drawn in shuffled epochs of that set."""
     chosen: list[Rated] = []
     for stream, (name, count) in enumerate(counts.items(), start=1):
         rated = members[name]

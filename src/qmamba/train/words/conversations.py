@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...data.image_entries import path_below, read_entries, shown
 from ...errors import DataSetError
 from ...models.capabilities import IMAGE
 from ...scoring.vocabulary import Instructions, Vocabulary, padded
@@ -47,41 +47,19 @@ def read_conversations(file: str | Path, images: str | Path | None = None) -> li
         DataSetError: the file cannot be read, an entry has another form, or images are missing; the first
             entry at fault is named.
     """
-    file = Path(file)
-    root = file.parent if images is None else Path(images)
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataSetError(f"{file} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataSetError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise DataSetError(f"{file} must hold a list of conversations, got {_shown(entries)}")
-    found = [_conversation(entry, f"{file}: entry {i}", root) for i, entry in enumerate(entries)]
-    missing = [each.path for each in found if not each.path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataSetError(f"{missing[0]}{more} of {file} do not exist; give the folder of the images")
-    return found
+    return read_entries(file, images, "conversations", _conversation)
 
 
 def _conversation(entry: Any, where: str, root: Path) -> Conversation:
     if not isinstance(entry, Mapping):
-        raise DataSetError(f"{where} must be an object with image and conversations, got {_shown(entry)}")
+        raise DataSetError(f"{where} must be an object with image and conversations, got {shown(entry)}")
     if "id" in entry:
-        where = f"{where} (id {_shown(entry['id'])})"
-    image = entry.get("image")
-    if (
-        not isinstance(image, str)
-        or not image
-        or PurePosixPath(image).is_absolute()
-        or ".." in Path(image).parts
-    ):
-        raise DataSetError(f"{where}: image must be a path below the folder of images, got {_shown(image)}")
+        where = f"{where} (id {shown(entry['id'])})"
+    path = path_below(root, entry.get("image"), f"{where}: image")
     parts = entry.get("conversations")
     if not isinstance(parts, list) or len(parts) < 2 or len(parts) % 2:
         raise DataSetError(
-            f"{where}: conversations must be a list of questions and answers, got {_shown(parts)}"
+            f"{where}: conversations must be a list of questions and answers, got {shown(parts)}"
         )
     texts = [_text(part, ("human", "gpt")[i % 2], f"{where}: part {i}") for i, part in enumerate(parts)]
     questions, answers = texts[::2], texts[1::2]
@@ -93,18 +71,13 @@ def _conversation(entry: Any, where: str, root: Path) -> Conversation:
     )
     if not all(part for turn in turns for part in turn):
         raise DataSetError(f"{where}: questions and answers must not be empty; leave the entry out")
-    return Conversation(root / image, turns)
+    return Conversation(path, turns)
 
 
 def _text(part: Any, speaker: str, where: str) -> str:
     if not isinstance(part, Mapping) or part.get("from") != speaker or not isinstance(part.get("value"), str):
-        raise DataSetError(f"{where} must be from {speaker!r} with text as its value, got {_shown(part)}")
+        raise DataSetError(f"{where} must be from {speaker!r} with text as its value, got {shown(part)}")
     return str(part["value"])
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)

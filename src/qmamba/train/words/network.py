@@ -94,7 +94,7 @@ def make_network(recipe: WordsRecipe, start: Stored | None) -> tuple[Any, ModelC
 
     Raises:
         RecipeError: overrides that the architecture does not have.
-        HubError, CheckpointError: the base's files cannot be had, or are of another network.
+        HubError, CheckpointError: the base's files are missing, or their tensors do not fit the network.
     """
     dtype = torch.float32 if recipe.precision == "float32" else getattr(torch, recipe.precision)
     try:

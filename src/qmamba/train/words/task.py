@@ -47,7 +47,7 @@ def train_words(
     Raises:
         RecipeError: see :func:`qmamba.train.fit`; stage 2 without a checkpoint of stage 1.
         BackendError: transformers or peft is not installed.
-        HubError, CheckpointError: the base or a tokenizer cannot be had, or is another one.
+        HubError, CheckpointError: the base or a tokenizer is missing, or its digest differs.
         ImageError: a photograph cannot be decoded; the message names it.
     """
     return fit(WordsTask(recipe, conversations, init), recipe, out, **options)
